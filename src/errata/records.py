@@ -1,0 +1,122 @@
+"""The nouns every room shares: what was tried, what the world answered, what the teacher is shown.
+
+Plain frozen dataclasses of the standard library, so that any room may import them at no cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Messages = list[dict[str, Any]]
+"""A chat: ``[{"role": "user", "content": "3+4="}]``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the world answers to one attempt.
+
+    ``Verdict(0.0, "step 2: 4*3 gave 2, expected 5", kind="trace")``
+    """
+
+    score: float | None
+    """Reward, larger is better, 1.0 for a solved problem. ``None``: not judged (the verifier failed); the rollout is left out."""
+    feedback: str = ""
+    """Anything the world said beyond the score, as text for the teacher. Empty: nothing."""
+    kind: str = ""
+    """What sort of feedback: ``trace``, ``correction``, ``tests``, ``format``, ``critique``, ... Empty: none. ``error``: the verifier failed."""
+    leaks_answer: bool = False
+    """Whether the feedback contains the answer itself."""
+    info: Mapping[str, Any] = field(default_factory=dict)
+    """Anything else worth keeping in the run directory, JSON-serialisable: ``{"chosen": "B"}``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One attempt at one problem, with its verdict."""
+
+    index: int
+    """Position in the generation batch, over all processes: ``0``."""
+    problem_id: str
+    """The task's stable name of the problem: ``"rulebook/new-rule/train/17"``."""
+    prompt: Messages | str
+    """What the student was asked."""
+    completion: str
+    """What it answered, as text without special tokens: ``"7+3=0;0*4=3;"``."""
+    verdict: Verdict
+    """What the world said to it."""
+    length: int = 0
+    """Tokens of the completion that the student generated."""
+    reference: str | None = None
+    """The data set's own solution, if it has one."""
+    row: Mapping[str, Any] = field(default_factory=dict)
+    """The data set's row."""
+    entropy: float | None = None
+    """Mean entropy of the student over the completion's tokens in nats, where a method asks for it before contexts are chosen."""
+
+    @property
+    def reward(self) -> float | None:
+        return self.verdict.score
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All attempts at one problem in one step, in the order they were sampled."""
+
+    problem_id: str
+    rollouts: tuple[Rollout, ...]
+
+    def __iter__(self) -> Iterator[Rollout]:
+        return iter(self.rollouts)
+
+    def __len__(self) -> int:
+        return len(self.rollouts)
+
+    def successes(self, threshold: float = 1.0, *, other_than: Rollout | None = None) -> list[Rollout]:
+        """Rollouts with reward at least ``threshold``; ``other_than`` itself and exact copies of its text are left out."""
+        return [
+            r
+            for r in self.rollouts
+            if r.reward is not None
+            and r.reward >= threshold
+            and (other_than is None or (r.index != other_than.index and r.completion != other_than.completion))
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherContext:
+    """What one rollout's teacher is shown, and why.
+
+    ``TeacherContext("sibling", "rollout 3 of its group, reward 1", text="7+3=0;0*4=3;")``
+    """
+
+    kind: str
+    """``sibling``, ``feedback``, ``reference``, ``buffer`` or ``none``; any other word a method of yours invents."""
+    why: str = ""
+    """One line for the run directory."""
+    solution: str = ""
+    """A shown solution: a sibling's or stored success or the reference."""
+    feedback: str = ""
+    """Shown feedback on the rollout's own attempt."""
+    leaks_answer: bool = False
+    """Whether what is shown contains the answer."""
+
+    @property
+    def informs(self) -> bool:
+        """Whether the teacher sees anything the student did not."""
+        return bool(self.solution or self.feedback)
+
+
+def groups_of(rollouts: Iterable[Rollout], size: int) -> list[Group]:
+    """Consecutive rollouts as groups of ``size``. Raises ``ValueError`` if the problems of a group differ or one is incomplete."""
+    items = list(rollouts)
+    if size < 1 or len(items) % size:
+        raise ValueError(f"size: {len(items)} rollouts do not form groups of {size}")
+    groups = []
+    for start in range(0, len(items), size):
+        members = tuple(items[start : start + size])
+        if len({m.problem_id for m in members}) != 1:
+            raise ValueError(f"rollouts {start}..{start + size - 1} are one group but name several problem_ids")
+        groups.append(Group(members[0].problem_id, members))
+    return groups
