@@ -101,6 +101,8 @@ class TeacherContext:
     """Shown feedback on the rollout's own attempt."""
     leaks_answer: bool = False
     """Whether what is shown contains the answer."""
+    needed: bool = True
+    """Whether the method wants this teacher's marks; ``False`` saves its forward pass."""
 
     @property
     def informs(self) -> bool:

@@ -1,0 +1,149 @@
+"""The methods by name. Each is a file of about a screen; a preset is a method with one paper's settings.
+
+``get("distil")`` is ours; ``get("distil-science")`` is as released; ``get("path/to/file.py:MyMethod")`` is yours.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from errata.methods.base import Batch, Method, Signals
+from errata.methods.distil import DistIL
+from errata.methods.drift import DRIFT
+from errata.methods.grpo import GRPO
+from errata.methods.opsd import OPSD
+from errata.methods.sdpo import SDPO
+from errata.methods.srpo import SRPO
+
+__all__ = ["PRESETS", "Batch", "Method", "Preset", "Signals", "get", "names"]
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A method with one source's settings."""
+
+    method: type[Method]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that differ from the method's defaults."""
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    """What the source sets in the trainer (TRL's names); printed and used in recipes, never applied silently."""
+    source: str = ""
+
+
+_MATH = {"learning_rate": 5e-6, "lora_r": 64, "lora_alpha": 128}
+_SCIENCE = {"per_step": "32 problems x 8", "max_prompt_length": 2048, "max_completion_length": 8192}
+
+PRESETS: dict[str, Preset] = {
+    "grpo": Preset(
+        GRPO,
+        trainer={"scale_rewards": "none", "epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.0, "loss_type": "dapo"},
+        source="METHODS section 1: the baseline of the self-distillation papers",
+    ),
+    "sdpo": Preset(SDPO, trainer={"learning_rate": 1e-5}, source="arXiv 2601.20802, exact full vocabulary"),
+    "opsd": Preset(OPSD, trainer=_MATH, source="arXiv 2601.18734"),
+    "srpo": Preset(SRPO, trainer={"learning_rate": 5e-6}, source="arXiv 2604.02288"),
+    "distil": Preset(DistIL, source="arXiv 2606.05152; unbiased and centred, docs/theory.md"),
+    "drift": Preset(DRIFT, source="arXiv 2606.30345; released routing, our documented defaults"),
+    "sdpo-science": Preset(
+        SDPO,
+        {"divergence": "js", "support": "student_topk", "top_k": 100, "teacher_rate": 0.05, "sources": ("sibling", "feedback")},
+        {"learning_rate": 1e-5, **_SCIENCE},
+        "arXiv 2601.20802, science",
+    ),
+    "sdpo-code": Preset(
+        SDPO,
+        {"divergence": "reverse_kl", "support": "student_topk", "top_k": 20, "teacher_rate": 0.01, "sources": ("sibling", "feedback")},
+        {"learning_rate": 1e-6},
+        "arXiv 2601.20802, coding",
+    ),
+    "distil-science": Preset(
+        DistIL,
+        {
+            "credit": "mean", "cost": "ce", "baseline": "none", "support": "student_topk", "top_k": 100,
+            "teacher_rate": 0.01, "sources": ("sibling",), "surrogate": "importance",
+        },
+        {"learning_rate": 5e-5, "warmup_steps": 10, **_SCIENCE},
+        "arXiv 2606.05152, science, as released",
+    ),
+    "distil-code": Preset(
+        DistIL,
+        {
+            "credit": "mean", "cost": "ce", "baseline": "none", "support": "student_topk", "top_k": 20,
+            "teacher_rate": 0.01, "sources": ("sibling", "feedback"), "surrogate": "importance",
+        },
+        {"learning_rate": 1e-6},
+        "arXiv 2606.05152, coding, as released",
+    ),
+    "distil-math": Preset(
+        DistIL,
+        {
+            "credit": "reweight", "cost": "ce", "baseline": "none", "support": "teacher_topk", "top_k": 100,
+            "teacher": "frozen", "sources": ("reference",), "surrogate": "importance",
+        },
+        _MATH,
+        "arXiv 2606.05152, mathematics, as released",
+    ),
+    "drift-paper": Preset(
+        DRIFT,
+        {"routing": "paper", "buffer": "paper", "buffer_fallback": "group", "sources": ("sibling", "buffer")},
+        source="arXiv 2606.30345, the paper's bins and buffer",
+    ),
+    "drift-released": Preset(
+        DRIFT, {"sources": ("sibling", "buffer")}, source="arXiv 2606.30345, the released code"
+    ),
+}
+
+
+def names() -> tuple[str, ...]:
+    """All names ``get`` knows, methods first."""
+    return tuple(PRESETS)
+
+
+def get(name: str, **settings: Any) -> Method:
+    """The method or preset called ``name``, with ``settings`` over its own.
+
+    Args:
+        name: one of ``names()``, or ``path.py:Class`` / ``package.module:Class`` for a method of yours.
+        settings: fields of the method.
+    Raises:
+        ValueError: an unknown name or setting, with the nearest known one; a setting out of range.
+    """
+    preset = PRESETS.get(name) or (_user_preset(name) if ":" in name else None)
+    if preset is None:
+        raise ValueError(f"method: unknown {name!r}{_nearest(name, PRESETS)}; known are {', '.join(PRESETS)}")
+    known = {f.name for f in fields(preset.method)}
+    for key in settings:
+        if key not in known:
+            raise ValueError(f"method_args: {name} has no setting {key!r}{_nearest(key, known)}")
+    return preset.method(**{**preset.settings, **settings})
+
+
+def _user_preset(name: str) -> Preset:
+    where, _, attribute = name.rpartition(":")
+    if where.endswith(".py"):
+        path = Path(where)
+        spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
+        if spec is None or spec.loader is None:
+            raise ValueError(f"method: no file {where!r}")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        try:
+            module = importlib.import_module(where)
+        except ImportError as error:
+            raise ValueError(f"method: cannot import {where!r}: {error}") from error
+    found = getattr(module, attribute, None)
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise ValueError(f"method: {where!r} has no Method class called {attribute!r}")
+    return Preset(found, source=where)
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""

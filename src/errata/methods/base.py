@@ -1,0 +1,181 @@
+"""What a method is: a decision, not a trainer.
+
+The trainer computes ``loss = sum_t w_RL * PG(A_t) / N_RL + sum_t w_SD * D_t / N_SD`` and knows no method by name. A method
+decides which feedback each rollout's teacher sees (``context``), and from the scores of the whole generation batch the
+advantages and the two weight streams (``signals``). Its settings are its dataclass fields; their defaults are a paper's.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from errata.contexts import choose
+from errata.experience import Experience
+from errata.ops.scores import TokenScores
+from errata.records import Group, Rollout, TeacherContext
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Everything known about one generation batch of B rollouts of at most T tokens, over all processes."""
+
+    mask: Tensor
+    """(B,T) bool: tokens the student generated (no prompt, no padding, no tool output)."""
+    scores: TokenScores | None
+    """(B,T) each, no gradient; ``None`` where the method said it needs none. Teacher fields are 0 without a teacher."""
+    reward: Tensor
+    """(B,), NaN where the verifier failed."""
+    advantage: Tensor
+    """(B,) reward less its group's mean, scaled as TRL's ``scale_rewards`` says; 0 where the reward is NaN."""
+    group: Tensor
+    """(B,) int: which rollouts answered the same prompt."""
+    has_teacher: Tensor
+    """(B,) bool: a teacher that was shown something the student was not has marked this rollout."""
+    available: Tensor
+    """(B,) bool: such a teacher could be had, whether or not the method wanted its marks."""
+    success: Tensor
+    """(B,) bool: reward reached the method's threshold."""
+    pass_rate: Tensor
+    """(B,) the ledger's smoothed pass rate of the rollout's problem, this batch included; 0.5 without a ledger."""
+    stage: int = 1
+    """The curriculum's stage; 1 without one."""
+
+    @property
+    def taught(self) -> Tensor:
+        """(B,T) bool: tokens that a teacher marked."""
+        return self.mask & self.has_teacher[:, None]
+
+    @property
+    def judged(self) -> Tensor:
+        """(B,) bool: the verifier gave a reward."""
+        return ~self.reward.isnan()
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """What a method decided for one batch: everything the loss needs besides the scores. All (B,T), no gradient."""
+
+    advantage: Tensor
+    """A_t of the policy-gradient stream."""
+    rl_weight: Tensor
+    """w_RL >= 0 of the policy-gradient stream."""
+    sd_weight: Tensor
+    """w_SD >= 0 of the distillation stream."""
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further per-token values for the run directory, (B,T): ``{"future_credit": ...}``."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Numbers for this step's log: ``{"routing/hard": 0.4}``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Base of all methods. Subclasses set the class variables, add fields and implement ``signals``."""
+
+    idea: ClassVar[str] = ""
+    """One line for ``errata methods``."""
+    paper: ClassVar[str] = ""
+    """Where it comes from, e.g. ``arXiv 2402.03300``."""
+    needs: ClassVar[str] = ""
+    """What feedback it needs, in words."""
+    uses_teacher: ClassVar[bool] = True
+    """Whether any rollout is ever shown to a teacher."""
+    needs_scores: ClassVar[bool] = False
+    """Whether ``signals`` reads ``batch.scores`` (then a batch is scored before its loss)."""
+
+    success_threshold: float = 1.0
+    """Reward from which an attempt counts as solved (SDPO's and DRIFT's released code: 1)."""
+    sources: tuple[str, ...] = ("sibling", "feedback")
+    """What a teacher may be shown, best first: sibling, buffer, feedback, reference."""
+    with_feedback: bool = False
+    """Show the feedback also beside a solution."""
+    allow_leaks: bool = True
+    """Whether feedback that contains the answer may be shown."""
+
+    divergence: str = "forward_ce"
+    """D: forward_ce, forward_kl, reverse_kl or js."""
+    alpha: float = 0.5
+    """Mixture of ``js``."""
+    support: str = "full"
+    """full, student_topk (plus a tail bucket) or teacher_topk (renormalised)."""
+    top_k: int | None = None
+    """Size of a top-k support."""
+    token_clip: float | None = None
+    """Largest divergence of one token; its gradient is zero above (OPSD: 0.05)."""
+    importance_clip: float | None = 2.0
+    """Distillation is multiplied by sg min(rho, this) (SDPO's and DistIL's released code: 2); ``None``: not at all."""
+    surrogate: str = "clipped"
+    """clipped: GRPO's surrogate, TRL's ``epsilon`` and ``epsilon_high``. importance: sg min(rho, importance_clip) * A * logp."""
+    denominators: str = "shared"
+    """shared: both streams are divided by all valid tokens. routed: each by the tokens it has weight on."""
+
+    teacher: str = "ema"
+    """live, frozen or ema, unless the recipe says otherwise."""
+    teacher_rate: float = 0.05
+    """EMA rate per optimizer step."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sources", tuple(self.sources))
+        _one_of("divergence", self.divergence, ("forward_ce", "forward_kl", "reverse_kl", "js"))
+        _one_of("support", self.support, ("full", "student_topk", "teacher_topk"))
+        _one_of("surrogate", self.surrogate, ("clipped", "importance"))
+        _one_of("denominators", self.denominators, ("shared", "routed"))
+        _one_of("teacher", self.teacher, ("live", "frozen", "ema"))
+        if self.support != "full" and (self.top_k is None or self.top_k < 1):
+            raise ValueError(f"top_k: support {self.support!r} needs a number of tokens, got {self.top_k}")
+        if not 0 <= self.teacher_rate <= 1:
+            raise ValueError(f"teacher_rate: {self.teacher_rate} is not in [0, 1]")
+        unknown = set(self.sources) - {"sibling", "buffer", "feedback", "reference"}
+        if unknown:
+            raise ValueError(f"sources: {sorted(unknown)[0]!r} is none of sibling, buffer, feedback, reference")
+
+    def experience(self) -> Experience:
+        """State this method keeps across steps, fresh. None unless overridden."""
+        return Experience()
+
+    def needs_entropy(self, stage: int) -> bool:
+        """Whether ``context`` reads ``Rollout.entropy`` (then the student is scored before contexts are chosen)."""
+        return False
+
+    def context(
+        self, rollout: Rollout, group: Group, *, experience: Experience, step: int, rng: random.Random
+    ) -> TeacherContext:
+        """What this rollout's teacher is shown. Called for all rollouts of all processes in one fixed order."""
+        if not self.uses_teacher or rollout.reward is None:
+            return TeacherContext("none", "not judged" if rollout.reward is None else "this method has no teacher")
+        return choose(
+            rollout,
+            group,
+            sources=self.sources,
+            threshold=self.success_threshold,
+            with_feedback=self.with_feedback,
+            allow_leaks=self.allow_leaks,
+        )
+
+    def signals(self, batch: Batch) -> Signals:
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """The method's fields as plain values."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def _one_of(argument: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{argument}: {value!r} is none of {', '.join(allowed)}")
+
+
+def zeros(batch: Batch) -> Tensor:
+    """(B,T) float32 zeros."""
+    return torch.zeros(batch.mask.shape, dtype=torch.float32, device=batch.mask.device)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> float:
+    """Mean of (B,T) ``values`` where ``mask``; 0 where nothing is."""
+    count = mask.sum()
+    return float((values * mask).sum() / count) if count else 0.0

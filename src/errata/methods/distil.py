@@ -1,0 +1,79 @@
+"""DistIL: distributional DAgger. Cross-entropy to the expert at the student's own states, and credit for the future."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from errata.methods.base import Batch, Method, Signals, _one_of, masked_mean, zeros
+from errata.ops.credit import center, future_cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistIL(Method):
+    """Minimise E_{y~student} sum_t CE_t (METHODS section 4; arXiv 2606.05152).
+
+    The student chooses the states, so the gradient has two terms: the local one, sum_t grad CE_t, and a policy gradient
+    with A_t = -C_t, where C_t = sum_{i>t} cost_i is the disagreement still to come. ``credit="sum"`` with any baseline is
+    the exact gradient for feedback that does not depend on the rollout (reference, sibling); a rollout's own trace depends
+    on its later tokens, and the sum is then an approximation.
+    """
+
+    idea: ClassVar[str] = "forward cross-entropy to the teacher, plus credit for future disagreement"
+    paper: ClassVar[str] = "arXiv 2606.05152"
+    needs: ClassVar[str] = "successful siblings, textual feedback or references; samples of an expert suffice"
+    needs_scores: ClassVar[bool] = True
+
+    sources: tuple[str, ...] = ("sibling", "feedback", "reference")
+    credit: str = "sum"
+    """none: local term only. sum: the exact gradient. mean: C_t / max(T-t-1, 1), as released for science and code.
+    reweight: CE_t * (1 + mean C_t), as released for mathematics."""
+    cost: str = "kl"
+    """What is summed into C_t. ce: as released. kl: CE less the teacher's entropy, so that a perfect student is stationary."""
+    discount: float = 1.0
+    """gamma of C_t = sum gamma^(i-t-1) cost_i."""
+    baseline: str = "leave_one_out"
+    """none (as released), position, or leave_one_out: the other rollouts' C at the same position is subtracted."""
+    future_weight: float = 1.0
+    """Multiplies the second term."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("credit", self.credit, ("none", "sum", "mean", "reweight"))
+        _one_of("cost", self.cost, ("ce", "kl"))
+        _one_of("baseline", self.baseline, ("none", "position", "leave_one_out"))
+        if self.divergence not in ("forward_ce", "forward_kl"):
+            raise ValueError(f"divergence: DistIL's is forward_ce or forward_kl, got {self.divergence!r}; see methods sdpo, opsd")
+
+    def signals(self, batch: Batch) -> Signals:
+        scores = batch.scores
+        assert scores is not None and scores.divergence is not None and scores.teacher_entropy is not None
+        taught = batch.taught
+        weight = taught.float()
+        if self.credit == "none":
+            return Signals(advantage=zeros(batch), rl_weight=zeros(batch), sd_weight=weight)
+
+        entropy = scores.teacher_entropy
+        cross_entropy = scores.divergence + (entropy if self.divergence == "forward_kl" else 0)
+        cost = (cross_entropy - entropy if self.cost == "kl" else cross_entropy) * weight
+        kind = "sum" if self.credit == "sum" else "mean"
+        future = future_cost(cost, taught, kind=kind, discount=self.discount)
+        metrics = {"future_credit": masked_mean(future, taught), "local_cost": masked_mean(cost, taught)}
+        if self.credit == "reweight":
+            reweighted = weight * (1 + self.future_weight * future)
+            return Signals(zeros(batch), zeros(batch), reweighted, {"future_credit": future}, metrics)
+
+        credit = center(future, taught, batch.group, baseline=self.baseline)
+        metrics["future_share"] = _share(self.future_weight * credit.abs(), cost, taught)
+        return Signals(
+            advantage=-credit,
+            rl_weight=self.future_weight * weight,
+            sd_weight=weight,
+            extras={"future_credit": future},
+            metrics=metrics,
+        )
+
+
+def _share(future, local, mask) -> float:  # type: ignore[no-untyped-def]
+    total = masked_mean(future, mask) + masked_mean(local.abs(), mask)
+    return masked_mean(future, mask) / total if total else 0.0

@@ -1,0 +1,198 @@
+"""DRIFT: which signal to apply is decided problem by problem (difficulty) and token by token (rhythm)."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from errata.contexts import choose
+from errata.experience import Curriculum, Experience, PassRateLedger, SuccessBuffer
+from errata.methods.base import Batch, Method, Signals, _one_of, masked_mean, zeros
+from errata.ops.rhythm import rhythm_parts
+from errata.ops.routing import difficulty_bins, difficulty_gates
+from errata.records import Group, Rollout, TeacherContext
+
+# Branch weights as (easy, medium, hard) sums over the gates, METHODS section 6 "Difficulty routing".
+INCORRECT_SD = {"paper": (1.0, 1.0, 1.0), "released": (0.35, 0.0, 1.0), "none": (1.0, 1.0, 1.0)}
+CORRECT_RL = {"paper": (0.5, 1.0, 0.0), "released": (0.05, 1.0, 0.3), "none": (1.0, 1.0, 1.0)}
+CORRECT_SD_HARD = 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class DRIFT(Method):
+    """Two stages (METHODS section 6; arXiv 2606.30345). Defaults are the released code's where it differs from the paper.
+
+    Stage 1 distils every rollout from a *diverse* success (highest mean entropy). Stage 2 routes: wrong attempts are
+    distilled, right ones reinforced with weight gamma_i * M_t, by how hard the problem is and where the student runs ahead
+    of its teacher at an anchor of the derivation.
+    """
+
+    idea: ClassVar[str] = "route each problem by difficulty and each token by rhythm between reward and self-distillation"
+    paper: ClassVar[str] = "arXiv 2606.30345"
+    needs: ClassVar[str] = "a score, and successful siblings; feedback where there is none"
+    needs_scores: ClassVar[bool] = True
+
+    sources: tuple[str, ...] = ("sibling", "buffer", "feedback")
+    divergence: str = "js"
+    denominators: str = "routed"
+
+    routing: str = "released"
+    """released: soft gates of the decayed pass rate. paper: bins at 0.2 and 0.8. none: every problem counts as medium."""
+    binary_routing: bool = True
+    """False: right attempts at hard problems are distilled too, with weight 0.7 * hard (released code)."""
+    decay_per: str = "step"
+    """Of the released ledger: step (as released) or visit, which remembers a problem that recurs once an epoch."""
+    ledger_reset_every: int | None = None
+    """Forget all pass rates every so many steps after warm-up; ``None``: never."""
+
+    rhythm: bool = True
+    """False: M_t = 1."""
+    margin: float = 0.2
+    tau: float = 1.0
+    max_bonus: float = 2.0
+    window: int = 8
+    """W; with anchor_scale, mix, floor and ceiling not published: our defaults."""
+    anchor_scale: float = 1.0
+    mix: float = 1.0
+    floor: float = 0.5
+    ceiling: float = 2.0
+
+    buffer: str = "released"
+    """released, paper or none."""
+    buffer_fallback: str = "rollout"
+    """rollout: any attempt without a successful sibling may draw. group: only if its group has no success (paper)."""
+    prefer_recent: bool = False
+    """Of the paper's buffer: let a newer success replace an equal one, which 0/1 rewards would otherwise freeze out."""
+
+    warmup_steps: int | None = 60
+    """Steps of stage 1 (the paper's is about 60); 0: none; ``None``: until the running pass rate is on a plateau."""
+    reward_band: float = 0.0
+    """delta: warm-up teachers have reward within this of the best sibling's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("routing", self.routing, ("released", "paper", "none"))
+        _one_of("buffer", self.buffer, ("released", "paper", "none"))
+        _one_of("buffer_fallback", self.buffer_fallback, ("rollout", "group"))
+        _one_of("decay_per", self.decay_per, ("step", "visit"))
+
+    def experience(self) -> Experience:
+        kind = "paper" if self.routing == "paper" else "released"
+        ledger = PassRateLedger(kind=kind, decay_per=self.decay_per) if kind == "released" else PassRateLedger(kind="paper")
+        buffer = None
+        if self.buffer == "paper":
+            buffer = SuccessBuffer(kind="paper", prefer_recent=self.prefer_recent)
+        elif self.buffer == "released":
+            buffer = SuccessBuffer(kind="released")
+        return Experience(ledger, buffer, Curriculum(switch_step=self.warmup_steps, reset_every=self.ledger_reset_every))
+
+    def needs_entropy(self, stage: int) -> bool:
+        return stage == 1
+
+    def context(
+        self, rollout: Rollout, group: Group, *, experience: Experience, step: int, rng: random.Random
+    ) -> TeacherContext:
+        if rollout.reward is None:
+            return TeacherContext("none", "not judged")
+        stage = experience.stage
+        stored: list[str] = []
+        if experience.buffer is not None:
+            alone = not group.successes(self.success_threshold)
+            if alone or (self.buffer_fallback == "rollout" and not group.successes(self.success_threshold, other_than=rollout)):
+                stored = experience.buffer.draw(group.problem_id, rng, exclude={rollout.completion})
+        context = choose(
+            rollout,
+            group,
+            sources=self.sources,
+            threshold=self.success_threshold,
+            pick=self._most_diverse if stage == 1 else _best_then_shortest,
+            stored=stored,
+            with_feedback=self.with_feedback,
+            allow_leaks=self.allow_leaks,
+        )
+        solved = rollout.reward >= self.success_threshold
+        if stage == 2 and solved and context.informs and not self._marks_correct(experience.rate(group.problem_id)):
+            # Right attempts are reinforced; their teacher is only asked where rhythm would listen.
+            context = replace(context, needed=False, why=context.why + "; its marks are not needed")
+        return context
+
+    def _marks_correct(self, pass_rate: float) -> bool:
+        easy, medium, hard = self._gates(torch.tensor([pass_rate]))
+        return (self.rhythm and float(medium) > 1e-3) or (not self.binary_routing and float(hard) > 1e-3)
+
+    def _most_diverse(self, successes: list[Rollout]) -> Rollout:
+        best = max(r.reward or 0.0 for r in successes)
+        return max(
+            (r for r in successes if (r.reward or 0.0) >= best - self.reward_band),
+            key=lambda r: (r.entropy or 0.0, -r.index),
+        )
+
+    def _gates(self, pass_rate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(easy, medium, hard), each (B,), summing to 1."""
+        if self.routing == "none":
+            return torch.zeros_like(pass_rate), torch.ones_like(pass_rate), torch.zeros_like(pass_rate)
+        hard, medium, easy = difficulty_bins(pass_rate) if self.routing == "paper" else difficulty_gates(pass_rate)
+        return easy, medium, hard
+
+    def signals(self, batch: Batch) -> Signals:
+        if batch.stage == 1:
+            return Signals(zeros(batch), zeros(batch), batch.taught.float(), metrics={"curriculum/stage": 1.0})
+        assert batch.scores is not None
+        mask = batch.mask.float()
+        easy, medium, hard = self._gates(batch.pass_rate)
+
+        def mix(weights: tuple[float, float, float]) -> Tensor:
+            return weights[0] * easy + weights[1] * medium + weights[2] * hard
+
+        correct, judged = batch.success & batch.judged, batch.judged
+        distil = mix(INCORRECT_SD[self.routing]) * (~correct & judged & batch.has_teacher)
+        reinforce = mix(CORRECT_RL[self.routing]) * (correct & (batch.available | (self.routing != "released")))
+        # Whoever has no teacher falls back on the reward bit.
+        reinforce = reinforce + (judged & ~batch.available & ~(correct & (self.routing != "released"))).float()
+        if not self.binary_routing:
+            distil = distil + CORRECT_SD_HARD * hard * (correct & batch.has_teacher)
+
+        bonus = gate = zeros(batch)
+        if self.rhythm:
+            listens = batch.mask & (correct & batch.has_teacher)[:, None]
+            bonus, gate = rhythm_parts(
+                batch.scores,
+                listens,
+                margin=self.margin,
+                tau=self.tau,
+                max_bonus=self.max_bonus,
+                window=self.window,
+                anchor_scale=self.anchor_scale,
+                mix=self.mix,
+                floor=self.floor,
+                ceiling=self.ceiling,
+            )
+        rhythm = 1 + medium[:, None] * gate * bonus
+        rl_weight = reinforce[:, None] * rhythm * mask
+        sd_weight = distil[:, None] * mask
+        return Signals(
+            advantage=batch.advantage[:, None] * mask,
+            rl_weight=rl_weight,
+            sd_weight=sd_weight,
+            extras={"rhythm": rhythm * mask, "rhythm_gate": gate},
+            metrics={
+                "curriculum/stage": 2.0,
+                "routing/hard": float(hard.mean()),
+                "routing/medium": float(medium.mean()),
+                "routing/easy": float(easy.mean()),
+                "routing/weight_rl": masked_mean(rl_weight, batch.mask),
+                "routing/weight_sd": masked_mean(sd_weight, batch.mask),
+                "routing/reinforced": float((reinforce > 0).float().mean()),
+                "routing/distilled": float((distil > 0).float().mean()),
+                "rhythm/open": masked_mean((gate > 0).float(), batch.mask & correct[:, None]),
+                "rhythm/bonus": masked_mean(rhythm - 1, batch.mask & correct[:, None]),
+            },
+        )
+
+
+def _best_then_shortest(successes: list[Rollout]) -> Rollout:
+    return min(successes, key=lambda r: (-(r.reward or 0.0), r.length, r.index))

@@ -1,0 +1,23 @@
+"""OPSD: the frozen base, shown the reference solution, marks every attempt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from errata.methods.sdpo import SDPO
+
+
+@dataclass(frozen=True, kw_only=True)
+class OPSD(SDPO):
+    """SDPO's stream with the reference as feedback, a frozen teacher and a per-token clip (METHODS section 3; arXiv 2601.18734)."""
+
+    idea: ClassVar[str] = "match the frozen base that reads the reference solution, each token's divergence clipped"
+    paper: ClassVar[str] = "arXiv 2601.18734"
+    needs: ClassVar[str] = "reference solutions"
+
+    sources: tuple[str, ...] = ("reference",)
+    teacher: str = "frozen"
+    support: str = "teacher_topk"
+    top_k: int | None = 100
+    token_clip: float | None = 0.05

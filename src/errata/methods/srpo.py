@@ -1,0 +1,35 @@
+"""SRPO: right attempts by reward, wrong ones by self-distillation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from errata.methods.base import Batch, Method, Signals, masked_mean
+from errata.ops.routing import entropy_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class SRPO(Method):
+    """Correct: GRPO. Incorrect with a teacher: JS, weighted by exp(-beta H_T). Incorrect without: GRPO (METHODS section 5; arXiv 2604.02288)."""
+
+    idea: ClassVar[str] = "reinforce right attempts, distil wrong ones, trusting a teacher less where it is unsure"
+    paper: ClassVar[str] = "arXiv 2604.02288"
+    needs: ClassVar[str] = "a score, and successful siblings or textual feedback"
+    needs_scores: ClassVar[bool] = True
+
+    divergence: str = "js"
+    entropy_beta: float = 1.0
+    """beta of exp(-beta H_T); the weights are normalised to mean 1 over the routed tokens."""
+
+    def signals(self, batch: Batch) -> Signals:
+        assert batch.scores is not None and batch.scores.teacher_entropy is not None
+        distilled = batch.taught & (~batch.success & batch.judged)[:, None]
+        reinforced = batch.mask & ~distilled
+        weight = entropy_weights(batch.scores.teacher_entropy, distilled, beta=self.entropy_beta)
+        return Signals(
+            advantage=batch.advantage[:, None] * reinforced,
+            rl_weight=reinforced.float(),
+            sd_weight=weight,
+            metrics={"routing/distilled": masked_mean(distilled.float(), batch.mask)},
+        )
