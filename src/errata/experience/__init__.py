@@ -1,0 +1,5 @@
+"""What a run remembers of each problem: how hard it is now, what solved it before, which stage of training it is in."""
+
+from errata.experience.ledger import PassRateLedger
+
+__all__ = ["PassRateLedger"]
