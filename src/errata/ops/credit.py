@@ -1,0 +1,122 @@
+"""Credit for what comes after: the cost-to-go of a token, and baselines that take its noise away.
+
+A *position* is a token's index among its response's own valid tokens: padding on either side and masked tokens in the
+middle (a tool's output) do not count.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .checks import masked, one_of, per_rollout, same_shape, two_dimensional
+
+
+@torch.no_grad()
+def future_cost(cost: Tensor, mask: Tensor, *, kind: str = "sum", discount: float = 1.0) -> Tensor:
+    """C_t, the cost of all tokens after t, without t itself (DistIL: the future expert-student disagreement).
+
+    ``sum``: C_t = Σ_{i>t} γ^(i-t-1)·c_i, the exact gradient's weight. ``mean``: the same divided by the number of
+    tokens after t (at least 1), as in DistIL's released science and coding runs. Masked tokens cost nothing and are
+    no step of the discount.
+
+    Args:
+        cost: (B, T), nats per token.
+        mask: (B, T), 1 on tokens the student generated.
+        kind: ``sum`` or ``mean``.
+        discount: γ in (0, 1].
+
+    Returns:
+        (B, T) without gradient, 0 at masked positions and at each response's last token.
+
+    Raises:
+        ValueError: on differing shapes, an unknown ``kind`` or a discount outside (0, 1].
+    """
+    two_dimensional("cost", cost)
+    same_shape("cost", cost, mask=mask)
+    one_of("kind", kind, ("sum", "mean"))
+    if not 0.0 < discount <= 1.0:
+        raise ValueError(f"discount: {discount} is not in (0, 1]")
+    column = positions(mask)
+    total = compact(masked(cost, mask), column)
+    total = torch.cat(
+        [total[:, 1:], torch.zeros_like(total[:, :1])], dim=1
+    )  # what a token is charged for starts at the next one
+    step = 1
+    while (
+        step < total.shape[1]
+    ):  # each round doubles the number of tokens summed: no loop over T, and pairwise accuracy
+        total[:, :-step] = total[:, :-step] + discount**step * total[:, step:]
+        step *= 2
+    future = spread(total, column)
+    if kind == "mean":
+        later = mask.bool().sum(1, keepdim=True) - 1 - column
+        future = future / later.clamp(min=1)
+    return masked(future, mask)
+
+
+@torch.no_grad()
+def center(cost_to_go: Tensor, mask: Tensor, group: Tensor, *, baseline: str = "leave_one_out") -> Tensor:
+    """Subtract from C_t what C is at the same position in comparable responses; the policy gradient's mean stays, its
+    noise falls.
+
+    ``leave_one_out``: the mean over the *other* responses of the group that have a token there. It depends on nothing
+    the response itself sampled, so the gradient stays unbiased. ``position``: the mean over all responses of the
+    batch that have a token there, itself included (which shrinks the gradient a little). ``none``: nothing. A token
+    whose position no other response has reached keeps its C: there is nothing to compare it with.
+
+    Responses that have ended could also count as cost 0, which is unbiased too; they are left out because a token is
+    only ever sampled in a response that got so far, and among those the mean of the survivors is the nearer prediction
+    (``tests/ops/test_credit.py`` enumerates the variance of both).
+
+    Args:
+        cost_to_go: (B, T) from ``future_cost``.
+        mask: (B, T).
+        group: (B,) integer ids; responses with one id answer one problem.
+
+    Returns:
+        (B, T) without gradient, 0 at masked positions.
+
+    Raises:
+        ValueError: on differing shapes or an unknown ``baseline``.
+    """
+    two_dimensional("cost_to_go", cost_to_go)
+    same_shape("cost_to_go", cost_to_go, mask=mask)
+    per_rollout("group", group, cost_to_go.shape[0])
+    one_of("baseline", baseline, ("none", "position", "leave_one_out"))
+    value = masked(cost_to_go, mask)
+    if baseline == "none":
+        return value
+    column = positions(mask)
+    aligned, alive = compact(value, column), compact(masked(torch.ones_like(value), mask), column)
+    if baseline == "position":
+        group = torch.zeros_like(group)
+    total, count = group_sum(aligned, group), group_sum(alive, group)
+    others, number = total - aligned, count - alive
+    mean = total / count.clamp(min=1) if baseline == "position" else others / number.clamp(min=1)
+    centred = torch.where(number > 0, aligned - mean, aligned)
+    return masked(spread(centred, column), mask)
+
+
+def positions(mask: Tensor) -> Tensor:
+    """(B, T) index of each token among its row's valid ones; T, one past the end, where masked."""
+    valid = mask.bool()
+    return torch.where(valid, valid.long().cumsum(1) - 1, mask.shape[1])
+
+
+def compact(value: Tensor, column: Tensor) -> Tensor:
+    """Move each row's valid tokens to its front, in order, and fill the rest with 0. ``column`` is
+    ``positions(mask)``."""
+    front = value.new_zeros(value.shape[0], value.shape[1] + 1).scatter(1, column, value)
+    return front[:, :-1].contiguous()
+
+
+def spread(front: Tensor, column: Tensor) -> Tensor:
+    """Undo ``compact``; what stood at masked positions comes back as 0."""
+    return torch.cat([front, torch.zeros_like(front[:, :1])], dim=1).gather(1, column)
+
+
+def group_sum(value: Tensor, group: Tensor) -> Tensor:
+    """For every row, the sum of ``value`` (B, ...) over the rows with its id."""
+    _, index = torch.unique(group, return_inverse=True)
+    return torch.zeros_like(value).index_add(0, index, value)[index]

@@ -1,0 +1,63 @@
+"""Reductions as weights: loss = Σ token_weights · x. One weight per token keeps the denominator visible and the
+streams separate."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .checks import as_float, masked, one_of, two_dimensional
+
+KINDS: tuple[str, ...] = ("dapo", "grpo", "bnpo", "dr_grpo")
+
+
+def token_weights(
+    mask: Tensor,
+    kind: str = "dapo",
+    *,
+    total: Tensor | float | None = None,
+    max_length: int | None = None,
+    accumulation: int = 1,
+) -> Tensor:
+    """The weight of each token in the batch's loss, so that Σ weight·x equals what TRL's GRPO trainer divides by.
+
+    ===========  ==========================================================================  =====================
+    ``dapo``     1 / ``total``: the mean over all tokens of the optimizer step                 DAPO, arXiv 2503.14476
+    ``bnpo``     1 / tokens of this micro-batch / ``accumulation``                             TRL
+    ``grpo``     1 / its response's tokens / B / ``accumulation``: mean of per-response means  GRPO, arXiv 2402.03300
+    ``dr_grpo``  1 / (B·``max_length``) / ``accumulation``: no bias towards short answers      Dr. GRPO, arXiv 2503.20783
+    ===========  ==========================================================================  =====================
+
+    Args:
+        mask: (B, T); which tokens take part in this stream.
+        total: ``dapo``'s denominator: tokens of the whole step over the number of processes (whose gradients are
+            averaged), so that it already covers gradient accumulation. ``None``: this mask's own tokens.
+        max_length: ``dr_grpo``'s constant length, in tokens.
+        accumulation: micro-batches per optimizer step.
+
+    Returns:
+        (B, T), float32, 0 where masked. All 0 for an empty mask.
+
+    Raises:
+        ValueError: on an unknown ``kind`` or ``dr_grpo`` without ``max_length``.
+    """
+    two_dimensional("mask", mask)
+    one_of("kind", kind, KINDS)
+    valid = as_float(mask.bool())
+    if kind == "dapo":
+        denominator = (
+            valid.sum()
+            if total is None
+            else valid.new_tensor(total)
+            if isinstance(total, int | float)
+            else as_float(total)
+        )
+        return masked(valid / denominator.clamp(min=1.0), mask)
+    if kind == "bnpo":
+        weight = valid / valid.sum().clamp(min=1.0)
+    elif kind == "grpo":
+        weight = valid / valid.sum(1, keepdim=True).clamp(min=1.0) / mask.shape[0]
+    else:
+        if max_length is None:
+            raise ValueError("max_length: dr_grpo divides by it; give the maximum completion length in tokens")
+        weight = valid / (mask.shape[0] * max_length)
+    return masked(weight / accumulation, mask)
