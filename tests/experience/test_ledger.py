@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from errata.experience import PassRateLedger
@@ -107,7 +107,7 @@ def test_time_does_not_run_backwards(kind):
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"),
+    ("arguments", "named"),
     [
         ({"kind": "papier"}, "kind"),
         ({"decay_per": "epoch"}, "decay_per"),
@@ -116,9 +116,9 @@ def test_time_does_not_run_backwards(kind):
         ({"max_problems": 0}, "max_problems"),
     ],
 )
-def test_bad_settings_name_the_argument(settings, named):
+def test_bad_settings_name_the_argument(arguments, named):
     with pytest.raises(ValueError, match=rf"^{named}:"):
-        PassRateLedger(**settings)
+        PassRateLedger(**arguments)
 
 
 def test_a_state_of_the_other_kind_is_refused():
@@ -156,6 +156,7 @@ def replay(ledger, items, step=0):
     return rates, step
 
 
+@settings(deadline=None)
 @given(ledgers, visits)
 def test_rates_are_probabilities_and_the_ledger_is_bounded(make, items):
     ledger = make()
@@ -165,6 +166,7 @@ def test_rates_are_probabilities_and_the_ledger_is_bounded(make, items):
     assert len(ledger) <= ledger.max_problems
 
 
+@settings(deadline=None)
 @given(ledgers, visits, st.integers(1, 16).flatmap(lambda n: st.tuples(st.integers(1, n), st.just(n))))
 def test_the_rate_does_not_fall_with_more_correct(make, items, last):
     n_correct, n_total = last
@@ -174,6 +176,7 @@ def test_the_rate_does_not_fall_with_more_correct(make, items, last):
     assert fewer.update("a", n_correct - 1, n_total, step) <= more.update("a", n_correct, n_total, step)
 
 
+@settings(deadline=None)
 @given(ledgers, visits, st.data())
 def test_resuming_anywhere_equals_never_having_stopped(make, items, data):
     cut = data.draw(st.integers(0, len(items)))

@@ -74,8 +74,8 @@ class PassRateLedger:
     def update(self, problem_id: str, n_correct: float, n_total: int, step: int) -> float:
         """Enter one visit's result and return the problem's smoothed pass rate after it.
 
-        Raises ``ValueError`` if ``n_correct`` is not in [0, ``n_total``], if ``n_total`` is below 1 (leave a problem out
-        whose attempts were not judged), or if ``step`` lies before the problem's last visit.
+        Raises ``ValueError`` if ``n_correct`` is not in [0, ``n_total``], ``n_total`` is below 1 (leave out a problem
+        with no judged attempt), or ``step`` lies before the problem's last visit.
         """
         problem_id = problem_id_of(problem_id)
         n_total = whole("n_total", n_total, least=1)

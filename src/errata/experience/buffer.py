@@ -1,0 +1,185 @@
+"""What solved this problem before? A few successes per problem, for when a whole group fails.
+
+The two forms of DRIFT (arXiv 2606.30345), from the paper's text and from its released code. Plain state, bounded, JSON
+in and out. ``benchmarks/experience_memory.py`` measures what a full buffer takes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, NamedTuple, Protocol
+
+from errata.experience._check import finite, problem_id_of, saved_by, whole
+
+
+class Success(NamedTuple):
+    """One stored success: ``Success("7+3=0;0*4=3;", 1.0, 12)``."""
+
+    text: str
+    """The completion without its thinking."""
+    reward: float
+    step: int
+    """The optimizer step it was sampled at."""
+
+
+class UniformSource(Protocol):
+    """``random.Random`` or ``numpy.random.Generator``."""
+
+    def random(self) -> float:
+        """Uniform in [0, 1)."""
+
+
+class SuccessBuffer:
+    """At most ``per_problem`` successes of each of at most ``max_problems`` problems, best first.
+
+    ``kind="released"``, the code of DRIFT: four per problem, ranked by (reward, step), or by (step, reward) with
+    ``prefer_recent``; the lowest rank gives way. An exact copy of a stored text replaces it only if better or newer.
+    ``draw`` is the highest rank.
+
+    ``kind="paper"``, the paper's text: three per problem; a full problem's lowest reward (of equals the oldest) gives
+    way only to a strictly higher one. ``draw`` is uniform and starts after ``wait_epochs`` epochs (the paper's k = 1).
+    With 0/1 rewards a full problem is frozen for good; ``prefer_recent`` lets a newer success replace an equal one.
+
+    Both: thinking (``<think>...</think>``) is stripped, for storing as for comparing. Beyond ``max_problems``, or
+    ``max_characters`` of text in all, the problem whose best entry ranks lowest is forgotten. What counts as a success,
+    and when to ask (the paper: only if the whole group failed), is the caller's decision.
+
+    ``hits`` and ``misses`` count draws; ``evictions`` counts stored successes that had to give way.
+    """
+
+    def __init__(
+        self,
+        per_problem: int | None = None,
+        *,
+        kind: Literal["released", "paper"] = "released",
+        prefer_recent: bool = False,
+        wait_epochs: float | None = None,
+        max_problems: int = 50_000,
+        max_characters: int = 200_000_000,
+    ) -> None:
+        if kind not in ("released", "paper"):
+            raise ValueError(f"kind: must be 'released' or 'paper', got {kind!r}")
+        published_size, published_wait = (4, 0.0) if kind == "released" else (3, 1.0)
+        self.kind = kind
+        self.per_problem = whole("per_problem", published_size if per_problem is None else per_problem, least=1)
+        self.prefer_recent = prefer_recent
+        self.wait_epochs = finite("wait_epochs", published_wait if wait_epochs is None else wait_epochs, low=0.0)
+        self.max_problems = whole("max_problems", max_problems, least=1)
+        self.max_characters = whole("max_characters", max_characters, least=1)
+        self.hits = self.misses = self.evictions = 0
+        self._entries: dict[str, list[Success]] = {}
+        self._characters = 0
+
+    def __len__(self) -> int:
+        """Problems with at least one success."""
+        return len(self._entries)
+
+    def entries(self, problem_id: str) -> tuple[Success, ...]:
+        """The problem's successes, best first."""
+        return tuple(self._entries.get(problem_id_of(problem_id), ()))
+
+    def metrics(self) -> dict[str, int]:
+        """Problems and texts held now; hits, misses and evictions so far."""
+        return {
+            "problems": len(self._entries),
+            "texts": sum(map(len, self._entries.values())),
+            "hits": self.hits,
+            "misses": self.misses,
+            "evictions": self.evictions,
+        }
+
+    def add(self, problem_id: str, text: str, reward: float, step: int) -> None:
+        """Offer one success. One that is nothing but thinking, or longer than the whole buffer, is not stored.
+
+        Raises ``ValueError`` if ``problem_id`` or ``text`` is no string, ``reward`` is not finite or ``step`` negative.
+        """
+        problem_id = problem_id_of(problem_id)
+        if not isinstance(text, str):
+            raise ValueError(f"text: must be the completion as a string, got {type(text).__name__}")
+        new = Success(strip_thinking(text), finite("reward", reward), whole("step", step))
+        if not new.text.strip() or len(new.text) > self.max_characters:
+            return
+        held = self._entries.get(problem_id, [])
+        copy = next((entry for entry in held if entry.text == new.text), None) if self.kind == "released" else None
+        if copy is not None and self._rank(copy) >= self._rank(new):
+            return
+        strict = self.kind == "paper" and not self.prefer_recent
+        if strict and len(held) == self.per_problem and new.reward <= held[-1].reward:
+            return
+        others = [entry for entry in held if entry is not copy]
+        ranked = sorted([*others, new], key=self._rank, reverse=True)  # stable: of equals the first stored stays first
+        self._replace(problem_id, ranked[: self.per_problem])
+        self.evictions += len(ranked) > self.per_problem and ranked[-1] is not new
+        self._forget_weakest()
+
+    def top(self, problem_id: str, k: int, exclude: Collection[str] = ()) -> list[str]:
+        """The ``k`` best stored texts of the problem, none of them in ``exclude``. Not counted as a draw."""
+        unwanted = {strip_thinking(text) for text in ([exclude] if isinstance(exclude, str) else exclude)}
+        texts = [entry.text for entry in self.entries(problem_id) if entry.text not in unwanted]
+        return texts[: whole("k", k)]
+
+    def draw(
+        self, problem_id: str, rng: UniformSource, exclude: Collection[str] = (), *, epoch: float | None = None
+    ) -> str | None:
+        """One earlier success to show, or ``None`` where there is none.
+
+        Args:
+            problem_id: whose successes.
+            rng: one uniform number is taken from it for each hit of the paper's kind; the released kind takes none.
+            exclude: texts never to return: the response's own. Compared without thinking.
+            epoch: epochs completed so far. Before ``wait_epochs`` of them nothing is drawn and nothing counted;
+                ``None`` does not wait.
+        """
+        if epoch is not None and finite("epoch", epoch, low=0.0) < self.wait_epochs:
+            return None
+        texts = self.top(problem_id, self.per_problem, exclude)
+        if not texts:
+            self.misses += 1
+            return None
+        self.hits += 1
+        return texts[int(rng.random() * len(texts))] if self.kind == "paper" else texts[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-serialisable; problems are a list, so that their order survives sorted keys."""
+        problems = [[name, [list(entry) for entry in entries]] for name, entries in self._entries.items()]
+        counts = {"hits": self.hits, "misses": self.misses, "evictions": self.evictions}
+        return {"kind": self.kind, "problems": problems, **counts}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Become the buffer that wrote ``state``. Raises ``ValueError`` if that one was of the other kind."""
+        saved_by(state, kind=self.kind)
+        self._entries, self._characters = {}, 0
+        for name, rows in state["problems"]:
+            ranked = sorted((Success(*row) for row in rows), key=self._rank, reverse=True)
+            self._replace(name, ranked[: self.per_problem])
+        self._forget_weakest()
+        self.hits, self.misses, self.evictions = state["hits"], state["misses"], state["evictions"]
+
+    def _rank(self, entry: Success) -> tuple[float, float]:
+        newest_first = self.kind == "released" and self.prefer_recent
+        return (entry.step, entry.reward) if newest_first else (entry.reward, entry.step)
+
+    def _replace(self, problem_id: str, entries: list[Success]) -> None:
+        self._characters += _characters(entries) - _characters(self._entries.get(problem_id, []))
+        self._entries[problem_id] = entries
+
+    def _forget_weakest(self) -> None:
+        while len(self._entries) > self.max_problems or self._characters > self.max_characters:
+            weakest = min(self._entries, key=lambda name: self._rank(self._entries[name][0]))
+            self.evictions += len(self._entries[weakest])
+            self._replace(weakest, [])
+            del self._entries[weakest]
+
+
+def _characters(entries: list[Success]) -> int:
+    return sum(len(entry.text) for entry in entries)
+
+
+def strip_thinking(text: str) -> str:
+    """``text`` without ``<think>...</think>``; also where the prompt opened the thinking or the length limit cut it."""
+    if "think>" not in text:
+        return text
+    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
+    text = text.rpartition("</think>")[2].partition("<think>")[0]
+    return text.strip()
