@@ -1,0 +1,192 @@
+"""Calling a verifier so that its failures cost rollouts and never the run."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import functools
+import inspect
+import math
+import threading
+import time
+import traceback
+from collections.abc import Awaitable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from errata.feedback.custom import Verifier, as_verdicts, verifier_name
+from errata.records import Verdict
+
+__all__ = ["judge"]
+
+# Each guilty rollout of a failed batch may take the whole limit again; a verifier that hangs on everything must not.
+_RETRY_LIMITS = 4
+
+
+def judge(
+    verifier: Verifier,
+    *,
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    completion_ids: Sequence[Any] | None = None,
+    columns: Mapping[str, Any],
+    timeout_s: float | None,
+) -> list[Verdict]:
+    """Calls a verifier on a batch; the rollouts it fails on get ``Verdict(None, kind="error", info={"error": ...})``.
+
+    If the call on the batch raises or exceeds ``timeout_s`` seconds, each rollout is tried alone, so that only the
+    guilty are lost (and all that remain, once these retries took four times the limit). ``timeout_s=None`` calls in
+    this thread without a limit, for verifiers that need the main thread. ``columns`` are TRL's keyword arguments: the
+    rows' columns (lists, one value per completion) and, as TRL passes them, ``trainer_state``, ``log_extra``,
+    ``log_metric`` and ``environments``.
+
+    A hung verifier is asked to stop; where it sits in C code it cannot hear that, and its daemon thread is left behind.
+    Raises ``ValueError`` as :func:`~errata.feedback.custom.as_verdicts` does, or if ``prompts`` or ``completion_ids``
+    are not one per completion: these are errors of the program, not of a rollout.
+    """
+    name, n = verifier_name(verifier), len(completions)
+    arguments = {"prompts": prompts, "completions": completions, **columns}
+    if completion_ids is not None:
+        arguments["completion_ids"] = completion_ids
+    for argument in ("prompts", "completion_ids"):
+        if len(arguments.get(argument, completions)) != n:
+            raise ValueError(f"{argument}: {len(arguments[argument])} for {n} completions; give one each")
+    kept: list[_Call] = []
+
+    def attempt(which: Sequence[int]) -> list[Verdict]:
+        call = _Call(which, arguments)
+        verdicts = as_verdicts(_within(timeout_s, verifier, call.arguments), n=len(which), name=name)
+        kept.append(call)
+        return verdicts
+
+    try:
+        verdicts = attempt(range(n))
+    except _CallFailedError as failure:
+        if n == 1:
+            return [_failed(name, str(failure))]
+        verdicts, deadline = [], math.inf if timeout_s is None else time.monotonic() + _RETRY_LIMITS * timeout_s
+        for index in range(n):
+            if time.monotonic() > deadline:
+                verdicts.append(_failed(name, "not judged: other rollouts of the batch used up the verifier's time"))
+                continue
+            try:
+                verdicts += attempt([index])
+            except _CallFailedError as single:
+                verdicts.append(_failed(name, str(single)))
+    _pass_on_logs(kept, arguments, n)
+    return verdicts
+
+
+class _CallFailedError(Exception):
+    """The verifier raised or took too long; the message says what happened."""
+
+
+class _StopCall(SystemExit):
+    """Raised inside a hung verifier's thread; a ``SystemExit``, because threads end silently on it."""
+
+
+def _failed(name: str, error: str) -> Verdict:
+    return Verdict(None, kind="error", info={"error": error, "verifier": name})
+
+
+class _Call:
+    """One call on some of the batch's rollouts: its arguments, and what it logs through TRL's callbacks.
+
+    Logs are held back until it is known which calls count: one that failed or was abandoned must not have logged.
+    """
+
+    def __init__(self, which: Sequence[int], arguments: Mapping[str, Any]) -> None:
+        n = len(arguments["completions"])
+        self.which = which
+        self.extra: dict[str, list[Any]] = {}
+        self.metrics: dict[str, list[float]] = {}
+        self.arguments = {
+            key: [value[i] for i in which] if isinstance(value, list | tuple) and len(value) == n else value
+            for key, value in arguments.items()
+        }
+        if arguments.get("log_extra") is not None:
+            self.arguments["log_extra"] = lambda column, values: self.extra.setdefault(column, []).extend(values)
+        if arguments.get("log_metric") is not None:
+            self.arguments["log_metric"] = lambda name, value: self.metrics.setdefault(name, []).append(value)
+
+
+def _pass_on_logs(calls: Sequence[_Call], arguments: Mapping[str, Any], n: int) -> None:
+    """Extra columns go on complete, with ``None`` where a call failed; of each metric the mean over the calls."""
+    for column in dict.fromkeys(c for call in calls for c in call.extra):
+        logged = {i: value for call in calls for i, value in zip(call.which, call.extra.get(column, ()), strict=False)}
+        arguments["log_extra"](column, [logged.get(i) for i in range(n)])
+    for metric in dict.fromkeys(m for call in calls for m in call.metrics):
+        values = [value for call in calls for value in call.metrics.get(metric, ())]
+        arguments["log_metric"](metric, math.fsum(values) / len(values))
+
+
+def _within(timeout_s: float | None, verifier: Verifier, arguments: dict[str, Any]) -> Any:
+    """The verifier's return value, awaited; raises ``_CallFailedError`` if it raises or takes longer."""
+    outcome: list[tuple[Any, BaseException | None]] = []  # one (value, error), once there is one
+
+    def call() -> None:
+        try:
+            outcome.append((verifier(**arguments), None))
+        except (Exception, SystemExit) as error:
+            outcome.append((None, error))
+
+    start = time.monotonic()
+    if timeout_s is None:
+        call()
+    else:
+        thread = threading.Thread(target=call, name=f"verifier {verifier_name(verifier)}", daemon=True)
+        thread.start()
+        thread.join(timeout_s)
+        if not outcome:
+            _ask_to_stop(thread)
+            raise _CallFailedError(f"took longer than {timeout_s:g} s")
+    value, error = outcome[0]
+    if error is not None:
+        raise _CallFailedError(_describe(error)) from error
+    if not inspect.isawaitable(value):
+        return value
+    left = None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - start))
+    future = asyncio.run_coroutine_threadsafe(_awaited(value), _event_loop())
+    try:
+        return future.result(left)
+    except Exception as failure:
+        if future.done() and not future.cancelled():
+            raise _CallFailedError(_describe(failure)) from failure
+        future.cancel()
+        _leave_blocked_loop()
+        raise _CallFailedError(f"took longer than {timeout_s:g} s") from None
+
+
+async def _awaited(value: Awaitable[Any]) -> Any:
+    return await value
+
+
+@functools.cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    # One loop for all calls: clients that a verifier keeps between batches belong to the loop that made them.
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="verifiers' event loop", daemon=True).start()
+    return loop
+
+
+def _leave_blocked_loop() -> None:
+    """A coroutine that blocks its loop cannot be cancelled: the next call gets a new loop."""
+    try:
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), _event_loop()).result(1.0)
+    except TimeoutError:
+        _event_loop.cache_clear()
+
+
+def _ask_to_stop(thread: threading.Thread) -> None:
+    # Left alone, a thread that loops in Python would share the interpreter lock with the training for ever.
+    if thread.ident is not None:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_StopCall))
+
+
+def _describe(error: BaseException) -> str:
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    text = f"{type(error).__name__}: {error}{place}"
+    if "main thread" in text:
+        text += "; this verifier wants the main thread: set its time limit to none"
+    return text
