@@ -93,7 +93,7 @@ class Renderer:
             return Rendered(rollout.prompt, dropped=True)
         cut: list[str] = []
         for name in _SECTIONS:
-            if not sections[name]:
+            if self._fill(rollout.prompt, {**sections, name: ""}) == prompt:  # empty, or not in this template
                 continue
             cut.append(name)
             sections[name] = self._longest_fit(rollout.prompt, sections, name)

@@ -143,9 +143,12 @@ class Method:
         return False
 
     def context(
-        self, rollout: Rollout, group: Group, *, experience: Experience, step: int, rng: random.Random
+        self, rollout: Rollout, group: Group, *, experience: Experience, epoch: float, rng: random.Random
     ) -> TeacherContext:
-        """What this rollout's teacher is shown. Called for all rollouts of all processes in one fixed order."""
+        """What this rollout's teacher is shown. Called for all rollouts of all processes in one fixed order.
+
+        ``experience`` already knows this batch's results; ``epoch`` counts passes over the data so far.
+        """
         if not self.uses_teacher or rollout.reward is None:
             return TeacherContext("none", "not judged" if rollout.reward is None else "this method has no teacher")
         return choose(

@@ -12,15 +12,9 @@ from torch import Tensor
 from errata.contexts import choose
 from errata.experience import Curriculum, Experience, PassRateLedger, SuccessBuffer
 from errata.methods.base import Batch, Method, Signals, _one_of, masked_mean, zeros
-from errata.ops.rhythm import rhythm_parts
-from errata.ops.routing import difficulty_bins, difficulty_gates
+from errata.ops.rhythm import rhythm
+from errata.ops.routing import Difficulty, difficulty_bins, difficulty_gates, paper_weights, released_weights
 from errata.records import Group, Rollout, TeacherContext
-
-# Branch weights as (easy, medium, hard) sums over the gates, METHODS section 6 "Difficulty routing".
-INCORRECT_SD = {"paper": (1.0, 1.0, 1.0), "released": (0.35, 0.0, 1.0), "none": (1.0, 1.0, 1.0)}
-CORRECT_RL = {"paper": (0.5, 1.0, 0.0), "released": (0.05, 1.0, 0.3), "none": (1.0, 1.0, 1.0)}
-CORRECT_SD_HARD = 0.7
-
 
 @dataclass(frozen=True, kw_only=True)
 class DRIFT(Method):
@@ -94,7 +88,7 @@ class DRIFT(Method):
         return stage == 1
 
     def context(
-        self, rollout: Rollout, group: Group, *, experience: Experience, step: int, rng: random.Random
+        self, rollout: Rollout, group: Group, *, experience: Experience, epoch: float, rng: random.Random
     ) -> TeacherContext:
         if rollout.reward is None:
             return TeacherContext("none", "not judged")
@@ -103,7 +97,10 @@ class DRIFT(Method):
         if experience.buffer is not None:
             alone = not group.successes(self.success_threshold)
             if alone or (self.buffer_fallback == "rollout" and not group.successes(self.success_threshold, other_than=rollout)):
-                stored = experience.buffer.draw(group.problem_id, rng, exclude={rollout.completion})
+                found = experience.buffer.draw(
+                    group.problem_id, rng, exclude={rollout.completion}, epoch=epoch
+                )
+                stored = [] if found is None else [found]
         context = choose(
             rollout,
             group,
@@ -121,8 +118,9 @@ class DRIFT(Method):
         return context
 
     def _marks_correct(self, pass_rate: float) -> bool:
-        easy, medium, hard = self._gates(torch.tensor([pass_rate]))
-        return (self.rhythm and float(medium) > 1e-3) or (not self.binary_routing and float(hard) > 1e-3)
+        difficulty = self._difficulty(torch.tensor([pass_rate]))
+        listens = self.rhythm and float(difficulty.medium) > 1e-3
+        return listens or (not self.binary_routing and float(difficulty.hard) > 1e-3)
 
     def _most_diverse(self, successes: list[Rollout]) -> Rollout:
         best = max(r.reward or 0.0 for r in successes)
@@ -131,37 +129,33 @@ class DRIFT(Method):
             key=lambda r: (r.entropy or 0.0, -r.index),
         )
 
-    def _gates(self, pass_rate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(easy, medium, hard), each (B,), summing to 1."""
+    def _difficulty(self, pass_rate: Tensor) -> Difficulty:
         if self.routing == "none":
-            return torch.zeros_like(pass_rate), torch.ones_like(pass_rate), torch.zeros_like(pass_rate)
-        hard, medium, easy = difficulty_bins(pass_rate) if self.routing == "paper" else difficulty_gates(pass_rate)
-        return easy, medium, hard
+            none, all_of_it = torch.zeros_like(pass_rate), torch.ones_like(pass_rate)
+            return Difficulty(hard=none, medium=all_of_it, easy=none)
+        return difficulty_bins(pass_rate) if self.routing == "paper" else difficulty_gates(pass_rate)
 
     def signals(self, batch: Batch) -> Signals:
         if batch.stage == 1:
             return Signals(zeros(batch), zeros(batch), batch.taught.float(), metrics={"curriculum/stage": 1.0})
         assert batch.scores is not None
         mask = batch.mask.float()
-        easy, medium, hard = self._gates(batch.pass_rate)
+        difficulty = self._difficulty(batch.pass_rate)
+        if self.routing == "released":
+            branch = released_weights(difficulty, batch.success, batch.available, distil_correct=not self.binary_routing)
+        else:
+            branch = paper_weights(difficulty, batch.success, batch.available)
+        # A context that had to be dropped, or a rollout nobody judged, has no marks to learn from.
+        rl, sd = branch.rl * batch.judged, branch.sd * (batch.judged & batch.has_teacher)
 
-        def mix(weights: tuple[float, float, float]) -> Tensor:
-            return weights[0] * easy + weights[1] * medium + weights[2] * hard
-
-        correct, judged = batch.success & batch.judged, batch.judged
-        distil = mix(INCORRECT_SD[self.routing]) * (~correct & judged & batch.has_teacher)
-        reinforce = mix(CORRECT_RL[self.routing]) * (correct & (batch.available | (self.routing != "released")))
-        # Whoever has no teacher falls back on the reward bit.
-        reinforce = reinforce + (judged & ~batch.available & ~(correct & (self.routing != "released"))).float()
-        if not self.binary_routing:
-            distil = distil + CORRECT_SD_HARD * hard * (correct & batch.has_teacher)
-
-        bonus = gate = zeros(batch)
-        if self.rhythm:
-            listens = batch.mask & (correct & batch.has_teacher)[:, None]
-            bonus, gate = rhythm_parts(
+        correct = batch.mask & (batch.success & batch.judged)[:, None]
+        pace = gate = mask
+        if self.rhythm and batch.scores.teacher_logp is not None:
+            heard = correct & batch.has_teacher[:, None]
+            found = rhythm(
                 batch.scores,
-                listens,
+                heard,
+                difficulty.medium,
                 margin=self.margin,
                 tau=self.tau,
                 max_bonus=self.max_bonus,
@@ -171,25 +165,24 @@ class DRIFT(Method):
                 floor=self.floor,
                 ceiling=self.ceiling,
             )
-        rhythm = 1 + medium[:, None] * gate * bonus
-        rl_weight = reinforce[:, None] * rhythm * mask
-        sd_weight = distil[:, None] * mask
+            pace, gate = torch.where(heard, found.weights, mask), found.gate
+        rl_weight, sd_weight = rl[:, None] * pace * mask, sd[:, None] * mask
         return Signals(
             advantage=batch.advantage[:, None] * mask,
             rl_weight=rl_weight,
             sd_weight=sd_weight,
-            extras={"rhythm": rhythm * mask, "rhythm_gate": gate},
+            extras={"rhythm": pace, "rhythm_gate": gate},
             metrics={
                 "curriculum/stage": 2.0,
-                "routing/hard": float(hard.mean()),
-                "routing/medium": float(medium.mean()),
-                "routing/easy": float(easy.mean()),
+                "routing/hard": float(difficulty.hard.mean()),
+                "routing/medium": float(difficulty.medium.mean()),
+                "routing/easy": float(difficulty.easy.mean()),
                 "routing/weight_rl": masked_mean(rl_weight, batch.mask),
                 "routing/weight_sd": masked_mean(sd_weight, batch.mask),
-                "routing/reinforced": float((reinforce > 0).float().mean()),
-                "routing/distilled": float((distil > 0).float().mean()),
-                "rhythm/open": masked_mean((gate > 0).float(), batch.mask & correct[:, None]),
-                "rhythm/bonus": masked_mean(rhythm - 1, batch.mask & correct[:, None]),
+                "routing/reinforced": float((rl > 0).float().mean()),
+                "routing/distilled": float((sd > 0).float().mean()),
+                "rhythm/open": masked_mean((gate > 0).float(), correct) if self.rhythm else 0.0,
+                "rhythm/bonus": masked_mean(pace - 1, correct),
             },
         )
 

@@ -1,0 +1,26 @@
+# Two commands: `make demo` and `make test`. Each sets up its own .venv on first use.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint slow clean
+demo: $(VENV)/.ready
+	$(BIN)/errata train recipes/demo.yaml --overwrite true
+
+test: $(VENV)/.ready
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+slow: $(VENV)/.ready
+	$(BIN)/pytest -m slow
+
+# Torch first and by the constraints, so that no other build is pulled in by a dependency.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,math,report]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,122 @@
+"""The command line. Every command imports what it needs when it runs, so that ``errata --help`` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EXIT_BAD_INPUT = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Bad input ends in one line on standard error and status 2."""
+    parser = _parser()
+    words = list(sys.argv[1:] if argv is None else argv)
+    # `train` and `compare` hand unknown flags on to the recipe's parser.
+    args, rest = parser.parse_known_args(words)
+    if rest and args.command not in ("train", "compare"):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        return int(args.run(args, rest) or 0)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"errata: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except BrokenPipeError:  # the reader of a listing went away
+        return 0
+    except KeyboardInterrupt:
+        print("errata: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    from errata import __version__
+
+    parser = argparse.ArgumentParser(prog="errata", description="Reinforcement learning from rich feedback.")
+    parser.add_argument("--version", action="version", version=f"errata {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train a policy as a recipe says", allow_abbrev=False)
+    train.add_argument("recipe", help="YAML with TRL's argument names and errata's")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("eval", help="avg@k and pass@k of a model or a run")
+    evaluate.add_argument("model", help="run directory, checkpoint, model directory, hub id or `house`")
+    evaluate.add_argument("--task", help="a task of `errata tasks`; a run's own unless given")
+    evaluate.add_argument("--task_path", help="where the task's files lie")
+    evaluate.add_argument("--split", default="test")
+    evaluate.add_argument("--k", type=int, default=8, help="completions per problem (default 8)")
+    evaluate.add_argument("--problems", type=int, help="only the first so many problems")
+    evaluate.add_argument("--temperature", type=float, default=1.0)
+    evaluate.add_argument("--top_p", type=float, default=1.0)
+    evaluate.add_argument("--max_completion_length", type=int, help="tokens (a run's own, or 512)")
+    evaluate.add_argument("--batch_size", type=int, default=256, help="completions generated at a time")
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--out", type=Path, help="write the judged completions here as JSON lines")
+    evaluate.set_defaults(run=_eval)
+
+    tasks = commands.add_parser("tasks", help="list the tasks, or show rows of one")
+    tasks.add_argument("name", nargs="?")
+    tasks.add_argument("--task_path")
+    tasks.add_argument("--split", default="train")
+    tasks.add_argument("--rows", type=int, default=3)
+    tasks.set_defaults(run=_tasks)
+
+    methods = commands.add_parser("methods", help="list the methods and presets, or all settings of one")
+    methods.add_argument("name", nargs="?")
+    methods.set_defaults(run=_methods)
+
+    theory = commands.add_parser("theory", help="the papers' claims, computed exactly")
+    theory.add_argument("--json", action="store_true", help="print the numbers")
+    theory.add_argument("--out", type=Path, default=Path("theory.html"), help="where the page with the plots goes")
+    theory.set_defaults(run=_theory)
+    return parser
+
+
+def _train(args: argparse.Namespace, rest: list[str]) -> int:
+    from errata.training.run import train
+
+    return train(args.recipe, rest)
+
+
+def _eval(args: argparse.Namespace, rest: list[str]) -> int:
+    from errata.training.run import evaluate
+
+    return evaluate(args)
+
+
+def _tasks(args: argparse.Namespace, rest: list[str]) -> int:
+    import json
+
+    from rich.console import Console
+
+    from errata import tasks
+
+    console = Console()
+    if args.name is None:
+        for name in tasks.names():
+            console.print(name, highlight=False)
+        return 0
+    rows = tasks.load(args.name, path=args.task_path, split=args.split)
+    console.print(f"{args.name} ({args.split}): {len(rows)} rows, columns {', '.join(rows.column_names)}", highlight=False)
+    for row in rows.select(range(min(args.rows, len(rows)))):
+        console.print_json(json.dumps(row, ensure_ascii=False, default=str))
+    return 0
+
+
+def _methods(args: argparse.Namespace, rest: list[str]) -> int:
+    from errata.reports.methods import describe, overview
+
+    print(overview() if args.name is None else describe(args.name))
+    return 0
+
+
+def _theory(args: argparse.Namespace, rest: list[str]) -> int:
+    from errata.theory import run
+
+    return int(run(json=args.json, out=args.out) or 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,78 @@
+"""``ErrataConfig``: TRL's ``GRPOConfig`` and ours in one, so that a TRL user's recipe works unchanged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from trl import GRPOConfig
+
+
+def _help(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ErrataConfig(GRPOConfig):  # type: ignore[misc]
+    """Settings of a run. Everything TRL's ``GRPOConfig`` has, and the following."""
+
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "method_args", "task_args"]
+
+    model: str | None = _help(None, "Hub id or directory of the policy; `house` is the one this package carries.")
+    task: str | None = _help(None, "A task of `errata tasks`, e.g. rulebook/new-rule.")
+    task_path: str | None = _help(None, "Directory or file with the task's rows, where it does not make or fetch them.")
+    task_args: dict[str, Any] | str | None = _help(None, "Settings of the task's verifier, e.g. {feedback: trace}.")
+    verifier: list[str] | None = _help(None, "Verifiers instead of the task's: file.py:function or package.module:function.")
+    verifier_timeout_s: float = _help(60.0, "Seconds a verifier may take for a batch before its rollouts go unjudged.")
+
+    method: str = _help("distil", "One of `errata methods`, or file.py:Class.")
+    method_args: dict[str, Any] | str | None = _help(None, "Settings of the method, e.g. {credit: mean}.")
+    teacher: str | None = _help(None, "live, frozen or ema; the method's own unless given.")
+    teacher_rate: float | None = _help(None, "EMA rate per optimizer step; the method's own unless given.")
+    teacher_freeze_below: float | None = _help(
+        None, "Freeze an EMA teacher once its own accuracy falls below this share of its best."
+    )
+    context_template: str = _help("sdpo", "Wording of a teacher's prompt: sdpo, house, a .jinja file or Jinja text.")
+    max_teacher_prompt_length: int | None = _help(None, "Longest teacher prompt in tokens; shown texts lose their middle.")
+
+    eval_task: str | None = _help(None, "Task to evaluate on; `task` unless given.")
+    eval_split: str = _help("test", "Split to evaluate on.")
+    eval_problems: int | None = _help(None, "Evaluate on the first so many problems; all unless given.")
+    eval_k: int = _help(8, "Completions per problem in an evaluation.")
+    eval_temperature: float | None = _help(None, "Temperature of evaluation; `temperature` unless given.")
+    eval_top_p: float | None = _help(None, "top_p of evaluation; `top_p` unless given.")
+    eval_batch_size: int = _help(256, "Completions generated at a time in an evaluation.")
+    eval_teacher_problems: int = _help(32, "Problems on which the teacher's own accuracy is measured; 0: do not.")
+
+    rollouts_saved: int = _help(4, "Rollouts per logged step written to rollouts.jsonl with their per-token signals.")
+    overwrite: bool = _help(False, "Replace an existing run of the same name.")
+
+    # Defaults that differ from TRL's, and why.
+    output_dir: str | None = _help(None, "The run directory; runs/NAME unless given.")
+    scale_rewards: str = _help("none", "No division by the group's deviation: the baseline of the papers followed here.")
+    epsilon_high: float | None = _help(0.28, "Upper clip (METHODS section 1).")
+    logging_steps: float = _help(1, "Log every step: health must be visible.")
+    report_to: None | str | list[str] = _help("none", "Further trackers: trackio, tensorboard, wandb.")
+    disable_tqdm: bool | None = _help(True, "errata shows a progress bar of its own.")
+    save_strategy: str = _help("steps", "When to write checkpoints.")
+    save_steps: float = _help(50, "Optimizer steps between checkpoints.")
+    save_total_limit: int | None = _help(2, "Checkpoints kept.")
+
+    def __post_init__(self) -> None:
+        if self.output_dir is None:
+            self.output_dir = "runs/" + (self.run_name or f"{(self.task or 'run').replace('/', '-')}-{self.method.split(':')[-1]}")
+        if self.bf16 is None and not self.fp16:
+            self.bf16 = torch.cuda.is_available()  # TRL's default is bfloat16 everywhere; on a CPU it is slower
+        # TRL checks that a batch of its own evaluation holds whole groups; ours generates by itself.
+        self.num_generations_eval = self.eval_k
+        self.per_device_eval_batch_size = max(self.eval_batch_size // self.eval_k, 1) * self.eval_k
+        super().__post_init__()
+        for name in ("method_args", "task_args"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, dict):
+                raise ValueError(f"{name}: must be a mapping, got {value!r}")
+        if self.teacher not in (None, "live", "frozen", "ema"):
+            raise ValueError(f"teacher: {self.teacher!r} is none of live, frozen, ema")
+        if self.teacher_rate is not None and not 0 <= self.teacher_rate <= 1:
+            raise ValueError(f"teacher_rate: {self.teacher_rate} is not in [0, 1]")

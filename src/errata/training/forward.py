@@ -1,0 +1,68 @@
+"""Running a model up to its last hidden states, with its head at hand, through whatever wraps it.
+
+DDP and FSDP gather gradients and shards only for what happens inside the wrapped forward. So the work on the head is
+handed in as a function: ``model(..., with_head=f)`` returns ``f(hidden, head)``, and nothing of size (B,T,V) is made.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from errata.ops.scores import Head
+from errata.training import compat
+
+HeadFunction = Callable[[Tensor, Head], Any]
+
+
+def accept_head_function(model: nn.Module) -> None:
+    """Teach ``model`` (a Hugging Face causal language model, not yet wrapped) the keyword ``with_head``."""
+    original = model.forward
+
+    @functools.wraps(type(model).forward)  # `generate` reads the signature
+    def forward(self: Any, *args: Any, with_head: HeadFunction | None = None, **kwargs: Any) -> Any:
+        if with_head is None:
+            return original(*args, **kwargs)
+        outputs = self.base_model(*args, use_cache=False, **kwargs)
+        head = head_of(self)
+        with compat.gathered(head.weight, head.bias):
+            return with_head(outputs.last_hidden_state.to(head.weight.device), head)
+
+    model.forward = types.MethodType(forward, model)
+
+
+def head_of(model: Any) -> Head:
+    """The output embedding of a causal language model with its family's logit scaling and soft-capping.
+
+    Gemma caps (``final_logit_softcapping``); Cohere and others multiply (``logit_scale``, ``lm_head_multiplier``,
+    ``output_multiplier``); Granite and MiniCPM divide (``logits_scaling``), HyperCLOVA X multiplies by the same name.
+    """
+    config = model.config.get_text_config()
+    scale = 1.0
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            scale = float(getattr(config, name))
+            break
+    else:
+        if getattr(config, "logits_scaling", None) is not None:
+            scale = config.logits_scaling if config.model_type == "hyperclovax" else 1.0 / config.logits_scaling
+    layer = model.get_output_embeddings()
+    return Head(layer.weight, layer.bias, scale=scale, softcap=getattr(config, "final_logit_softcapping", None))
+
+
+def completion_inputs(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor) -> dict[str, Any]:
+    """Model inputs of left-padded prompts (B,P) followed by right-padded completions (B,T)."""
+    return {
+        "input_ids": torch.cat([prompt_ids, completion_ids], dim=1),
+        "attention_mask": torch.cat([prompt_mask, completion_mask], dim=1),
+    }
+
+
+def at_completion(hidden: Tensor, length: int) -> Tensor:
+    """(B,P+T,H) -> (B,T,H): the states from which the ``length`` completion tokens were predicted."""
+    return hidden[:, -length - 1 : -1]

@@ -1,0 +1,125 @@
+"""Recipes: YAML with TRL's own argument names plus ours, read by TRL's parser, checked before any compute is spent."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from trl import ModelConfig, TrlParser
+from trl.scripts.grpo import GRPOScriptArguments
+
+from errata.training.config import ErrataConfig
+
+NESTED = ("method_args", "task_args")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A parsed recipe."""
+
+    config: ErrataConfig
+    model: ModelConfig
+    script: GRPOScriptArguments
+    """TRL's own data arguments: ``dataset_name``, ``reward_funcs``, ... for those who bring a TRL recipe."""
+    given: dict[str, Any]
+    """What the recipe and the command line said, before defaults."""
+
+
+class _Parser(TrlParser):  # type: ignore[misc]
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def read(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe at ``path`` with ``--key value`` overrides; ``--method_args.credit mean`` reaches into a mapping.
+
+    Raises:
+        ValueError: a missing file, malformed YAML (with its line), an unknown key (with the nearest known one), a value
+            of the wrong type, or settings that contradict each other.
+    """
+    given = _yaml(Path(path)) if path is not None else {}
+    for key, value in given.pop("env", {}).items():
+        os.environ[key] = str(value)
+    flat, nested = _split_overrides(overrides)
+    for (outer, inner), value in nested.items():
+        given[outer] = {**(given.get(outer) or {}), inner: value}
+    known = {f.name for kind in (ErrataConfig, ModelConfig, GRPOScriptArguments) for f in fields(kind) if f.init}
+    _reject_unknown(given, known, f"{path}: ")
+    _reject_unknown([word.split("=")[0].removeprefix("--") for word in flat if word.startswith("--")], known, "--")
+
+    parser = _Parser((ErrataConfig, ModelConfig, GRPOScriptArguments))
+    given_config = {k: v for k, v in given.items()}
+    parser.set_defaults_with_config(**given_config)
+    config, model, script = parser.parse_args_into_dataclasses(args=list(flat), look_for_args_file=False)
+    if config.model is None:
+        config.model = model.model_name_or_path
+    if config.model is None:
+        raise ValueError("model: missing; name a hub id, a directory or `house`")
+    pairs = {flat[i].removeprefix("--"): flat[i + 1] for i in range(len(flat) - 1) if flat[i].startswith("--")}
+    return Recipe(config, model, script, {**given, **pairs})
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such recipe")
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path}: must be a mapping of argument names to values")
+    # YAML reads 1e-5 as text; every number here is meant as one.
+    return {k: _number(v) for k, v in loaded.items()}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return float(value) if "e" in value.lower() and value[0] in "0123456789.-+" else value
+        except ValueError:
+            return value
+    if isinstance(value, dict):
+        return {k: _number(v) for k, v in value.items()}
+    return value
+
+
+def _split_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[tuple[str, str], Any]]:
+    flat: list[str] = []
+    nested: dict[tuple[str, str], Any] = {}
+    words = [part for word in overrides for part in (word.split("=", 1) if word.startswith("--") and "=" in word else [word])]
+    i = 0
+    while i < len(words):
+        outer, dot, inner = words[i].removeprefix("--").partition(".")
+        if words[i].startswith("--") and dot and outer in NESTED:
+            if i + 1 == len(words):
+                raise ValueError(f"{words[i]}: needs a value")
+            nested[outer, inner] = _number(yaml.safe_load(words[i + 1]))
+            i += 2
+        else:
+            flat.append(words[i])
+            i += 1
+    return flat, nested
+
+
+def _reject_unknown(keys: Iterable[str], known: set[str], where: str) -> None:
+    for key in keys:
+        if key.replace("-", "_") not in known and key.removeprefix("no_") not in known:
+            close = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
+            hint = f", did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{where}{key}: unknown argument{hint}")
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def fail(error: BaseException) -> NoReturn:
+    """One clear line on standard error, exit status 2."""
+    print(f"errata: {one_line(error)}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,81 @@
+"""A few rollouts of each logged step, with everything that was decided about their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from errata.contexts import Rendered
+from errata.ops.scores import TokenScores
+from errata.records import Rollout, TeacherContext
+
+
+class RolloutLog:
+    """Writes the first ``keep`` rollouts of each step's first micro-batch to ``rollouts.jsonl``, from one process."""
+
+    def __init__(self, write: Callable[[str, dict[str, Any]], None], processing_class: Any, keep: int) -> None:
+        self._write, self._keep, self._step = write, keep, -1
+        self._tokenizer = getattr(processing_class, "tokenizer", processing_class)
+
+    @torch.no_grad()
+    def write(
+        self,
+        step: int,
+        inputs: dict[str, Any],
+        scores: TokenScores,
+        mask: Tensor,
+        rollouts: Sequence[Rollout],
+        contexts: Sequence[TeacherContext],
+        rendered: Sequence[Rendered],
+        alternatives: Callable[[int], list[list[tuple[str, float]]]] | None = None,
+    ) -> None:
+        if step == self._step:
+            return
+        self._step = step
+        for row in range(min(self._keep, len(mask))):
+            rollout = rollouts[int(inputs["rollout"][row])]
+            context = contexts[int(inputs["rollout"][row])]
+            prompt = rendered[int(inputs["rollout"][row])]
+            length = int(inputs["completion_mask"][row].sum())
+            ids = inputs["completion_ids"][row, :length].tolist()
+            named: dict[str, Tensor | None] = {
+                **scores._asdict(),
+                "advantage": inputs["advantage"],
+                "rl_weight": inputs["rl_weight"],
+                "sd_weight": inputs["sd_weight"],
+                **{k.removeprefix("extra/"): v for k, v in inputs.items() if k.startswith("extra/")},
+            }
+            taught = bool(inputs["has_teacher"][row])
+            signals = {
+                name: [round(x, 4) for x in values[row, :length].float().tolist()]
+                for name, values in named.items()
+                if values is not None and (taught or not name.startswith(("teacher", "divergence")))
+            }
+            record: dict[str, Any] = {
+                "step": step,
+                "problem_id": rollout.problem_id,
+                "prompt": rollout.prompt,
+                "completion": rollout.completion,
+                "tokens": [self._tokenizer.decode([i]) for i in ids],
+                "generated": mask[row, :length].int().tolist(),
+                "reward": rollout.reward,
+                "kind": rollout.verdict.kind,
+                "feedback": rollout.verdict.feedback,
+                "info": dict(rollout.verdict.info),
+                "pass_rate": round(float(inputs["pass_rate"][row]), 4),
+                "context": {
+                    "kind": context.kind,
+                    "why": context.why,
+                    "leaks_answer": context.leaks_answer,
+                    "cut": list(prompt.cut),
+                    "dropped": prompt.dropped,
+                    "prompt": prompt.prompt if context.informs else None,
+                },
+                "signals": signals,
+            }
+            if alternatives is not None and taught:
+                record["alternatives"] = alternatives(row)[:length]
+            self._write("rollouts", record)

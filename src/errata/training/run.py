@@ -1,0 +1,207 @@
+"""``errata train`` and ``errata eval``: from a recipe to a run directory, from a model to numbers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from transformers.utils import logging
+from trl import get_peft_config, get_quantization_config
+
+from errata import methods, tasks
+from errata.records import Rollout
+from errata.reports.rundir import RunDirectory
+from errata.reports.table import before_after, rollout_samples
+from errata.training import sources
+from errata.training.compat import complete_checkpoints
+from errata.training.config import ErrataConfig
+from errata.training.progress import Progressing
+from errata.training.recipe import Recipe, read
+from errata.training.trainer import ErrataTrainer
+
+
+def train(path: str, overrides: list[str]) -> int:
+    """Run the recipe; resume the run of that name where one was interrupted."""
+    recipe = read(path, overrides)
+    run, checkpoint = _open_run(recipe)
+    console = Console()
+    trainer = build_trainer(recipe, run)
+    _announce(console, trainer, recipe, checkpoint)
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    _finish(console, trainer, run, time.perf_counter() - started)
+    return 0
+
+
+def build_trainer(recipe: Recipe, run: RunDirectory | None = None) -> ErrataTrainer:
+    """The trainer a recipe describes. All its inputs are checked first, the cheap ones before the dear ones.
+
+    Raises ``ValueError`` in one line for anything the user can mend.
+    """
+    config, model_args = recipe.config, recipe.model
+    method = methods.get(config.method, **dict(config.method_args or {}))
+    verifiers = sources.verifiers_of(recipe)
+    train_split, test_split = "train", config.eval_split
+    if config.task is None:
+        train_split, test_split = recipe.script.dataset_train_split, recipe.script.dataset_test_split
+    train_rows = sources.rows_of(recipe, split=train_split, task=config.task)
+    eval_rows = None
+    if config.eval_strategy != "no" or config.eval_on_start:
+        eval_rows = sources.rows_of(recipe, split=test_split, task=config.eval_task or config.task)
+        if config.eval_problems is not None:
+            eval_rows = eval_rows.select(range(min(config.eval_problems, len(eval_rows))))
+    if method.sources == ("reference",) and not any(train_rows["reference"] if "reference" in train_rows.column_names else []):
+        raise ValueError(f"method: {config.method} shows its teacher the reference, and no row has a 'reference'; use another method or add the column")
+    where = sources.model_path(str(config.model))
+    tokenizer = sources.load_tokenizer(where, config.trust_remote_code)
+    kwargs: dict[str, Any] = {"revision": model_args.model_revision, "attn_implementation": model_args.attn_implementation}
+    kwargs |= {"dtype": model_args.dtype or "float32", "trust_remote_code": config.trust_remote_code}
+    kwargs |= {"quantization_config": get_quantization_config(model_args)}
+    kwargs |= dict(config.model_init_kwargs or {})
+    config.model_init_kwargs = None
+    model = sources.load_model(where, **{k: v for k, v in kwargs.items() if v is not None})
+    trainer = ErrataTrainer(
+        model,
+        verifiers,
+        config,
+        method=method,
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
+        run=(lambda stem, row: None) if run is None else run.write,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_args),
+    )
+    if run is not None:
+        trainer.add_callback(Progressing(run, config.eval_k))
+    return trainer
+
+
+def _open_run(recipe: Recipe) -> tuple[RunDirectory, Path | None]:
+    """The run directory, and the checkpoint to go on from where the run of that name was interrupted."""
+    config = recipe.config
+    folder = Path(str(config.output_dir))
+    run = RunDirectory(folder)
+    settings = {k: v for k, v in recipe.given.items() if k not in ("overwrite", "resume_from_checkpoint")}
+    if os.environ.get("RANK", "0") != "0":
+        return run, _checkpoint_of(config, folder)
+    run.open(settings, overwrite=config.overwrite)
+    checkpoint = _checkpoint_of(config, folder)
+    run.truncate_after(_step_of(checkpoint))
+    return run, checkpoint
+
+
+def _checkpoint_of(config: ErrataConfig, folder: Path) -> Path | None:
+    if config.resume_from_checkpoint:
+        path = Path(str(config.resume_from_checkpoint))
+        if not (path / "errata_state" / "complete").is_file():
+            raise ValueError(f"resume_from_checkpoint: {path} is not a complete checkpoint of errata")
+        return path
+    found = complete_checkpoints(folder)
+    return found[-1] if found else None
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    return -1 if checkpoint is None else int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def _announce(console: Console, trainer: ErrataTrainer, recipe: Recipe, checkpoint: Path | None) -> None:
+    if not trainer.is_world_process_zero():
+        return
+    logging.set_verbosity_error() if not os.environ.get("TRANSFORMERS_VERBOSITY") else None
+    config = recipe.config
+    size = sum(p.numel() for p in trainer.model.parameters())
+    teacher = "no teacher" if trainer.teacher is None else f"{trainer.teacher.kind} teacher"
+    console.print(
+        f"{config.method} on {config.task or recipe.script.dataset_name}: policy {config.model} ({size / 1e6:.1f} M parameters), {teacher}, "
+        f"{config.generation_batch_size // config.num_generations} problems x {config.num_generations} rollouts a step",
+        highlight=False,
+    )
+    if checkpoint is not None:
+        console.print(f"resuming from {checkpoint}", highlight=False)
+
+
+def _finish(console: Console, trainer: ErrataTrainer, run: RunDirectory, seconds: float) -> None:
+    if trainer.eval_dataset is not None:
+        rows = run.read("eval")
+        if not rows or rows[-1]["step"] != trainer.state.global_step:
+            trainer.evaluate()
+    if not trainer.is_world_process_zero():
+        return
+    rows = run.read("eval")
+    if rows:
+        console.print(before_after(rows[0], rows[-1], k=trainer.args.eval_k))
+    samples = [_sample_row(r) for r in _telling(trainer.evaluator.last_rollouts)] if rows else run.read("rollouts")[-3:]
+    console.print(rollout_samples(samples))
+    run.finish()
+    console.print(f"run: {run.path}  ({trainer.state.global_step} steps, {seconds:.0f} s)", highlight=False)
+
+
+def _telling(rollouts: list[Rollout], n: int = 3) -> list[Rollout]:
+    """``n`` rollouts of different problems, failures with feedback first: they show what there was to learn from."""
+    chosen: dict[str, Rollout] = {}
+    for rollout in sorted(rollouts, key=lambda r: (not r.verdict.feedback, r.index)):
+        chosen.setdefault(rollout.problem_id, rollout)
+    wrong = [r for r in chosen.values() if r.verdict.feedback][: n - 1]
+    right = [r for r in rollouts if (r.reward or 0) > 0 and r.problem_id not in {w.problem_id for w in wrong}]
+    return [*wrong, *right][:n] or list(chosen.values())[:n]
+
+
+def _sample_row(rollout: Rollout) -> dict[str, Any]:
+    return {
+        "problem_id": rollout.problem_id,
+        "prompt": rollout.prompt,
+        "completion": rollout.completion,
+        "reward": rollout.reward,
+        "kind": rollout.verdict.kind,
+        "feedback": rollout.verdict.feedback,
+    }
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """avg@k and pass@k with their intervals, of a run, a checkpoint, a model directory or a hub id."""
+    from errata.evaluation import evaluate as evaluate_model
+
+    of_run = _settings_of_run(Path(args.model))
+    task = args.task or of_run.get("eval_task") or of_run.get("task")
+    if task is None:
+        raise ValueError("task: missing; name one of `errata tasks` with --task")
+    if args.k < 1:
+        raise ValueError(f"k: {args.k} completions per problem; give at least 1")
+    rows = sources.checked(tasks.load(task, path=args.task_path or of_run.get("task_path"), split=args.split), f"{task} ({args.split})")
+    if args.problems is not None:
+        rows = rows.select(range(min(args.problems, len(rows))))
+    where = sources.model_path(args.model)
+    tokenizer = sources.load_tokenizer(where)
+    model = sources.load_model(where, dtype="bfloat16" if torch.cuda.is_available() else "float32")
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    result = evaluate_model(
+        model,
+        tokenizer,
+        rows,
+        tasks.verifier(task, **dict(of_run.get("task_args") or {}) if task == of_run.get("task") else {}),
+        k=args.k,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        max_completion_length=args.max_completion_length or of_run.get("max_completion_length") or 512,
+        batch_size=args.batch_size,
+        seed=args.seed,
+    )
+    if args.out is not None:
+        args.out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows), encoding="utf-8")
+    Console().print_json(json.dumps({"model": args.model, "task": task, "split": args.split, **result.metrics}))
+    return 0
+
+
+def _settings_of_run(path: Path) -> dict[str, Any]:
+    for folder in (path, path.parent):
+        config = folder / "config.yaml"
+        if config.is_file():
+            return dict(yaml.safe_load(config.read_text(encoding="utf-8")) or {})
+    return {}

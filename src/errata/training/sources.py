@@ -1,0 +1,130 @@
+"""Where a run's policy, rows and verifiers come from, each checked before any compute is spent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, load_dataset
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from errata import tasks
+from errata.feedback import load_verifier
+from errata.training.recipe import Recipe
+
+
+def model_path(name: str) -> str:
+    """The directory or hub id that ``name`` stands for; ``house`` is the policy this package carries.
+
+    A run directory stands for its newest complete checkpoint. Raises ``ValueError`` for a directory that does not exist
+    or holds no model.
+    """
+    if name == "house":
+        from errata.house import HOUSE_PATH
+
+        return str(HOUSE_PATH)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+            return str(path)
+        from errata.training.compat import complete_checkpoints
+
+        found = complete_checkpoints(path)
+        if found:
+            return str(found[-1])
+        raise ValueError(f"model: {name} holds neither a config.json nor a finished checkpoint")
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists()
+    if looks_local:
+        raise ValueError(f"model: no directory {name!r}; give an existing one, a hub id such as Qwen/Qwen3-8B, or `house`")
+    return name
+
+
+def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", truncation_side="left", trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model: cannot load {path!r}: {str(error).splitlines()[0]}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def load_model(path: str, **kwargs: Any) -> Any:
+    """A causal language model, its adapter merged in by PEFT where ``path`` holds one. One clear line where it cannot be had."""
+    try:
+        if (Path(path) / "adapter_config.json").is_file():
+            from peft import AutoPeftModelForCausalLM
+
+            return AutoPeftModelForCausalLM.from_pretrained(path, is_trainable=True, **kwargs)
+        AutoConfig.from_pretrained(path, trust_remote_code=bool(kwargs.get("trust_remote_code")))
+        return AutoModelForCausalLM.from_pretrained(path, **kwargs)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model: cannot load {path!r}: {str(error).splitlines()[0]}") from error
+
+
+def rows_of(recipe: Recipe, *, split: str, task: str | None) -> Dataset:
+    """The rows of a task, or of TRL's ``dataset_name``, checked.
+
+    Raises ``ValueError`` naming the row, the column and the mend.
+    """
+    if task is not None:
+        rows, where = tasks.load(task, path=recipe.config.task_path, split=split), f"{task} ({split})"
+    elif recipe.script.dataset_name is not None:
+        where = f"{recipe.script.dataset_name} ({split})"
+        try:
+            rows = load_dataset(recipe.script.dataset_name, name=recipe.script.dataset_config, split=split)
+        except Exception as error:
+            raise ValueError(f"dataset_name: cannot load {where}: {str(error).splitlines()[0]}") from error
+    else:
+        raise ValueError("task: missing; name one of `errata tasks`, or a dataset_name with reward_funcs or a verifier")
+    return checked(rows, where)
+
+
+def checked(rows: Dataset, where: str) -> Dataset:
+    """Rows that can be trained on, with a stable ``problem_id``; derived from the prompt where the data has none."""
+    if len(rows) == 0:
+        raise ValueError(f"{where}: the data set is empty; check task_path, dataset_name and the split")
+    if "prompt" not in rows.column_names:
+        raise ValueError(f"{where}: no column 'prompt' (has {', '.join(rows.column_names)}); rename the one that holds the problem")
+    for number, prompt in enumerate(rows["prompt"]):
+        messages = isinstance(prompt, list) and bool(prompt) and all(isinstance(m, dict) and "role" in m and "content" in m for m in prompt)
+        if not (messages or (isinstance(prompt, str) and prompt)):
+            raise ValueError(f"{where}: row {number}, column 'prompt': must be a non-empty text or a list of messages with role and content")
+    if "problem_id" not in rows.column_names:
+        ids = [_stable_id(prompt) for prompt in rows["prompt"]]
+        rows = rows.add_column("problem_id", ids)
+    elif any(value is None for value in rows["problem_id"]):
+        number = rows["problem_id"].index(None)
+        raise ValueError(f"{where}: row {number}, column 'problem_id': is empty; give every problem a name that stays the same between runs")
+    return rows
+
+
+def _stable_id(prompt: Any) -> str:
+    return hashlib.sha256(json.dumps(prompt, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def verifiers_of(recipe: Recipe) -> list[Any]:
+    """The task's verifier, or those the recipe names; a TRL recipe's ``reward_funcs`` work unchanged."""
+    config = recipe.config
+    if config.verifier:
+        return [load_verifier(spec) for spec in config.verifier]
+    if recipe.script.reward_funcs:
+        return [_reward_function(name) for name in recipe.script.reward_funcs]
+    if config.task is not None:
+        return [tasks.verifier(config.task, **_dict(config.task_args))]
+    raise ValueError("verifier: missing; rows of dataset_name need verifier: [file.py:function] or TRL's reward_funcs")
+
+
+def _reward_function(name: str) -> Any:
+    import trl.rewards
+
+    if hasattr(trl.rewards, name):
+        return getattr(trl.rewards, name)
+    module, dot, function = name.rpartition(".")
+    return load_verifier(f"{module}:{function}" if dot and ":" not in name else name)
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return dict(value or {})

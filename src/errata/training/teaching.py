@@ -1,0 +1,85 @@
+"""From teacher contexts to the teacher's hidden states at the student's own tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_WASTE = 0.1
+"""Padding allowed in one teacher forward, as a share of its tokens."""
+
+
+def teacher_sequences(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
+    """(length of the prompt, prompt + completion) per rollout: the completion's tokens are the student's own, untouched.
+
+    Raises ``ValueError`` naming the rollout where that does not hold, so that a mark can never land on another token.
+    """
+    built = []
+    for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        ids = [*prompt, *completion]
+        if not prompt:
+            raise ValueError(f"rollout {index}: its teacher prompt has no tokens; check context_template")
+        if ids[len(prompt) :] != list(completion):
+            raise ValueError(f"rollout {index}: teacher and student tokens of the completion differ")
+        built.append((len(prompt), ids))
+    return built
+
+
+def length_batches(lengths: Sequence[int], max_rows: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length: at most ``max_rows`` each, at most ``MAX_WASTE`` of it padding."""
+    batch: list[int] = []
+    used = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        padded = lengths[batch[0]] * (len(batch) + 1) if batch else lengths[index]
+        if batch and (len(batch) == max_rows or used + lengths[index] < (1 - MAX_WASTE) * padded):
+            yield batch
+            batch, used = [], 0
+        batch.append(index)
+        used += lengths[index]
+    if batch:
+        yield batch
+
+
+def hidden_at_completions(
+    run: Callable[[dict[str, Any]], Tensor],
+    sequences: Sequence[tuple[int, list[int]]],
+    *,
+    max_rows: int,
+    device: torch.device,
+) -> tuple[list[Tensor], float]:
+    """The states (T_i, H) from which each completion token was predicted, and the share of padding computed.
+
+    Args:
+        run: model inputs -> last hidden states (B, L, H).
+        sequences: of ``teacher_sequences``.
+        max_rows: rows of one forward.
+    """
+    states: list[Tensor | None] = [None] * len(sequences)
+    lengths = [len(ids) for _, ids in sequences]
+    computed = 0
+    for batch in length_batches(lengths, max_rows):
+        longest = max(lengths[i] for i in batch)
+        ids = torch.zeros(len(batch), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, i in enumerate(batch):
+            ids[row, : lengths[i]] = torch.tensor(sequences[i][1])
+            mask[row, : lengths[i]] = 1
+        hidden = run({"input_ids": ids.to(device), "attention_mask": mask.to(device)})
+        computed += ids.numel()
+        for row, i in enumerate(batch):
+            start, end = sequences[i][0] - 1, lengths[i] - 1
+            states[i] = hidden[row, start:end].clone()  # frees the padded rest
+    padding = 1 - sum(lengths) / computed if computed else 0.0
+    return [s for s in states if s is not None], padding
+
+
+def padded_states(states: Sequence[Tensor | None], length: int, like: Tensor) -> Tensor:
+    """(B, T, H) of ragged states, zeros where a rollout has none or ends; ``like`` is the student's (B, T, H)."""
+    out = like.new_zeros(len(states), length, like.shape[-1])
+    for row, state in enumerate(states):
+        if state is not None:
+            out[row, : state.shape[0]] = state.to(out)
+    return out
