@@ -268,6 +268,44 @@ def test_bounds_hold_after_every_operation_and_no_excluded_text_is_drawn(make, i
     replay(make(), items, random.Random(0))
 
 
+def naive_released(additions, per_problem, max_problems):
+    """The released rules, spelled out without any of the buffer's shortcuts."""
+    store = {}
+    for name, text, reward, step in additions:
+        if not text:
+            continue
+        rows = [row for row in store.get(name, []) if row[0] != text]
+        copies = [row for row in store.get(name, []) if row[0] == text]
+        store[name] = [*rows, max([*copies, (text, reward, step)], key=lambda row: row[1:])]
+        store[name] = sorted(store[name], key=lambda row: (-row[1], -row[2]))[:per_problem]
+        if len(store) > max_problems:
+            del store[min(sorted(store), key=lambda other: max(row[1:] for row in store[other]))]
+    return {name: {row[1:] for row in rows} for name, rows in store.items()}
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(names, words, st.sampled_from([0.5, 1.0]), st.integers(0, 5)), max_size=40),
+    st.integers(1, 4),
+    st.integers(1, 4),
+)
+def test_released_is_the_naive_rule(additions, per_problem, max_problems):
+    buffer = SuccessBuffer(per_problem, max_problems=max_problems)
+    for addition in additions:
+        buffer.add(*addition)
+    held = {name: {entry[1:] for entry in buffer.entries(name)} for name in "abcdef" if buffer.entries(name)}
+    assert held == naive_released(additions, per_problem, max_problems)
+
+
+def test_the_weakest_is_found_after_any_number_of_improvements():
+    buffer = SuccessBuffer(max_problems=3)
+    for step in range(1000):
+        buffer.add("abc"[step % 3], f"text {step}", 1.0, step)  # "a" was improved last
+    assert len(buffer._weakest) <= 107
+    buffer.add("d", "x", 1.0, 1000)
+    assert [bool(buffer.entries(name)) for name in "abcd"] == [True, False, True, True]
+
+
 @settings(deadline=None)
 @given(buffers, operations)
 def test_what_was_offered_is_held_or_was_evicted_or_refused(make, items):

@@ -34,10 +34,11 @@ def finite(name: str, value: Any, *, low: float = -math.inf, high: float = math.
     return number
 
 
-def saved_by(state: Mapping[str, Any], **expected: Any) -> None:
-    """Refuse a state whose settings change the meaning of its numbers."""
-    for name, here in expected.items():
+def saved_by(state: Mapping[str, Any], *names: str, **settings: Any) -> None:
+    """Refuse a state that lacks one of ``names`` or was saved under settings that change what its numbers mean."""
+    for name in (*settings, *names):
         if name not in state:
             raise ValueError(f"state: has no {name!r}; was it written by another class?")
+    for name, here in settings.items():
         if state[name] != here:
             raise ValueError(f"state: was saved with {name}={state[name]!r}, but this one has {here!r}; use the same")

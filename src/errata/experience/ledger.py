@@ -115,7 +115,7 @@ class PassRateLedger:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Become the ledger that wrote ``state``. Raises ``ValueError`` if that one was of the other kind."""
-        saved_by(state, kind=self.kind)
+        saved_by(state, "problems", kind=self.kind)
         self._records = OrderedDict((name, _Record(step, tuple(values))) for name, step, *values in state["problems"])
         self._forget_oldest()
 

@@ -1,0 +1,81 @@
+"""All that one run remembers, in one object with one state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from errata.experience._check import saved_by
+from errata.experience.buffer import SuccessBuffer
+from errata.experience.curriculum import Curriculum
+from errata.experience.ledger import UNSEEN, PassRateLedger
+from errata.records import Group
+
+
+@dataclass
+class Experience:
+    """Ledger, buffer and curriculum, each only where the method wants it."""
+
+    ledger: PassRateLedger | None = None
+    buffer: SuccessBuffer | None = None
+    curriculum: Curriculum | None = None
+
+    @property
+    def stage(self) -> int:
+        """The curriculum's stage; 1 without one."""
+        return 1 if self.curriculum is None else self.curriculum.stage
+
+    def rate(self, problem_id: str) -> float:
+        """The problem's smoothed pass rate as of its last visit; ½ without a ledger."""
+        return UNSEEN if self.ledger is None else self.ledger.rate(problem_id)
+
+    def record(self, groups: Iterable[Group], *, step: int, threshold: float = 1.0) -> None:
+        """Enter the results of one step: the groups of all processes, in one fixed order.
+
+        The curriculum sees the step's pass rate first, so that a reset of the ledger falling due leaves it with this
+        step's results alone. Then every group enters the ledger, and its successes (reward at least ``threshold``) the
+        buffer. Attempts that were not judged count nowhere.
+        """
+        groups = list(groups)
+        judged = [[r.reward for r in group if r.reward is not None] for group in groups]
+        solved = [sum(reward >= threshold for reward in rewards) for rewards in judged]
+        if self.curriculum is not None:
+            resets = self.curriculum.resets
+            attempts = sum(map(len, judged))
+            self.curriculum.observe(step, sum(solved) / attempts if attempts else None)
+            if self.ledger is not None and self.curriculum.resets > resets:
+                self.ledger.reset()
+        for group, rewards, n_correct in zip(groups, judged, solved, strict=True):
+            if self.ledger is not None and rewards:
+                self.ledger.update(group.problem_id, n_correct, len(rewards), step)
+            if self.buffer is not None:
+                for success in group.successes(threshold):
+                    assert success.reward is not None
+                    self.buffer.add(group.problem_id, success.completion, success.reward, step)
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers for the step's log: ``curriculum/stage``, ``ledger/problems``, ``buffer/hits``, ..."""
+        found: dict[str, float] = {}
+        if self.curriculum is not None:
+            found["curriculum/stage"] = self.curriculum.stage
+        if self.ledger is not None:
+            found["ledger/problems"] = len(self.ledger)
+        if self.buffer is not None:
+            found |= {f"buffer/{name}": value for name, value in self.buffer.metrics().items()}
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-serialisable, of the parts that are there."""
+        return {name: part.state_dict() for name, part in self._parts().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Become the experience that wrote ``state``. Raises ``ValueError`` if that one lacked a part this one has."""
+        parts = self._parts()
+        saved_by(state, *parts)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+
+    def _parts(self) -> dict[str, PassRateLedger | SuccessBuffer | Curriculum]:
+        parts = {"ledger": self.ledger, "buffer": self.buffer, "curriculum": self.curriculum}
+        return {name: part for name, part in parts.items() if part is not None}

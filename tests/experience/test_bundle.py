@@ -1,0 +1,95 @@
+"""The bundle: what one step's groups do to ledger, buffer and curriculum, and that a resumed run is the same run."""
+
+import json
+import random
+
+import pytest
+
+from errata.experience import Curriculum, Experience, PassRateLedger, SuccessBuffer
+from errata.records import Group, Rollout, Verdict
+
+
+def group(problem_id, *rewards, texts=None):
+    texts = texts or [f"answer {i}" for i in range(len(rewards))]
+    return Group(
+        problem_id,
+        tuple(Rollout(i, problem_id, "?", texts[i], Verdict(reward)) for i, reward in enumerate(rewards)),
+    )
+
+
+def full():
+    return Experience(
+        PassRateLedger("paper", max_problems=3), SuccessBuffer(2, max_problems=3), Curriculum(4, reset_every=3)
+    )
+
+
+def test_one_step_by_hand():
+    experience = full()
+    experience.record([group("a", 1.0, 0.0, None, 0.0), group("b", None, None), group("c", 1.0, 1.0)], step=0)
+    assert experience.rate("a") == pytest.approx(1 / 3)  # the attempt that was not judged counts nowhere
+    assert "b" not in experience.ledger
+    assert experience.rate("b") == 0.5
+    assert [entry.text for entry in experience.buffer.entries("a")] == ["answer 0"]
+    assert [entry.text for entry in experience.buffer.entries("c")] == ["answer 0", "answer 1"]
+    assert experience.metrics() == {
+        "curriculum/stage": 1, "ledger/problems": 2,
+        "buffer/problems": 2, "buffer/texts": 3, "buffer/hits": 0, "buffer/misses": 0, "buffer/evictions": 0,
+    }  # fmt: skip
+
+
+def test_the_threshold_decides_what_is_solved():
+    experience = Experience(PassRateLedger("paper"), SuccessBuffer())
+    experience.record([group("a", 0.6, 0.4)], step=0, threshold=0.5)
+    assert experience.rate("a") == 0.5
+    assert [entry.reward for entry in experience.buffer.entries("a")] == [0.6]
+
+
+def test_the_plateau_sees_the_pass_rate_over_judged_attempts():
+    experience = Experience(curriculum=Curriculum(None, window=1, patience=1))
+    experience.record([group("a", 1.0, 0.0, None), group("b", 1.0)], step=0)
+    assert experience.curriculum.state_dict()["best"] == pytest.approx(2 / 3)
+    experience.record([group("a", None)], step=1)
+    assert experience.stage == 1
+    experience.record([group("a", 0.0)], step=2)
+    assert experience.stage == 2
+
+
+def test_a_due_reset_leaves_the_step_that_is_being_recorded():
+    experience = full()  # warm-up until step 4, resets at 7, 10, ...
+    for step in range(7):
+        experience.record([group("a", 1.0)], step=step)
+    assert experience.stage == 2
+    experience.record([group("b", 0.0)], step=7)
+    assert "a" not in experience.ledger
+    assert experience.rate("b") == 0.0
+
+
+def test_without_parts():
+    experience = Experience()
+    experience.record([group("a", 1.0)], step=0)
+    assert (experience.stage, experience.rate("a"), experience.metrics(), experience.state_dict()) == (1, 0.5, {}, {})
+    with pytest.raises(ValueError, match="state: has no 'buffer'"):
+        Experience(buffer=SuccessBuffer()).load_state_dict(experience.state_dict())
+
+
+def run(experience, steps, rng):
+    for step in steps:
+        dice = random.Random(step)
+        groups = [group(name, *(dice.choice([0.0, 1.0, None]) for _ in range(3))) for name in dice.sample("abcde", 2)]
+        experience.record(groups, step=step)
+        for name in "abcde":
+            experience.buffer.draw(name, rng, exclude=["answer 0"])
+    return experience
+
+
+@pytest.mark.parametrize("cut", [0, 3, 4, 5, 8, 20])
+def test_a_resumed_run_is_byte_for_byte_the_uninterrupted_one(cut):
+    rng = random.Random(0)
+    resumed = full()
+    saved = json.dumps(run(full(), range(cut), rng).state_dict(), sort_keys=True)
+    resumed.load_state_dict(json.loads(saved))
+    assert json.dumps(resumed.state_dict(), sort_keys=True) == saved
+    run(resumed, range(cut, 20), rng)
+    whole = run(full(), range(20), random.Random(0))
+    assert json.dumps(resumed.state_dict(), sort_keys=True) == json.dumps(whole.state_dict(), sort_keys=True)
+    assert resumed.metrics() == whole.metrics()
