@@ -1,0 +1,143 @@
+"""Reading a task's rows so that a bad one is named by file, line, field and mend."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["BadRowError", "Row", "find_file", "from_hub", "json_lines", "to_dataset"]
+
+logger = logging.getLogger(__name__)
+
+
+class BadRowError(ValueError):
+    """A row that cannot be used; the message names where it stands, the field and the mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as it was found, and where: ``Row({"idx": 7}, "physics/train.json, line 3")``."""
+
+    fields: Mapping[str, Any]
+    where: str
+
+    def bad(self, problem: str) -> BadRowError:
+        return BadRowError(f"{self.where}: {problem}")
+
+    def text(self, *names: str) -> str:
+        """The first of these fields that is there, as non-empty text (numbers are written out)."""
+        for name in names:
+            value = self.fields.get(name)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                return str(value)
+            if value is None:
+                continue
+            if not isinstance(value, str):
+                raise self.bad(f"field {name!r} must be text, not {type(value).__name__}")
+            if value.strip():
+                return value
+        wanted = " or ".join(repr(name) for name in names)
+        raise self.bad(f"no field {wanted}; the row has {', '.join(map(repr, self.fields)) or 'none'}")
+
+
+def find_file(path: str | Path, split: str, *, folders: Sequence[str] = ()) -> Path:
+    """The file of a split: ``path`` itself if it is a file, else ``{split}.json[l]`` in it or one of its ``folders``.
+
+    Raises ``ValueError`` listing where it looked.
+    """
+    root = Path(path).expanduser()
+    if root.is_file():
+        return root
+    if not root.is_dir():
+        raise ValueError(f"path: no folder {str(root)!r}")
+    places = [root / folder / f"{split}{end}" for folder in ("", *folders) for end in (".json", ".jsonl")]
+    for place in places:
+        if place.is_file():
+            return place
+    looked = ", ".join(str(p.relative_to(root)) for p in places)
+    raise ValueError(f"path: {str(root)!r} holds no rows of the split {split!r}; looked for {looked}")
+
+
+def json_lines(file: Path) -> Iterator[Row | BadRowError]:
+    """The objects of a JSON-lines file; in the place of a line that is not one, what is wrong with it."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            where = f"{file}, line {number}"
+            if not line.strip():
+                continue
+            try:
+                fields = json.loads(line.strip())
+            except json.JSONDecodeError as error:
+                yield BadRowError(f"{where}: broken JSON at column {error.colno}: {error.msg}; write one object a line")
+                continue
+            except UnicodeDecodeError:
+                yield BadRowError(f"{where}: not UTF-8 text; save the file as UTF-8")
+                continue
+            if isinstance(fields, dict):
+                yield Row(fields, where)
+            else:
+                yield BadRowError(f"{where}: a JSON {type(fields).__name__}; write one object a line")
+
+
+def from_hub(hub_id: str, *, split: str, task: str, mend: str, **arguments: Any) -> Iterator[Row | BadRowError]:
+    """The rows of a set on the Hugging Face hub. Raises ``ConnectionError`` with ``mend`` where it cannot be had."""
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(hub_id, split=split, **arguments)
+    except Exception as error:  # offline, gone, moved, gated: each library layer has its own class for it
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise ConnectionError(f"{task}: could not fetch {hub_id!r} from the hub ({reason}); {mend}") from error
+    return (Row(fields, f"{hub_id}, row {index}") for index, fields in enumerate(rows))
+
+
+def to_dataset(
+    rows: Iterable[Row | BadRowError],
+    convert: Callable[[Row], dict[str, Any]],
+    *,
+    source: str,
+    strict: bool = True,
+    held_out: Iterable[Mapping[str, Any]] = (),
+) -> Dataset:
+    """Converts rows to the schema of tasks. ``held_out`` are test rows that a training row must not repeat.
+
+    A bad row, a ``problem_id`` seen before or a row that is held out raises ``BadRowError``; with ``strict=False`` such
+    rows are left out, counted and logged. Raises ``ValueError`` naming ``source`` if no row remains.
+    """
+    from datasets import Dataset
+
+    reserved = {_question(row) for row in held_out}
+    kept: dict[str, dict[str, Any]] = {}
+    skipped: list[BadRowError] = []
+    for found in rows:
+        try:
+            if isinstance(found, BadRowError):
+                raise found
+            row = convert(found)
+            if row["problem_id"] in kept:
+                raise found.bad(f"the problem_id {row['problem_id']!r} was seen before; give every row its own")
+            if _question(row) in reserved:
+                raise found.bad("the same question is in the test split; take it out of one of the two")
+            kept[row["problem_id"]] = row
+        except BadRowError as error:
+            if strict:
+                raise BadRowError(f"{error} (strict=False leaves such rows out)") from None
+            skipped.append(error)
+    if not kept:
+        raise ValueError(f"{source}: no usable rows" + (f"; the first problem: {skipped[0]}" if skipped else ""))
+    if skipped:
+        logger.warning(
+            "%s: left out %d of %d rows; the first: %s", source, len(skipped), len(skipped) + len(kept), skipped[0]
+        )
+    return Dataset.from_list(list(kept.values()))
+
+
+def _question(row: Mapping[str, Any]) -> str:
+    return " ".join(str(row["prompt"][-1]["content"]).split())

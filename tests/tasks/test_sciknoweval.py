@@ -1,0 +1,191 @@
+"""SciKnowEval: the release's files and the hub's rows in one schema; bad rows named by file, line and mend."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from errata.tasks import load, verifier
+from errata.tasks.rows import Row
+from errata.tasks.sciknoweval import DOMAINS, _released_form, _split, _wanted
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "sciknoweval"
+DATA = Path(os.environ.get("ERRATA_DATA", Path(__file__).parents[3] / "shared" / "data")) / "sciknoweval"
+real = pytest.mark.skipif(not DATA.is_dir(), reason="the release's rows are not here (ERRATA_DATA)")
+
+
+def lines(*rows):
+    return "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+
+
+def row(idx=0, **changes):
+    fields = {
+        "idx": idx,
+        "answer": "B",
+        "prompt": f"Which of {idx}?\n\nA: one\nB: two\nC: three\nD: four",
+        "system": "S",
+    }
+    return {key: value for key, value in {**fields, **changes}.items() if value != "absent"}
+
+
+@pytest.mark.parametrize("path", [FIXTURES, FIXTURES / "physics", FIXTURES / "physics" / "train.json"])
+def test_rows_in_the_schema_of_tasks(path):
+    rows = load("sciknoweval/physics", path=str(path), split="train")
+    assert rows["problem_id"] == ["sciknoweval/physics/3", "sciknoweval/physics/0", "sciknoweval/physics/7"]
+    assert rows["answer"] == ["B", "C", "A"]
+    assert rows[0]["reference"] == "<answer>\nB\n</answer>"
+    assert [m["role"] for m in rows[0]["prompt"]] == ["system", "user"]
+    assert rows[0]["prompt"][1]["content"].startswith("A stone falls for 2 s")
+    assert set(rows["task"]) == {"sciknoweval/physics"}
+    assert rows[0]["options"] == ["10 m", "20 m", "40 m", "5 m"]
+    # An option may go on over a line, and the question may have a line that looks like one.
+    assert rows[2]["options"] == ["red is longer", "blue is longer", "both are equal", "it depends on\nthe lamp"]
+
+
+def test_the_reference_is_a_right_answer():
+    rows = load("sciknoweval/physics", path=str(FIXTURES), split="test")
+    judged = verifier("sciknoweval/physics")(
+        prompts=rows["prompt"], completions=rows["reference"], answer=rows["answer"], options=rows["options"]
+    )
+    assert [v.score for v in judged] == [1.0, 1.0]
+
+
+def test_the_releases_name_of_materials_is_known(tmp_path):
+    (tmp_path / "material").mkdir()
+    (tmp_path / "material" / "test.jsonl").write_text(lines(row(4)))
+    rows = load("sciknoweval/materials", path=str(tmp_path), split="test")
+    assert rows["problem_id"] == ["sciknoweval/materials/4"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (lines(row(0), row(1, answer="absent")), "line 2: no field 'answer'; the row has 'idx', 'prompt', 'system'"),
+        (lines(row(0, prompt="absent")), "line 1: no field 'prompt'"),
+        (lines(row(0, prompt=["x"])), "line 1: field 'prompt' must be text, not list"),
+        (lines(row("absent")), "line 1: no field 'idx'"),
+        (lines(row(0, answer="E")), "line 1: field 'answer' is 'E'; write the letter of an option, one of A, B, C, D"),
+        (lines(row(0, prompt="Which?")), "line 1: field 'prompt' ends with no options"),
+        (lines(row(0), '{"idx": 1,'), "line 2: broken JSON at column 11"),
+        (lines(row(0), "[1]"), "line 2: a JSON list; write one object a line"),
+        (lines(row(0), row(1), row(0)), "line 3: the problem_id 'sciknoweval/physics/0' was seen before"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path, text, message):
+    (tmp_path / "test.json").write_text(text)
+    with pytest.raises(ValueError, match=r"test\.json, line") as error:
+        load("sciknoweval/physics", path=str(tmp_path), split="test")
+    assert message in str(error.value)
+
+
+def test_files_that_are_not_text_missing_or_empty(tmp_path):
+    (tmp_path / "train.json").write_bytes(b'{"idx": "\xff"}\n')
+    (tmp_path / "test.json").write_text("\n")
+    with pytest.raises(ValueError, match="line 1: not UTF-8 text"):
+        load("sciknoweval/physics", path=str(tmp_path), split="train")
+    with pytest.raises(ValueError, match=r"test\.json: no usable rows$"):
+        load("sciknoweval/physics", path=str(tmp_path), split="test")
+    with pytest.raises(ValueError, match="path: no folder"):
+        load("sciknoweval/physics", path=str(tmp_path / "nowhere"), split="test")
+    with pytest.raises(
+        ValueError, match=r"holds no rows of the split 'test'; looked for test.json, test.jsonl, biology/"
+    ):
+        load("sciknoweval/biology", path=str(FIXTURES), split="test")
+    with pytest.raises(ValueError, match="split: sciknoweval/physics has 'train' and 'test', not 'dev'"):
+        load("sciknoweval/physics", path=str(FIXTURES), split="dev")
+
+
+def test_a_training_row_that_is_a_test_row_is_named(tmp_path):
+    same = row(0)["prompt"].replace("\n", " \n")
+    (tmp_path / "train.json").write_text(lines(row(5), row(6, prompt=same)))
+    (tmp_path / "test.json").write_text(lines("broken", row(0)))
+    with pytest.raises(ValueError, match=r"train\.json, line 2: the same question is in the test split"):
+        load("sciknoweval/physics", path=str(tmp_path), split="train")
+
+
+def test_not_strict_leaves_bad_rows_out_and_says_how_many(tmp_path, caplog):
+    from errata.tasks import sciknoweval
+
+    (tmp_path / "train.json").write_text(lines(row(0), "broken", row(0), row(1, answer="E"), row(2), row(9)))
+    (tmp_path / "test.json").write_text(lines(row(9)))
+    with caplog.at_level(logging.WARNING):
+        rows = sciknoweval.load("sciknoweval/physics", str(tmp_path), "train", strict=False)
+    assert rows["problem_id"] == ["sciknoweval/physics/0", "sciknoweval/physics/2"]
+    assert "left out 4 of 6 rows; the first:" in caplog.text
+    assert "line 2: broken JSON at column 1" in caplog.text
+    (tmp_path / "train.json").write_text("broken\n")
+    with pytest.raises(ValueError, match=r"no usable rows; the first problem: .*line 1: broken JSON"):
+        sciknoweval.load("sciknoweval/physics", str(tmp_path), "train", strict=False)
+
+
+def hub_row(index, domain="Physics", level="L3", labels="ABCD"):
+    choices = {"label": list(labels), "text": [f"text {index}{label}" for label in labels]}
+    fields = {
+        "question": f"Question {index}?",
+        "choices": choices,
+        "answerKey": "C" if labels else "",
+        "domain": domain,
+    }
+    return Row({**fields, "details": {"level": level}}, f"hub, row {index}")
+
+
+def test_the_hubs_rows_get_the_releases_form_and_split():
+    rows = [hub_row(0, "Biology"), hub_row(1, level="L2"), hub_row(2, labels=""), *(hub_row(i) for i in range(3, 23))]
+    rows = [r for r in rows if _wanted(r, "Physics")]
+    assert [r.where for r in rows] == [f"hub, row {i}" for i in range(3, 23)]
+    assert _released_form(rows[0], 0)["prompt"] == (
+        "Question 3?\n\nA: text 3A\nB: text 3B\nC: text 3C\nD: text 3D\nPlease reason step by step."
+    )
+    train, test = (_split(rows, split, expected=20) for split in ("train", "test"))
+    numbers = [r.fields["idx"] for r in train] + [r.fields["idx"] for r in test]
+    assert (len(train), len(test), sorted(numbers)) == (18, 2, list(range(20)))
+    assert all(r.fields["prompt"].startswith(f"Question {r.fields['idx'] + 3}?") for r in train + test)
+
+
+def test_a_hub_of_another_size_is_reported(caplog):
+    with caplog.at_level(logging.WARNING):
+        _split([hub_row(i) for i in range(10)], "test", expected=800)
+    assert "the hub has 10 such questions, the SDPO release had 800" in caplog.text
+
+
+def test_without_a_network_one_line_says_what_to_do():
+    code = "from errata.tasks import load; load('sciknoweval/physics')"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": "/nonexistent"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(
+        "ConnectionError: sciknoweval/physics: could not fetch 'hicai-zju/SciKnowEval' from the hub ("
+    )
+    assert last.endswith("give a local copy with path=DIR, holding physics/train.json and physics/test.json")
+
+
+@real
+@pytest.mark.parametrize(
+    ("domain", "split", "count"), [("physics", "train", 720), ("physics", "test", 80), ("chemistry", "test", 210)]
+)
+def test_the_releases_own_rows(domain, split, count):
+    if not (DATA / domain / f"{split}.json").is_file():
+        pytest.skip("this file is not here")
+    rows = load(f"sciknoweval/{domain}", path=str(DATA), split=split)
+    assert len(rows) == len(set(rows["problem_id"])) == count
+    assert {len(options) for options in rows["options"]} == {4}
+    judged = verifier(f"sciknoweval/{domain}")(
+        prompts=rows["prompt"], completions=rows["reference"], answer=rows["answer"], options=rows["options"]
+    )
+    assert {v.score for v in judged} == {1.0}
+
+
+@real
+@pytest.mark.parametrize("domain", ["physics", "chemistry"])
+def test_our_split_of_the_hub_is_the_releases(domain):
+    file = DATA / domain / "test.json"
+    if not file.is_file():
+        pytest.skip("this file is not here")
+    released = [json.loads(line)["idx"] for line in file.open()]
+    count = DOMAINS[domain][1]
+    ours = [r.fields["idx"] for r in _split([hub_row(i) for i in range(count)], "test", expected=count)]
+    assert ours == released
