@@ -40,8 +40,27 @@ def no_checkpointing(trainer: Any) -> Any:
     return disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs)
 
 
+def beyond_the_clipped_surrogate(args: Any) -> list[str]:
+    """Names of TRL's loss options whose values ask for more than the clipped surrogate, which errata's own loss computes."""
+    plain = {
+        "loss_type": args.loss_type in ("dapo", "grpo", "bnpo", "dr_grpo"),
+        "importance_sampling_level": args.importance_sampling_level == "token",
+        "beta": args.beta == 0.0,
+        "delta": args.delta is None,
+        "off_policy_mask_threshold": args.off_policy_mask_threshold is None,
+        "top_entropy_quantile": args.top_entropy_quantile >= 1.0,
+        "entropy_coef": args.entropy_coef == 0.0,
+        "use_adaptive_entropy": not args.use_adaptive_entropy,
+        "router_aux_loss_coef": not args.router_aux_loss_coef,
+    }
+    return [name for name, is_plain in plain.items() if not is_plain]
+
+
 class TRLHooks(GRPOTrainer):  # type: ignore[misc]
     """TRL's trainer, opened at the places errata needs."""
+
+    batch_records: Any = None
+    """Whatever else belongs to the generation batch in use; saved with it."""
 
     # -- to be implemented ----------------------------------------------------------------------------------------
 
@@ -113,20 +132,6 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
             return prepare_fsdp(teacher, self.accelerator)
         return self.accelerator.prepare_model(teacher, evaluation_mode=True)
 
-    @property
-    def standard_loss(self) -> bool:
-        """Whether TRL's options describe the clipped surrogate and nothing beside it."""
-        return (
-            self.loss_type in ("dapo", "grpo", "bnpo", "dr_grpo")
-            and self.importance_sampling_level == "token"
-            and self.beta == 0.0
-            and self.args.delta is None
-            and self.off_policy_mask_threshold is None
-            and self.top_entropy_quantile >= 1.0
-            and not self._entropy_bonus_enabled
-            and not self.aux_loss_enabled
-        )
-
     # -- TRL's private methods, overridden ------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -146,7 +151,8 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         generate_every = self.args.steps_per_generation * self.num_iterations
         rank = self.accelerator.process_index
         if self._step % generate_every:
-            torch.save({"step": self._step, "inputs": self._buffered_inputs}, folder / f"generation_batch_{rank}.pt")
+            saved = {"step": self._step, "inputs": self._buffered_inputs, "records": self.batch_records}
+            torch.save(saved, folder / f"generation_batch_{rank}.pt")
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             (folder / "complete").touch()
@@ -162,7 +168,7 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         path = folder / f"generation_batch_{self.accelerator.process_index}.pt"
         if path.is_file():
             saved = torch.load(path, map_location=self.accelerator.device, weights_only=False)
-            self._step, self._buffered_inputs = saved["step"], saved["inputs"]
+            self._step, self._buffered_inputs, self.batch_records = saved["step"], saved["inputs"], saved["records"]
 
 
 def complete_checkpoints(run: Path) -> list[Path]:

@@ -17,7 +17,7 @@ class RolloutLog:
     """Writes the first ``keep`` rollouts of each step's first micro-batch to ``rollouts.jsonl``, from one process."""
 
     def __init__(self, write: Callable[[str, dict[str, Any]], None], processing_class: Any, keep: int) -> None:
-        self._write, self._keep, self._step = write, keep, -1
+        self._write, self._keep, self._last = write, keep, -1
         self._tokenizer = getattr(processing_class, "tokenizer", processing_class)
 
     @torch.no_grad()
@@ -32,9 +32,9 @@ class RolloutLog:
         rendered: Sequence[Rendered],
         alternatives: Callable[[int], list[list[tuple[str, float]]]] | None = None,
     ) -> None:
-        if step == self._step:
+        if step == self._last:
             return
-        self._step = step
+        self._last = step
         for row in range(min(self._keep, len(mask))):
             rollout = rollouts[int(inputs["rollout"][row])]
             context = contexts[int(inputs["rollout"][row])]

@@ -60,15 +60,19 @@ class ErrataTrainer(compat.TRLHooks):
         run: Callable[[str, dict[str, Any]], None] = lambda stem, row: None,
         **kwargs: Any,
     ) -> None:
+        self._beyond = compat.beyond_the_clipped_surrogate(args)
+        if method.uses_teacher and self._beyond:
+            raise ValueError(
+                f"{', '.join(self._beyond)}: {type(method).__name__} distils beside TRL's clipped surrogate and has no such "
+                "option; leave it at TRL's default (loss_type: dapo, grpo, bnpo or dr_grpo) or use method: grpo"
+            )
         self.method = method
         self.experience = method.experience()
         self.recorders = [
             v if not callable(v) or isinstance(v, torch.nn.Module) else Recorder(v, timeout_s=args.verifier_timeout_s)
             for v in verifiers
         ]
-        self._judged_rollouts: list[Rollout] = []
-        self._contexts: list[TeacherContext] = []
-        self._rendered: list[Rendered] = []
+        self.batch_records: tuple[list[Rollout], list[TeacherContext], list[Rendered]] = ([], [], [])
         super().__init__(
             model=model,
             reward_funcs=list(self.recorders),
@@ -77,12 +81,8 @@ class ErrataTrainer(compat.TRLHooks):
             eval_dataset=eval_dataset,
             **kwargs,
         )
-        if method.uses_teacher and not self.standard_loss:
-            raise ValueError(
-                "loss_type, importance_sampling_level, beta, delta, entropy_coef, top_entropy_quantile, "
-                f"off_policy_mask_threshold: {type(method).__name__} distils beside TRL's clipped surrogate only; "
-                "unset what differs from it (loss_type may be dapo, grpo, bnpo or dr_grpo), or use method: grpo"
-            )
+        if method.uses_teacher and self.aux_loss_enabled:
+            raise ValueError("router_aux_loss_coef: not added to a distillation loss; set it to 0 or use method: grpo")
         lora = hasattr(self.model, "peft_config")
         accept_head_function(self.model.get_base_model() if lora else self.model)
         self.teacher: SelfTeacher | None = None
@@ -118,10 +118,15 @@ class ErrataTrainer(compat.TRLHooks):
         groups = groups_of(everyone, self.num_generations)
         contexts = self._choose_contexts(groups)
         mine = slice(local[0].index, local[0].index + len(local))
-        self._judged_rollouts, self._contexts = local, contexts[mine]
+        contexts_here = contexts[mine]
+        rendered = [
+            self.renderer.render(r, c) if c.informs and c.needed else Rendered(r.prompt)
+            for r, c in zip(local, contexts_here, strict=True)
+        ]
+        self.batch_records = (local, contexts_here, rendered)
         self._log_health(groups, contexts)
 
-        states = self._teach(local, self._contexts, batch)
+        states = self._teach(contexts_here, rendered, batch)
         device = mask.device
         rates = [self.experience.rate(r.problem_id) for r in local]
         nan = float("nan")
@@ -129,7 +134,7 @@ class ErrataTrainer(compat.TRLHooks):
             "rollout": torch.arange(len(local), device=device),
             "group": torch.tensor([r.index // self.num_generations for r in local], device=device),
             "reward": torch.tensor([nan if r.reward is None else r.reward for r in local], device=device),
-            "available": torch.tensor([c.informs for c in self._contexts], device=device),
+            "available": torch.tensor([c.informs for c in contexts_here], device=device),
             "has_teacher": torch.tensor([s is not None for s in states], device=device),
             "pass_rate": torch.tensor(rates, device=device),
             "stage": torch.tensor(stage),
@@ -169,21 +174,20 @@ class ErrataTrainer(compat.TRLHooks):
             self.method.context(r, g, experience=self.experience, epoch=epoch, rng=rng) for g in groups for r in g
         ]
 
-    def _teach(self, rollouts: list[Rollout], contexts: list[TeacherContext], batch: dict[str, Any]) -> list[Tensor | None]:
+    def _teach(
+        self, contexts: list[TeacherContext], rendered: list[Rendered], batch: dict[str, Any]
+    ) -> list[Tensor | None]:
         """The teacher's hidden states at each rollout's tokens, one forward for each that has a context."""
-        self._rendered = [
-            self.renderer.render(r, c) if c.informs and c.needed else Rendered(r.prompt) for r, c in zip(rollouts, contexts, strict=True)
-        ]
-        wanted = [i for i, c in enumerate(contexts) if c.informs and c.needed and not self._rendered[i].dropped]
-        states: list[Tensor | None] = [None] * len(rollouts)
+        wanted = [i for i, c in enumerate(contexts) if c.informs and c.needed and not rendered[i].dropped]
+        states: list[Tensor | None] = [None] * len(contexts)
         if self.teacher is None:
             return states
         # A sharded model's forward is a collective: there every process runs all its rows in equal batches.
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        rows = list(range(len(rollouts))) if sharded else wanted
+        rows = list(range(len(contexts))) if sharded else wanted
         lengths = batch["completion_mask"].sum(1).tolist()
         completions = [batch["completion_ids"][i, : lengths[i]].tolist() for i in rows]
-        sequences = teacher_sequences(self.encode_prompts([self._rendered[i].prompt for i in rows]), completions)
+        sequences = teacher_sequences(self.encode_prompts([rendered[i].prompt for i in rows]), completions)
         with self.teacher.acting(self.model) as model:
 
             def run(model_inputs: dict[str, Any]) -> Tensor:
@@ -286,7 +290,7 @@ class ErrataTrainer(compat.TRLHooks):
         return self.accelerator.gather(values)  # type: ignore[no-any-return]
 
     def batch_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        if not self.method.uses_teacher and not self.standard_loss:
+        if self._beyond or self.aux_loss_enabled:
             return self.trl_loss(model, inputs)
         tokens, mask = inputs["completion_ids"], _generated(inputs)
         states = inputs["teacher_states"]
@@ -305,9 +309,7 @@ class ErrataTrainer(compat.TRLHooks):
         with self.accelerator.autocast():
             loss, scores = model(**student, with_head=on_head)
         self._log_scores(scores, inputs, mask)
-        self.rollout_log.write(
-            self.state.global_step + 1, inputs, scores, mask, self._judged_rollouts, self._contexts, self._rendered
-        )
+        self.rollout_log.write(self.state.global_step + 1, inputs, scores, mask, *self.batch_records)
         return loss  # type: ignore[no-any-return]
 
     def _loss(self, hidden: Tensor, head: Any, tokens: Tensor, mask: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, TokenScores]:
@@ -369,8 +371,7 @@ class ErrataTrainer(compat.TRLHooks):
     @torch.no_grad()
     def _log_scores(self, scores: TokenScores, inputs: dict[str, Any], mask: Tensor) -> None:
         taught = mask & inputs["has_teacher"][:, None]
-        cut = sum(bool(r.cut) for r in self._rendered) / max(len(self._rendered), 1)
-        dropped = sum(r.dropped for r in self._rendered) / max(len(self._rendered), 1)
+        rendered = self.batch_records[2]
 
         def total(values: Tensor | None, where: Tensor) -> list[Tensor]:
             return [where.new_zeros((), dtype=torch.float32) if values is None else (values * where).sum(), where.sum()]
@@ -393,8 +394,8 @@ class ErrataTrainer(compat.TRLHooks):
             if count:
                 self.log_metric(name, value / count)
         if self.method.uses_teacher:
-            self.log_metric("context/cut", cut)
-            self.log_metric("context/dropped", dropped)
+            self.log_metric("context/cut", sum(bool(r.cut) for r in rendered) / len(rendered))
+            self.log_metric("context/dropped", sum(r.dropped for r in rendered) / len(rendered))
 
     # -- evaluation and state -------------------------------------------------------------------------------------
 

@@ -1,0 +1,196 @@
+"""What each method decides, on batches small enough to work by hand."""
+
+import math
+
+import pytest
+import torch
+
+from errata import methods
+from errata.methods.base import Batch
+from errata.ops.scores import TokenScores
+
+LOG2 = math.log(2)
+
+
+def batch(**changes):
+    """Two problems x two rollouts of at most three tokens. Rollouts 0 and 2 succeeded."""
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 0, 0]]).bool()
+    zero = torch.zeros(4, 3)
+    values = {
+        "mask": mask,
+        "scores": TokenScores(zero, zero, zero, zero, zero),
+        "reward": torch.tensor([1.0, 0.0, 1.0, 0.0]),
+        "advantage": torch.tensor([0.5, -0.5, 0.5, -0.5]),
+        "group": torch.tensor([0, 0, 1, 1]),
+        "has_teacher": torch.tensor([False, True, False, True]),
+        "available": torch.tensor([False, True, False, True]),
+        "success": torch.tensor([True, False, True, False]),
+        "pass_rate": torch.full((4,), 0.5),
+        "stage": 2,
+    }
+    return Batch(**{**values, **changes})
+
+
+def rows(tensor):
+    return [[round(x, 5) for x in row] for row in tensor.tolist()]
+
+
+def test_grpo_gives_every_token_its_groups_advantage():
+    signals = methods.get("grpo").signals(batch(scores=None))
+    assert rows(signals.advantage) == [[0.5, 0.5, 0.5], [-0.5, -0.5, 0], [0.5, 0.5, 0.5], [-0.5, 0, 0]]
+    assert rows(signals.rl_weight) == [[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 0, 0]]
+    assert rows(signals.sd_weight) == [[0, 0, 0]] * 4
+
+
+@pytest.mark.parametrize("name", ["sdpo", "opsd"])
+def test_sdpo_and_opsd_distil_where_a_teacher_saw_something(name):
+    signals = methods.get(name).signals(batch())
+    assert rows(signals.sd_weight) == [[0, 0, 0], [1, 1, 0], [0, 0, 0], [1, 0, 0]]
+    assert rows(signals.rl_weight) == [[0, 0, 0]] * 4
+
+
+def test_srpo_routes_wrong_attempts_with_a_teacher_to_distillation():
+    entropy = torch.tensor([[0.0, 0, 0], [0, LOG2, 0], [0, 0, 0], [0, 0, 0]])
+    zero = torch.zeros(4, 3)
+    signals = methods.get("srpo").signals(batch(scores=TokenScores(zero, zero, zero, entropy, zero)))
+    # exp(-H) = 1, 1/2, 1 over the three routed tokens; mean 1 means a factor 3 / 2.5.
+    assert rows(signals.sd_weight) == [[0, 0, 0], [1.2, 0.6, 0], [0, 0, 0], [1.2, 0, 0]]
+    assert rows(signals.rl_weight) == [[1, 1, 1], [0, 0, 0], [1, 1, 1], [0, 0, 0]]
+    assert rows(signals.advantage)[1] == [0, 0, 0]
+
+
+def test_srpo_reinforces_a_wrong_attempt_nobody_can_teach():
+    signals = methods.get("srpo").signals(batch(has_teacher=torch.zeros(4).bool()))
+    assert rows(signals.rl_weight) == [[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 0, 0]]
+
+
+def distil_batch():
+    """All four taught; CE and H_T chosen so that KL is 1, 2, 4 | 1, 1 | 3, 0, 0 | 5."""
+    kl = torch.tensor([[1.0, 2, 4], [1, 1, 0], [3, 0, 0], [5, 0, 0]])
+    entropy = torch.tensor([[0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0.5, 0.5], [0.5, 0, 0]])
+    zero = torch.zeros(4, 3)
+    everyone = torch.ones(4).bool()
+    return batch(scores=TokenScores(zero, zero, zero, entropy, kl + entropy), has_teacher=everyone, available=everyone)
+
+
+def test_distil_local_term_alone():
+    signals = methods.get("distil", credit="none").signals(distil_batch())
+    assert rows(signals.sd_weight) == [[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 0, 0]]
+    assert rows(signals.rl_weight) == [[0, 0, 0]] * 4
+
+
+def test_distil_exact_credit_uncentred():
+    signals = methods.get("distil", baseline="none").signals(distil_batch())
+    # C_t is the sum of KL strictly after t; the advantage is its negative.
+    assert rows(-signals.advantage) == [[6, 4, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
+    assert rows(signals.extras["future_credit"]) == [[6, 4, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
+
+
+def test_distil_cost_ce_counts_the_teachers_entropy():
+    signals = methods.get("distil", baseline="none", cost="ce").signals(distil_batch())
+    assert rows(-signals.advantage) == [[7, 4.5, 0], [1.5, 0, 0], [1, 0.5, 0], [0, 0, 0]]
+
+
+def test_distil_released_mean_divides_by_what_remains():
+    signals = methods.get("distil", credit="mean", cost="ce", baseline="none").signals(distil_batch())
+    assert rows(-signals.advantage) == [[3.5, 4.5, 0], [1.5, 0, 0], [0.5, 0.5, 0], [0, 0, 0]]
+
+
+def test_distil_reweight_multiplies_the_local_term():
+    signals = methods.get("distil", credit="reweight", cost="ce").signals(distil_batch())
+    assert rows(signals.sd_weight) == [[4.5, 5.5, 1], [2.5, 1, 0], [1.5, 1.5, 1], [1, 0, 0]]
+    assert rows(signals.rl_weight) == [[0, 0, 0]] * 4
+
+
+def test_distil_discount_and_future_weight():
+    signals = methods.get("distil", baseline="none", discount=0.5, future_weight=0.3).signals(distil_batch())
+    assert rows(-signals.advantage)[0] == [4, 4, 0]  # 2 + 4/2, 4
+    assert rows(signals.rl_weight)[0] == [0.3, 0.3, 0.3]
+
+
+def test_distil_leave_one_out_vanishes_for_equal_costs():
+    even = distil_batch()
+    ones = torch.ones(4, 3) * even.mask
+    same = TokenScores(*even.scores[:3], torch.zeros(4, 3), ones[[0, 0, 0, 0]])
+    equal = batch(mask=torch.ones(4, 3).bool(), scores=same, has_teacher=torch.ones(4).bool())
+    assert rows(methods.get("distil").signals(equal).advantage) == [[0, 0, 0]] * 4
+
+
+def test_distil_says_which_divergences_it_has():
+    with pytest.raises(ValueError, match="forward_ce"):
+        methods.get("distil", divergence="js")
+
+
+# -- DRIFT ------------------------------------------------------------------------------------------------------------
+
+
+def test_drift_warms_up_by_distillation_alone():
+    signals = methods.get("drift").signals(batch(stage=1))
+    assert rows(signals.sd_weight) == [[0, 0, 0], [1, 1, 0], [0, 0, 0], [1, 0, 0]]
+    assert rows(signals.rl_weight) == [[0, 0, 0]] * 4
+
+
+def test_drift_paper_bins():
+    """Problem 0 hard, problem 1 easy; both attempts at each have a teacher."""
+    everyone = torch.ones(4).bool()
+    drift = methods.get("drift-paper", rhythm=False)
+    signals = drift.signals(
+        batch(pass_rate=torch.tensor([0.1, 0.1, 0.9, 0.9]), has_teacher=everyone, available=everyone)
+    )
+    assert rows(signals.rl_weight) == [[0, 0, 0], [0, 0, 0], [0.5, 0.5, 0.5], [0, 0, 0]]
+    assert rows(signals.sd_weight) == [[0, 0, 0], [1, 1, 0], [0, 0, 0], [1, 0, 0]]
+    medium = drift.signals(batch(available=everyone))
+    assert rows(medium.rl_weight)[0] == [1, 1, 1]
+
+
+def test_drift_released_gates():
+    everyone = torch.ones(4).bool()
+    drift = methods.get("drift-released", rhythm=False)
+    signals = drift.signals(batch(pass_rate=torch.tensor([0.3, 0.3, 0.7, 0.7]), has_teacher=everyone, available=everyone))
+    # At p = 0.3: h = 1/2, z = sigmoid(-5) = 0.0066929, medium = (1-h)(1-z) = 0.4966536, all over their sum 1.0033464.
+    hard, medium, easy = 0.4983324, 0.4949971, 0.0066705
+    expected = 0.05 * easy + medium + 0.3 * hard
+    assert signals.rl_weight[0, 0] == pytest.approx(expected, abs=1e-5)
+    assert signals.sd_weight[1, 0] == pytest.approx(0.35 * easy + hard, abs=1e-5)
+    # At p = 0.7 easy and hard change places.
+    assert signals.rl_weight[2, 0] == pytest.approx(0.05 * hard + medium + 0.3 * easy, abs=1e-5)
+    assert signals.sd_weight[3, 0] == pytest.approx(0.35 * hard + easy, abs=1e-5)
+    assert signals.metrics["routing/hard"] + signals.metrics["routing/medium"] + signals.metrics["routing/easy"] == pytest.approx(1, abs=1e-5)
+
+
+def test_drift_falls_back_on_reward_without_a_teacher():
+    nobody = torch.zeros(4).bool()
+    signals = methods.get("drift", rhythm=False).signals(batch(has_teacher=nobody, available=nobody))
+    assert rows(signals.rl_weight) == [[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 0, 0]]
+    assert rows(signals.sd_weight) == [[0, 0, 0]] * 4
+
+
+def test_drift_distils_hard_successes_only_where_asked():
+    everyone = torch.ones(4).bool()
+    hard = batch(pass_rate=torch.zeros(4), has_teacher=everyone, available=everyone)
+    assert rows(methods.get("drift").signals(hard).sd_weight)[0] == [0, 0, 0]
+    assert methods.get("drift", binary_routing=False).signals(hard).sd_weight[0, 0] == pytest.approx(0.7, abs=0.02)
+
+
+def test_drift_rhythm_leaves_wrong_attempts_and_silent_teachers_alone():
+    torch.manual_seed(0)
+    mask = torch.ones(4, 12).bool()
+    draw = torch.rand(5, 4, 12)
+    scores = TokenScores(-draw[0], -4 * draw[1], draw[2], draw[3], draw[4])
+    has = torch.tensor([True, True, False, True])
+    signals = methods.get("drift-paper").signals(
+        batch(mask=mask, scores=scores, has_teacher=has, available=torch.ones(4).bool())
+    )
+    rhythm = signals.extras["rhythm"]
+    assert bool((rhythm[0] > 1).any())
+    assert float(rhythm.max()) <= 2
+    assert rows(rhythm[1:]) == [[1] * 12] * 3
+
+
+def test_nobody_learns_from_a_rollout_that_was_not_judged():
+    nan = torch.tensor([1.0, float("nan"), 1.0, 0.0])
+    unjudged = batch(reward=nan, advantage=torch.tensor([0.0, 0.0, 0.5, -0.5]), has_teacher=torch.tensor([False, False, False, True]))
+    for name in ("grpo", "sdpo", "srpo", "distil", "drift"):
+        signals = methods.get(name).signals(unjudged)
+        assert float((signals.rl_weight * signals.advantage)[1].abs().sum()) == 0, name
+        assert float(signals.sd_weight[1].abs().sum()) == 0, name

@@ -1,0 +1,61 @@
+"""A run that was killed resumes to the identical result."""
+
+import shutil
+
+import pytest
+import torch
+
+from errata.training.compat import complete_checkpoints
+from tests.training.worlds import history, trainer, weights
+
+RUNS = {
+    "distil, EMA teacher": ("distil", {"teacher": "ema", "teacher_rate": 0.3}, {}),
+    "drift, memory and curriculum": ("drift", {}, {"warmup_steps": 2}),
+    "inside a generation batch": ("sdpo", {"steps_per_generation": 4, "teacher_rate": 0.3}, {}),
+    "evaluating meanwhile": ("distil", {"eval_strategy": "steps", "eval_steps": 1, "eval_rows": 4}, {}),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_resumed_equals_uninterrupted(tmp_path, name):
+    method, changes, method_args = RUNS[name]
+    common = {"max_steps": 6, "method_args": method_args, **changes}
+    whole = trainer(tmp_path / "whole", method, save_strategy="no", **common)
+    whole.train()
+
+    first = trainer(tmp_path / "cut", method, save_strategy="steps", save_steps=3, **common)
+    first.train()
+    for path in (tmp_path / "cut").glob("checkpoint-6"):
+        shutil.rmtree(path)
+    (checkpoint,) = complete_checkpoints(tmp_path / "cut")
+    assert checkpoint.name == "checkpoint-3"
+
+    kept = []
+    second = trainer(tmp_path / "cut", method, save_strategy="no", keep=kept, **common)
+    second.train(resume_from_checkpoint=str(checkpoint))
+    assert second.state.global_step == 6
+    torch.testing.assert_close(
+        torch.tensor(history(second, "loss", "grad_norm", "reward")[-3:]),
+        torch.tensor(history(whole, "loss", "grad_norm", "reward")[-3:]), atol=0, rtol=0,
+    )
+    for a, b in zip(weights(second.model).values(), weights(whole.model).values(), strict=True):
+        assert torch.equal(a, b)
+    if whole.teacher.separate is not None:
+        for a, b in zip(weights(second.teacher.separate).values(), weights(whole.teacher.separate).values(), strict=True):
+            assert torch.equal(a, b)
+    assert second.experience.state_dict() == whole.experience.state_dict()
+    assert {row["step"] for stem, row in kept if stem == "rollouts"} == {4, 5, 6}
+
+
+def test_a_torn_checkpoint_is_not_resumed_from(tmp_path):
+    run = trainer(tmp_path, "sdpo", save_strategy="steps", save_steps=2, max_steps=4)
+    run.train()
+    assert [p.name for p in complete_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
+    (tmp_path / "checkpoint-4" / "errata_state" / "complete").unlink()
+    assert [p.name for p in complete_checkpoints(tmp_path)] == ["checkpoint-2"]
+
+
+def test_resuming_with_another_teacher_is_refused(tmp_path):
+    trainer(tmp_path, "sdpo", save_strategy="steps", save_steps=2, max_steps=2).train()
+    with pytest.raises(ValueError, match="the checkpoint's was ema, this run's is frozen"):
+        trainer(tmp_path, "sdpo", teacher="frozen", max_steps=4).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
