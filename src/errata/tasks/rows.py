@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["BadRowError", "Row", "find_file", "from_hub", "json_lines", "to_dataset"]
+__all__ = ["BadRowError", "Row", "find_file", "from_hub", "held_out_rows", "json_lines", "to_dataset"]
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +84,19 @@ def json_lines(file: Path) -> Iterator[Row | BadRowError]:
                 yield Row(fields, where)
             else:
                 yield BadRowError(f"{where}: a JSON {type(fields).__name__}; write one object a line")
+
+
+def held_out_rows(train_file: Path, convert: Callable[[Row], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows of the test file beside a training file, if it is there; its bad rows are reported when it is loaded."""
+    test_file = train_file.with_name(train_file.name.replace("train", "test"))
+    if test_file == train_file or not test_file.is_file():
+        return
+    for row in json_lines(test_file):
+        try:
+            if isinstance(row, Row):
+                yield convert(row)
+        except BadRowError:
+            continue
 
 
 def from_hub(hub_id: str, *, split: str, task: str, mend: str, **arguments: Any) -> Iterator[Row | BadRowError]:

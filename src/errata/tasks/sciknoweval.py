@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from errata.feedback.choice import ChoiceVerifier
-from errata.tasks.rows import BadRowError, Row, find_file, from_hub, json_lines, to_dataset
+from errata.tasks.rows import BadRowError, Row, find_file, from_hub, held_out_rows, json_lines, to_dataset
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -47,17 +47,12 @@ def load(name: str, path: str | None, split: str, *, strict: bool = True) -> Dat
     if split not in ("train", "test"):
         raise ValueError(f"split: {name} has 'train' and 'test', not {split!r}")
     if path is None:
-        return to_dataset(_hub_rows(domain, split), lambda row: _convert(row, domain), source=name, strict=strict)
+        return to_dataset(_hub_rows(domain, split), partial(_convert, domain=domain), source=name, strict=strict)
     folders = (domain, DOMAINS[domain][0].lower(), f"sciknoweval/{domain}")
     file = find_file(path, split, folders=folders)
-    held_out: Any = ()
-    if split == "train" and file.name.startswith("train."):
-        test = file.with_name(file.name.replace("train.", "test."))
-        if test.is_file():
-            held_out = _readable(json_lines(test), domain)
-    return to_dataset(
-        json_lines(file), lambda row: _convert(row, domain), source=str(file), strict=strict, held_out=held_out
-    )
+    convert = partial(_convert, domain=domain)
+    held_out = held_out_rows(file, convert) if split == "train" else ()
+    return to_dataset(json_lines(file), convert, source=str(file), strict=strict, held_out=held_out)
 
 
 def verifier(name: str, **args: Any) -> ChoiceVerifier:
@@ -96,16 +91,6 @@ def _options(question: str) -> list[str]:
         if not found:
             return texts
     return [*texts, rest.strip()]
-
-
-def _readable(rows: Iterator[Row | BadRowError], domain: str) -> Iterator[dict[str, Any]]:
-    """The rows that convert; the others are reported when their own split is loaded."""
-    for row in rows:
-        try:
-            if isinstance(row, Row):
-                yield _convert(row, domain)
-        except BadRowError:
-            continue
 
 
 def _hub_rows(domain: str, split: str) -> list[Row | BadRowError]:

@@ -1,0 +1,159 @@
+"""Tool calls written as text, checked against the answer and against the tools that the prompt documents.
+
+An attempt is right if its actions are the answer's, as a multiset, and all its inputs merged into one object are the
+answer's merged likewise: so the SDPO release grades ToolAlpaca's rows. ``info["same_calls"]`` tells whether every
+single call agrees, too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from errata.feedback.custom import answer_text
+from errata.feedback.tool_text import Argument, Call, gold_calls, json_type, read_calls, read_tools, written
+from errata.records import Verdict
+
+__all__ = ["ToolCallVerifier"]
+
+_NO_ACTION = (
+    "No action could be read. Write 'Action:' and a tool's name, "
+    "then on a line of its own 'Action Input:' and a JSON object."
+)
+_TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "object": (dict,),
+    "array": (list,),
+}
+
+
+class ToolCallVerifier:
+    """Judges written tool calls as a TRL reward function does: ``verifier(prompts=..., completions=..., answer=...)``.
+
+    The tools are read from the prompt, the answer from the column ``answer`` (see ``tool_text.gold_calls``). What an
+    answer itself violates of the documentation is not held against an attempt. ``show_answer`` appends the right calls
+    to the feedback on a wrong attempt, which then leaks the answer.
+    Raises ``ValueError`` if a row's answer cannot be read.
+    """
+
+    def __init__(self, *, show_answer: bool = False) -> None:
+        self.show_answer = show_answer
+        self.__name__ = "tool_call"
+
+    def __call__(self, *, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[Verdict]:
+        if "answer" not in columns:
+            raise ValueError("columns: the tool-call verifier reads the column 'answer', and the data has none")
+        rows = zip(prompts, completions, columns["answer"], strict=True)
+        return [self._judge(_prompt_text(p), answer_text(c), gold_calls(a)) for p, c, a in rows]
+
+    def _judge(self, prompt: str, text: str, gold: tuple[Call, ...]) -> Verdict:
+        reading = read_calls(text)
+        needed = tuple(c for c in gold if not c.optional)
+        matched = next((wanted for wanted in (gold, needed) if _agree(reading.calls, wanted)), None)
+        info = {
+            "actions": [c.name for c in reading.calls],
+            "same_calls": matched is not None and _each(reading.calls) == _each(matched),
+            "strict_format": not (reading.broken or reading.sloppy),
+        }
+        if matched is not None and not reading.broken:
+            return Verdict(1.0, "\n".join(reading.sloppy), kind="format" if reading.sloppy else "", info=info)
+        said = [*reading.broken, *reading.sloppy] if reading.calls or reading.broken else [_NO_ACTION]
+        if reading.calls:
+            tools = read_tools(prompt)
+            excused = set(_complaints(gold, tools))
+            said += [c for c in dict.fromkeys(_complaints(reading.calls, tools)) if c not in excused]
+            if not reading.broken:
+                said += _differences(reading.calls, needed, known=tools)
+        if self.show_answer:
+            said.append("The right calls are:\n" + written(needed))
+        kind = "tool" if reading.calls else "format"
+        return Verdict(0.0, "\n".join(said), kind=kind, leaks_answer=self.show_answer, info=info)
+
+
+def _complaints(calls: Iterable[Call], tools: Mapping[str, Mapping[str, Argument]]) -> Iterator[str]:
+    """What the calls violate of the tools' documentation; nothing if it could not be read."""
+    for call in calls if tools else ():
+        if call.name not in tools:
+            yield f"There is no tool {call.name!r}; {_instead(call.name, tools, 'the tools are')}"
+            continue
+        arguments = tools[call.name]
+        for key, argument in arguments.items():
+            if argument.required and key not in call.arguments:
+                yield f"{call.name}: the required argument {key!r} is missing."
+        for key, value in call.arguments.items():
+            if key in arguments:
+                yield from _misfit(f"{call.name}: {key!r}", value, arguments[key])
+            else:
+                yield f"{call.name}: there is no argument {key!r}; {_instead(key, arguments, 'it takes')}"
+
+
+def _misfit(what: str, value: Any, argument: Argument) -> Iterator[str]:
+    kinds = _TYPES.get(argument.type)
+    if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+        shown = json.dumps(value, ensure_ascii=False)[:60]
+        yield f"{what} must be of type {argument.type}, not the {json_type(value)} {shown}."
+    elif argument.one_of and isinstance(value, str) and value and value not in argument.one_of:
+        yield f"{what} must be one of {', '.join(argument.one_of)}, not {value!r}."
+
+
+def _instead(name: str, known: Iterable[str], these: str) -> str:
+    listed = list(known)
+    if near := difflib.get_close_matches(name, listed, n=1):
+        return f"did you mean {near[0]!r}?"
+    return f"{these} {', '.join(listed[:12]) or 'none'}{', ...' if len(listed) > 12 else ''}."
+
+
+def _differences(calls: Sequence[Call], needed: Sequence[Call], *, known: Iterable[str]) -> Iterator[str]:
+    """How the calls differ from the answer's, without saying what the answer's are."""
+    made, wanted = Counter(c.name for c in calls), Counter(c.name for c in needed)
+    if made != wanted:
+        for name in made - wanted:
+            if name in wanted:
+                yield f"{name!r} is called too often."
+            elif name in known:
+                yield f"{name!r} is not a tool that this question needs."
+        if len(calls) != len(needed):
+            yield f"The question needs {len(needed)} call{'s' * (len(needed) != 1)}; you made {len(calls)}."
+        return
+    given, right = _merged(calls), _merged(needed)
+    wrong = [
+        *(f"{key!r} is missing" for key in right if key not in given),
+        *(f"{key!r} is not asked for" for key in given if key not in right),
+        *(f"{key!r} has a wrong value" for key in given if key in right and not _same(given[key], right[key])),
+    ]
+    yield f"The arguments are not what the question asks for: {', '.join(wrong)}."
+
+
+def _agree(calls: Sequence[Call], wanted: Sequence[Call]) -> bool:
+    return Counter(c.name for c in calls) == Counter(c.name for c in wanted) and _same(_merged(calls), _merged(wanted))
+
+
+def _merged(calls: Iterable[Call]) -> dict[str, Any]:
+    return {key: value for call in calls for key, value in call.arguments.items()}
+
+
+def _same(a: Any, b: Any) -> bool:
+    """JSON equality: 1 is 1.0 but not true."""
+    if isinstance(a, bool) or isinstance(b, bool):
+        return a is b
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b)
+
+
+def _each(calls: Iterable[Call]) -> Counter[str]:
+    return Counter(json.dumps([c.name, c.arguments], sort_keys=True) for c in calls)
+
+
+def _prompt_text(prompt: Any) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(m["content"] for m in prompt if isinstance(m.get("content"), str))

@@ -1,0 +1,192 @@
+"""Reading tool calls that are written as text, and the tools a prompt documents, in ToolAlpaca's format.
+
+A call is a line ``Action: name`` and then ``Action Input:`` with a JSON object, which may go on over lines.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Argument", "Call", "Reading", "gold_calls", "json_type", "read_calls", "read_tools", "written"]
+
+_MARKER = re.compile(r"^[ \t>*#-]*Action(?P<input>[ \t]+Input)?[*]*:[*]*[ \t]*", re.MULTILINE)
+_TURN = re.compile(r"^[ \t>*#-]*(?:Action(?:[ \t]+Input)?|Thought|Observation|Final Answer)[*]*:", re.MULTILINE)
+_OPTIONAL = "[Optional]"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One action: ``Call("getWeather", {"city": "Oslo"})``."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    optional: bool = False
+    """Of an answer: the call may be left out (``[Optional]`` before its name)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The calls found in a text, and what was wrong with how they were written."""
+
+    calls: tuple[Call, ...]
+    broken: tuple[str, ...] = ()
+    """Calls that could not be read."""
+    sloppy: tuple[str, ...] = ()
+    """Deviations that could be read all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """What the prompt says of a tool's argument: ``Argument("integer", required=True)``."""
+
+    type: str
+    required: bool = False
+    one_of: tuple[str, ...] = ()
+
+
+def read_calls(text: str) -> Reading:
+    """Reads every ``Action:`` with its ``Action Input:`` in order; inputs are parsed as JSON wherever they end."""
+    calls: list[Call] = []
+    broken: list[str] = []
+    sloppy: list[str] = []
+    position, name = 0, None
+    while marker := _MARKER.search(text, position):
+        position = marker.end()
+        if not marker["input"]:
+            if name is not None:
+                broken.append(f"The action {name!r} has no 'Action Input:' line.")
+            line = text[position:].partition("\n")[0]
+            name = line.strip(" \t`\"'*").removesuffix("()").rstrip(".")
+            position += len(line)
+            continue
+        if name is None:
+            broken.append("An 'Action Input:' has no 'Action:' line before it.")
+            continue
+        try:
+            arguments, position, notes = _read_input(text, position)
+            calls.append(Call(name, arguments))
+            sloppy += [f"The input of {name!r} {note}." for note in notes]
+        except ValueError as error:
+            broken.append(f"The input of {name!r} is {error}.")
+        name = None
+    if name is not None:
+        broken.append(f"The action {name!r} has no 'Action Input:' line.")
+    return Reading(tuple(calls), tuple(broken), tuple(sloppy))
+
+
+def _read_input(text: str, start: int) -> tuple[dict[str, Any], int, list[str]]:
+    """The JSON object that begins at ``start``, its end, and notes. Raises ``ValueError`` saying what is there."""
+    begin = re.compile(r"\s*(?:```\w*\s*)?").match(text, start)
+    assert begin is not None
+    # No JSON string holds a line break, so no line that begins a turn can be inside the input.
+    following = _TURN.search(text, start)
+    chunk = text[begin.end() : following.start() if following else len(text)].rstrip()
+    if not chunk:
+        return {}, start, ["is empty; write {} for no arguments"]
+    notes: list[str] = []
+    value, end = _decode(chunk, notes)
+    if rest := chunk[end:].partition("\n")[0].strip(" \t`"):
+        notes.append(f"is followed by {rest[:40]!r}")
+    if isinstance(value, str):
+        value, _ = _decode(value, [])
+        notes.append("is JSON inside a string")
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON {json_type(value)}, not an object")
+    return value, begin.end() + end, notes
+
+
+def _decode(text: str, notes: list[str]) -> tuple[Any, int]:
+    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        notes.extend(f"gives {key!r} twice" for key in twice)
+        return dict(pairs)
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"not valid JSON: {constant} is no JSON value")
+
+    try:
+        return json.JSONDecoder(object_pairs_hook=members, parse_constant=refuse).raw_decode(text)
+    except json.JSONDecodeError as error:
+        near = text[error.pos :].partition("\n")[0][:20].strip()
+        where = f"at line {error.lineno}, column {error.colno}" + (f", near {near!r}" if near else ", where it ends")
+        raise ValueError(f"not valid JSON: {error.msg} {where}") from None
+    except RecursionError:
+        raise ValueError("not valid JSON: nested too deeply") from None
+
+
+def read_tools(prompt: str) -> dict[str, dict[str, Argument]]:
+    """The tools a prompt documents, each with its arguments; a tool whose parameters are not JSON has none listed."""
+    tools: dict[str, dict[str, Argument]] = {}
+    name = None
+    for line in prompt.partition("Documentation:")[2].splitlines():
+        head = re.match(r"([A-Za-z_][\w.-]*):", line)
+        if line.startswith("Parameters:") and name is not None:
+            tools[name] = _arguments(line.removeprefix("Parameters:"))
+            name = None
+        elif line.startswith(" - "):
+            name = None
+        elif head and head[1] not in ("Output", "Parameters") and name is None:
+            name = head[1]
+    return tools
+
+
+def _arguments(text: str) -> dict[str, Argument]:
+    try:
+        parameters = json.loads(text)
+    except ValueError:
+        return {}
+    return {k: _argument(v) for k, v in parameters.items()} if isinstance(parameters, dict) else {}
+
+
+def _argument(description: Any) -> Argument:
+    text = description if isinstance(description, str) else ""
+    required = text.startswith("Required")
+    text = re.sub(r"^Required\.?\s*", "", text)
+    type_ = re.match(r"\w*", text)
+    one_of = re.search(r"\bOne of: \[([^\]]*)\]", text)
+    values = tuple(v.strip() for v in one_of[1].split(",")) if one_of else ()
+    return Argument(type_[0].lower() if type_ else "", required, values)
+
+
+def gold_calls(answer: str) -> tuple[Call, ...]:
+    """The calls of a row's ``answer``, a JSON list of ``{"Action": name, "Action_Input": object or its JSON text}``.
+
+    Raises ``ValueError`` saying what is wrong with it.
+    """
+    try:
+        items = json.loads(answer)
+    except ValueError as error:
+        raise ValueError(f"answer: not valid JSON: {error}") from None
+    if not isinstance(items, list) or not items:
+        raise ValueError("answer: must be a non-empty JSON list of calls")
+    calls = []
+    for number, item in enumerate(items, start=1):
+        name = item.get("Action") if isinstance(item, dict) else None
+        arguments = item.get("Action_Input") if isinstance(item, dict) else None
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"answer: call {number} has no 'Action' with a tool's name")
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments)
+            except ValueError as error:
+                raise ValueError(f"answer: call {number}: 'Action_Input' is not valid JSON: {error}") from None
+        if not isinstance(arguments, dict):
+            raise ValueError(f"answer: call {number}: 'Action_Input' must be a JSON object")
+        calls.append(Call(name.removeprefix(_OPTIONAL).strip(), arguments, optional=name.startswith(_OPTIONAL)))
+    return tuple(calls)
+
+
+def written(calls: Iterable[Call]) -> str:
+    """Calls in the format the prompt asks for."""
+    return "\n".join(f"Action: {c.name}\nAction Input: {json.dumps(c.arguments, ensure_ascii=False)}" for c in calls)
+
+
+def json_type(value: Any) -> str:
+    """JSON's own name for a value's type."""
+    names = {"str": "string", "int": "number", "float": "number", "bool": "boolean", "dict": "object", "list": "array"}
+    return names.get(type(value).__name__, "null")
