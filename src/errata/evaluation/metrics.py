@@ -1,0 +1,197 @@
+"""How good is a policy? avg@k, pass@k and maj@k over problems, with bootstrap intervals.
+
+A problem is the unit of chance: attempts at one problem are alike, so intervals come from drawing problems anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+RESAMPLES = 2_000
+"""Bootstrap draws; the ends of a 95 % interval are then the 50th from either end."""
+
+
+def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> Any:
+    """Chance that at least one of k attempts is right, estimated without bias from n attempts of which c were right.
+
+    1 − C(n−c, k)/C(n, k), computed in whole numbers and rounded once (Chen et al. 2021, arXiv 2107.03374, eq. 1).
+
+    Args:
+        n: attempts, one number or one per problem (problems,).
+        c: right ones, likewise.
+        k: attempts allowed, 1 <= k <= n.
+    Returns:
+        A float, or a float64 array (problems,) where ``n`` or ``c`` is one.
+    Raises:
+        ValueError: an argument that is not whole, k > n, or c outside [0, n], naming the problem.
+    """
+    attempts, right = np.broadcast_arrays(_whole("n", n), _whole("c", c))
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"k: must be one whole number from 1, got {k!r}")
+    for index, (n_i, c_i) in enumerate(zip(attempts.ravel().tolist(), right.ravel().tolist(), strict=True)):
+        if k > n_i:
+            raise ValueError(f"k: {k} attempts asked for, but problem {index} has n = {n_i}; lower k or sample more")
+        if not 0 <= c_i <= n_i:
+            raise ValueError(f"c: {c_i} right attempts of n = {n_i} at problem {index}")
+    values = [_pass_at_k(int(n_i), int(c_i), int(k)) for n_i, c_i in zip(attempts.flat, right.flat, strict=True)]
+    return values[0] if attempts.ndim == 0 else np.array(values, dtype=np.float64).reshape(attempts.shape)
+
+
+@lru_cache(maxsize=4096)
+def _pass_at_k(n: int, c: int, k: int) -> float:
+    return (math.comb(n, k) - math.comb(n - c, k)) / math.comb(n, k)
+
+
+def avg_at_k(correct: ArrayLike) -> float:
+    """Mean of ``correct`` (problems, k), each entry 0/1, bool or a score: the accuracy of a single attempt.
+
+    Raises ``ValueError`` if it is not a full, finite table with at least one entry.
+    """
+    try:
+        table = np.asarray(correct, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError("correct: must be a table of numbers with the same k in every row") from None
+    if table.ndim != 2 or table.size == 0 or not np.isfinite(table).all():
+        raise ValueError(f"correct: must be a finite table (problems, k), got shape {table.shape}")
+    return float(table.mean())
+
+
+def maj_at_k(answers: Sequence[Sequence[Hashable | None]], truth: Sequence[Hashable]) -> float:
+    """Share of problems whose most frequent answer is right.
+
+    Args:
+        answers: k answers per problem; ``None``, an attempt without an answer, has no vote.
+        truth: the right answer per problem.
+
+    Tied answers count with the chance of a fair draw among them, so the value does not depend on the order of sampling.
+    Raises ``ValueError`` if there are no problems or the two differ in number.
+    """
+    if not answers or len(answers) != len(truth):
+        raise ValueError(f"answers: {len(answers)} problems against {len(truth)} in truth; give both for at least one")
+    return float(np.mean([_majority(given, {right}) for given, right in zip(answers, truth, strict=True)]))
+
+
+def _majority(answers: Iterable[Hashable | None], right: set[Hashable]) -> float:
+    votes = Counter(answer for answer in answers if answer is not None)
+    most = max(votes.values(), default=0)
+    winners = [answer for answer, n in votes.items() if n == most]
+    return sum(answer in right for answer in winners) / len(winners) if winners else 0.0
+
+
+def bootstrap_interval(
+    values: ArrayLike, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[Floats, Floats]:
+    """Percentile interval of the mean over problems (Efron 1979): problems are drawn anew with replacement.
+
+    Args:
+        values: (problems,) or (problems, metrics); metrics of one table are resampled together.
+    Returns:
+        The lower and the upper ends, () or (metrics,). Problems that all have the same value give an interval of no
+        width: the bootstrap knows only the problems it was given.
+    Raises:
+        ValueError: no problems, a value that is not finite, or a level outside (0, 1).
+    """
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim not in (1, 2) or len(table) == 0 or not np.isfinite(table).all():
+        raise ValueError(f"values: must be finite, (problems,) or (problems, metrics), got shape {table.shape}")
+    if not 0 < level < 1:
+        raise ValueError(f"level: must be in (0, 1), got {level}")
+    rng = np.random.default_rng(seed)
+    n = len(table)
+    # One draw at a time keeps memory at one copy of the table, however many problems there are.
+    means = np.stack([table[rng.integers(n, size=n)].mean(axis=0) for _ in range(resamples)])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high
+
+
+def summary(
+    rows: Iterable[Mapping[str, Any]], *, k: int | None = None, threshold: float = 1.0, seed: int = 0
+) -> dict[str, Any]:
+    """One evaluation in numbers, the keys of ``eval.jsonl``: ``n_problems``, ``k``, ``avg@8``, ``avg@8_low``, ...
+
+    Args:
+        rows: one judged attempt each: ``problem_id``, ``score`` (``None``: the verifier failed; counts as not solved
+            and in ``unjudged``), and where known ``length`` in tokens, ``kind`` and ``info`` as in a verdict.
+        k: attempts per problem; by default what the rows have.
+        threshold: the score from which an attempt is right.
+        seed: of the bootstrap.
+    Returns:
+        ``n_problems``, ``k``, ``unjudged``; ``avg@k`` and ``pass@j`` for j = 1, 2, 4, ... and k, each with ``_low`` and
+        ``_high``, the 95 % interval over problems; likewise ``maj@k`` if verdicts name the answer they read
+        (``info["chosen"]``); ``score``, the mean of the judged attempts; ``length``, the mean; ``format_rate``, the
+        share of well-formed attempts, if verdicts tell (``info["strict_format"]``, or a ``kind``: ``format`` or not).
+    Raises:
+        ValueError: no rows, or a problem with another number of attempts than k, by name.
+    """
+    problems: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        problems.setdefault(row["problem_id"], []).append(row)
+    if not problems:
+        raise ValueError("rows: there are none; evaluate at least one problem")
+    k = len(next(iter(problems.values()))) if k is None else k
+    for name, attempts in problems.items():
+        if len(attempts) != k:
+            raise ValueError(f"rows: problem {name!r} has {len(attempts)} attempts, expected k = {k}")
+    everyone = [row for attempts in problems.values() for row in attempts]
+    right = {name: sum(_solved(row, threshold) for row in attempts) for name, attempts in problems.items()}
+    c = np.array(list(right.values()))
+
+    columns: dict[str, Floats] = {f"avg@{k}": c / k}
+    columns |= {f"pass@{j}": pass_at_k(k, c, j) for j in _attempts_up_to(k)}
+    if any(_vote(row) is not None for row in everyone):
+        columns[f"maj@{k}"] = np.array([_majority_solved(attempts, threshold) for attempts in problems.values()])
+    table = np.stack(list(columns.values()), axis=1)
+    low, high = bootstrap_interval(table, seed=seed)
+
+    found: dict[str, Any] = {"n_problems": len(problems), "k": k}
+    for name, mean, lower, upper in zip(columns, table.mean(axis=0), low, high, strict=True):
+        found |= {name: float(mean), f"{name}_low": float(lower), f"{name}_high": float(upper)}
+    scores = [row["score"] for row in everyone if row["score"] is not None]
+    formats = [good for row in everyone if (good := _well_formed(row)) is not None]
+    lengths = [row["length"] for row in everyone if row.get("length") is not None]
+    means = {"score": scores, "format_rate": formats, "length": lengths}
+    found |= {name: float(np.mean(values)) for name, values in means.items() if values}
+    found["unjudged"] = len(everyone) - len(scores)
+    return found
+
+
+def _attempts_up_to(k: int) -> list[int]:
+    return sorted({2**i for i in range(k.bit_length())} | {k})
+
+
+def _solved(row: Mapping[str, Any], threshold: float) -> bool:
+    return row["score"] is not None and row["score"] >= threshold
+
+
+def _vote(row: Mapping[str, Any]) -> Hashable | None:
+    vote: Hashable | None = (row.get("info") or {}).get("chosen")
+    return vote
+
+
+def _majority_solved(attempts: Sequence[Mapping[str, Any]], threshold: float) -> float:
+    # The verifier knows which spellings of an answer are right, so the truth is what it accepted.
+    accepted = {vote for row in attempts if (vote := _vote(row)) is not None and _solved(row, threshold)}
+    return _majority(map(_vote, attempts), accepted)
+
+
+def _well_formed(row: Mapping[str, Any]) -> bool | None:
+    info = row.get("info") or {}
+    if "strict_format" in info:
+        return bool(info["strict_format"])
+    return None if row.get("kind") in (None, "error") else row["kind"] != "format"
+
+
+def _whole(name: str, value: ArrayLike) -> NDArray[np.int64]:
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf" or array.size == 0 or not (np.isfinite(array) & (array == np.floor(array))).all():
+        raise ValueError(f"{name}: must be whole numbers, got {value!r:.100}")
+    return array.astype(np.int64)

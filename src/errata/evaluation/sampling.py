@@ -1,0 +1,253 @@
+"""Attempts at every problem of a data set, judged: the policy's, or a teacher's if it is asked something else.
+
+Evaluating leaves no trace: the model's train/eval modes and all random number generators are as they were.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from errata.evaluation.metrics import summary
+from errata.records import Messages
+from errata.tasks import Verifier
+
+Row = dict[str, Any]
+
+
+class Evaluation(NamedTuple):
+    """What :func:`evaluate` found."""
+
+    metrics: dict[str, Any]
+    """:func:`~errata.evaluation.metrics.summary` of the rows."""
+    rows: list[Row]
+    """The judged attempts, as :func:`sample` returns them."""
+
+
+def evaluate(model: Any, tokenizer: Any, dataset: Iterable[Row], verifier: Verifier, **settings: Any) -> Evaluation:
+    """:func:`sample`, with its ``settings``, and the numbers."""
+    rows = sample(model, tokenizer, dataset, verifier, **settings)
+    return Evaluation(summary(rows, k=settings["k"]), rows)
+
+
+def sample(
+    model: Any,
+    tokenizer: Any,
+    dataset: Iterable[Row],
+    verifier: Verifier,
+    *,
+    k: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_completion_length: int,
+    batch_size: int,
+    seed: int = 0,
+    messages: Sequence[Messages | str] | None = None,
+    timeout_s: float | None = 60.0,
+    progress: bool = True,
+) -> list[Row]:
+    """k judged attempts at every problem, in the data set's order.
+
+    Args:
+        model: a causal language model of transformers, on its device.
+        tokenizer: its tokenizer, with a chat template where prompts are chats.
+        dataset: rows with ``prompt``, a chat or a text, ``problem_id`` (the row's number if absent), and whatever
+            columns the verifier reads.
+        verifier: judges as in training; one that fails costs its attempt (``score`` ``None``).
+        k: attempts per problem.
+        temperature: 0 is greedy.
+        top_p: nucleus; nothing else shapes the distribution, whatever the model's own generation settings say.
+        max_completion_length: tokens generated at most.
+        batch_size: completions generated at a time. With the seed, the hardware and this fixed, so are the attempts.
+        seed: of the sampling.
+        messages: what to ask instead of each row's ``prompt``, one per row: a teacher's prompt with its feedback.
+            Verifiers still see the row's own.
+        timeout_s: seconds the verifier may take for a batch.
+        progress: show a bar on a terminal.
+    Returns:
+        One row per attempt: ``problem_id``, ``sample`` (0 to k−1), ``prompt`` (what was asked), ``completion``,
+        ``length`` in tokens, ``truncated`` (no end within the length), and of the verdict ``score``, ``kind``,
+        ``feedback`` and ``info``.
+    Raises:
+        ValueError: an argument out of range, no rows, a row without a prompt, a problem_id that occurs twice, messages
+            that are not one per row, or chats for a tokenizer without a chat template.
+    """
+    import torch
+
+    _check_settings(k, temperature, top_p, max_completion_length, batch_size)
+    rows = [dict(row) for row in dataset]
+    asked = _prompts(rows, messages)
+    names = _names(rows)
+    encoded = [_encode(tokenizer, prompt, index) for index, prompt in enumerate(asked)]
+    generation = _generation_config(model, tokenizer, temperature, top_p, max_completion_length)
+    # Like lengths together waste no padding; the longest first, so that memory runs out at once or never.
+    order = sorted(range(len(rows) * k), key=lambda i: (-len(encoded[i // k]), i))
+
+    found: dict[int, Row] = {}
+    with _undisturbed(model, seed), _bar(len(order), shown=progress) as advance, torch.no_grad():
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            completions = _generate(model, [encoded[i // k] for i in batch], generation)
+            texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
+            verdicts = _judge(verifier, [rows[i // k] for i in batch], texts, completions, timeout_s)
+            for i, ids, text, verdict in zip(batch, completions, texts, verdicts, strict=True):
+                found[i] = {
+                    "problem_id": names[i // k],
+                    "sample": i % k,
+                    "prompt": asked[i // k],
+                    "completion": text,
+                    "length": len(ids),
+                    "truncated": not ids or ids[-1] not in generation.eos_token_id,
+                    "score": verdict.score,
+                    "kind": verdict.kind,
+                    "feedback": verdict.feedback,
+                    "info": dict(verdict.info),
+                }
+            advance(len(batch))
+    return [found[i] for i in range(len(order))]
+
+
+def _check_settings(k: int, temperature: float, top_p: float, max_completion_length: int, batch_size: int) -> None:
+    for name, value in {"k": k, "max_completion_length": max_completion_length, "batch_size": batch_size}.items():
+        if value < 1:
+            raise ValueError(f"{name}: must be at least 1, got {value}")
+    if not temperature >= 0:
+        raise ValueError(f"temperature: must be at least 0 (greedy), got {temperature}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p: must be in (0, 1], got {top_p}")
+
+
+def _prompts(rows: list[Row], messages: Sequence[Messages | str] | None) -> list[Messages | str]:
+    if not rows:
+        raise ValueError("dataset: has no rows; evaluate at least one problem")
+    for index, row in enumerate(rows):
+        if "prompt" not in row:
+            raise ValueError(f"dataset: row {index} has no 'prompt'; it has {', '.join(map(repr, row))}")
+    if messages is None:
+        return [row["prompt"] for row in rows]
+    if len(messages) != len(rows):
+        raise ValueError(f"messages: {len(messages)} for {len(rows)} rows; give one per row")
+    return list(messages)
+
+
+def _names(rows: list[Row]) -> list[str]:
+    names = [str(row.get("problem_id", index)) for index, row in enumerate(rows)]
+    first = {name: index for index, name in reversed(list(enumerate(names)))}
+    for index, name in enumerate(names):
+        if first[name] != index:
+            raise ValueError(f"problem_id: rows {first[name]} and {index} are both {name!r}; give each problem its own")
+    return names
+
+
+def _encode(tokenizer: Any, prompt: Messages | str, index: int) -> list[int]:
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    if not tokenizer.chat_template:
+        raise ValueError(f"tokenizer: has no chat template, but the prompt of row {index} is a chat; use text prompts")
+    goes_on = prompt[-1]["role"] == "assistant"
+    text = tokenizer.apply_chat_template(
+        prompt, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
+    )
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _generation_config(model: Any, tokenizer: Any, temperature: float, top_p: float, max_new_tokens: int) -> Any:
+    from transformers import GenerationConfig
+
+    own = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    # What is left None here would be filled in from the model's own settings, top_k = 20 and the like.
+    greedy = temperature == 0
+    return GenerationConfig(
+        do_sample=not greedy,
+        temperature=1.0 if greedy else temperature,
+        top_p=1.0 if greedy else top_p,
+        top_k=0,
+        repetition_penalty=1.0,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(ends),
+        pad_token_id=0 if pad is None else pad,
+        use_cache=True,
+    )
+
+
+def _generate(model: Any, prompts: list[list[int]], generation: Any) -> list[list[int]]:
+    """Completions as token ids, up to and with the token that ended them."""
+    import torch
+
+    longest = max(map(len, prompts))
+    pads = [longest - len(ids) for ids in prompts]
+    inputs = [[generation.pad_token_id] * n + ids for n, ids in zip(pads, prompts, strict=True)]
+    mask = [[0] * n + [1] * len(ids) for n, ids in zip(pads, prompts, strict=True)]
+    output = model.generate(
+        input_ids=torch.tensor(inputs, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
+        generation_config=generation,
+    )
+    return [_up_to_end(ids, generation.eos_token_id) for ids in output[:, longest:].tolist()]
+
+
+def _up_to_end(ids: list[int], ends: Sequence[int]) -> list[int]:
+    length = next((position + 1 for position, token in enumerate(ids) if token in ends), len(ids))
+    return ids[:length]
+
+
+def _judge(
+    verifier: Verifier, rows: list[Row], texts: list[str], ids: list[list[int]], timeout_s: float | None
+) -> list[Any]:
+    from errata.feedback import judge
+
+    chats = [
+        text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
+        for row, text in zip(rows, texts, strict=True)
+    ]
+    columns = {
+        name: [row.get(name) for row in rows]
+        for name in rows[0]
+        if name not in ("prompt", "completion", "completion_ids")
+    }
+    return judge(
+        verifier,
+        prompts=[row["prompt"] for row in rows],
+        completions=chats,
+        completion_ids=ids,
+        columns=columns,
+        timeout_s=timeout_s,
+    )
+
+
+@contextmanager
+def _undisturbed(model: Any, seed: int) -> Iterator[None]:
+    """Evaluation mode and seeded generators inside, everything as it was after."""
+    import torch
+
+    modes = [(module, module.training) for module in model.modules()]
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextmanager
+def _bar(total: int, *, shown: bool) -> Iterator[Any]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
+        task = bar.add_task("evaluating", total=total)
+        yield lambda n: bar.advance(task, n)
