@@ -23,8 +23,8 @@ def token_weights(
     ===========  ==========================================================================  =====================
     ``dapo``     1 / ``total``: the mean over all tokens of the optimizer step                 DAPO, arXiv 2503.14476
     ``bnpo``     1 / tokens of this micro-batch / ``accumulation``                             TRL
-    ``grpo``     1 / its response's tokens / B / ``accumulation``: mean of per-response means  GRPO, arXiv 2402.03300
-    ``dr_grpo``  1 / (B·``max_length``) / ``accumulation``: no bias towards short answers      Dr. GRPO, arXiv 2503.20783
+    ``grpo``     1 / its response's tokens / B / ``accumulation``: mean of responses' means    GRPO, arXiv 2402.03300
+    ``dr_grpo``  1 / (B·``max_length``) / ``accumulation``: no bias towards short answers      Dr. GRPO, 2503.20783
     ===========  ==========================================================================  =====================
 
     Args:

@@ -1,16 +1,26 @@
-"""Per-token scores from hidden states and heads."""
+"""Everything a method needs to know of a token, straight from hidden states and heads; (B, T, V) is never held.
+
+``token_scores`` gives the per-token values, differentiable for any later use. ``fused_loss`` is for the training
+step: weights, advantages and credits are decided before and need no gradient, so a token's loss depends on that
+token's own scores alone, and the gradient is formed tile by tile in the forward pass: four matrix products (two
+logits, dhidden, dhead), none repeated. ``ops.tiles`` does the work; ``ops.divergence`` is the plain reference of the
+same numbers.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from . import divergence as reference
-from .checks import masked
-from .divergence import log_softmax
+from .checks import as_float, one_of
+from .divergence import FLOOR, KINDS, clip_tokens, importance_weight
+from .policy_gradient import clipped_surrogate, importance_surrogate
+from .tiles import Gradients, Measure, RowScores, Side, Slopes, accumulation_dtype, sweep
 
 
 class TokenScores(NamedTuple):
@@ -28,11 +38,28 @@ class TokenScores(NamedTuple):
     """The chosen divergence between the two."""
 
 
+@dataclass(frozen=True)
+class Head:
+    """An output head as the Hugging Face models have them: logits = softcap·tanh(scale·(W h + b) / softcap).
+
+    ``Head(model.lm_head.weight, softcap=model.config.final_logit_softcapping)``
+    """
+
+    weight: Tensor
+    """(V, H); a sharded (DTensor) one is gathered."""
+    bias: Tensor | None = None
+    """(V,); -inf forbids a token."""
+    scale: float = 1.0
+    """Cohere's ``logit_scale``; one over Granite's ``logits_scaling``."""
+    softcap: float | None = None
+    """Gemma's ``final_logit_softcapping``."""
+
+
 def token_scores(
     student_hidden: Tensor,
-    student_head: Tensor,
+    student_head: Tensor | Head,
     teacher_hidden: Tensor | None,
-    teacher_head: Tensor | None,
+    teacher_head: Tensor | Head | None,
     tokens: Tensor,
     *,
     divergence: str = "forward_ce",
@@ -41,21 +68,387 @@ def token_scores(
     temperature: float = 1.0,
     student_bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
+    support: str = "full",
+    k: int = 100,
+    tail: bool | None = None,
 ) -> TokenScores:
-    """Scores of every sampled token. Plain form; holds (B, T, V)."""
+    """Scores of every sampled token in bounded memory.
+
+    ``student_logp`` and ``divergence`` carry gradient to ``student_hidden``, ``student_head`` and ``student_bias``
+    (the backward pass computes the logits again); the entropies and everything of the teacher's carry none.
+
+    Args:
+        student_hidden: (B, T, H) last hidden states at the positions that predict ``tokens``.
+        student_head: (V, H), or a ``Head``.
+        teacher_hidden: (B, T, H'), or ``None`` to do without a teacher.
+        teacher_head: (V, H') or a ``Head``; may be the student's.
+        tokens: (B, T) sampled ids in [0, V); anything where masked.
+        divergence, alpha: as ``ops.divergence.divergence``.
+        mask: (B, T); masked tokens cost nothing and score exactly 0. ``None``: all count.
+        temperature: divides both models' logits.
+        student_bias, teacher_bias: (V,) for heads given as tensors. -inf is read as 10⁴ below the largest bias.
+        support, k, tail: as ``ops.divergence.topk_divergence``, or ``full``.
+
+    Returns:
+        ``TokenScores``, float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: naming the argument, on shapes that do not agree, tokens outside the vocabulary, or an unknown
+        choice.
+    """
+    leaves, call = _prepare(
+        ("student", student_hidden, student_head, student_bias),
+        ("teacher", teacher_hidden, teacher_head, teacher_bias),
+        tokens,
+        mask,
+        None,
+        _measure(divergence, alpha, support, k, tail),
+        temperature,
+    )
+    apply: Any = _TokenScores.apply
+    return call.spread(RowScores(*apply(*leaves, call)))
+
+
+def fused_loss(
+    student_hidden: Tensor,
+    student_head: Tensor | Head,
+    teacher_hidden: Tensor | None,
+    teacher_head: Tensor | Head | None,
+    tokens: Tensor,
+    *,
+    advantage: Tensor | None = None,
+    rl_weight: Tensor | None = None,
+    sd_weight: Tensor | None = None,
+    old_logp: Tensor | None = None,
+    mask: Tensor | None = None,
+    divergence: str = "forward_ce",
+    alpha: float = 0.5,
+    support: str = "full",
+    k: int = 100,
+    tail: bool | None = None,
+    surrogate: str = "clipped",
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+    importance_clip: float | None = None,
+    token_clip: float | None = None,
+    temperature: float = 1.0,
+    student_bias: Tensor | None = None,
+    teacher_bias: Tensor | None = None,
+    teacher_everywhere: bool = False,
+) -> tuple[Tensor, TokenScores]:
+    """Σ rl_weight·PG + Σ sd_weight·D', with its gradient formed on the way: what the training step calls.
+
+    PG is ``clipped_surrogate`` or ``importance_surrogate`` of ``ops.policy_gradient``; D' is the divergence, clipped at
+    ``token_clip`` and multiplied by sg min(ρ, importance_clip). The weights contain their denominators
+    (``ops.reduce``). Logits of masked tokens are not computed, nor the teacher's where ``sd_weight`` is 0 (unless
+    ``teacher_everywhere``), nor dhead if the head is frozen. dhead is summed in float32 whatever the head's type.
+
+    Args:
+        advantage: (B, T) or (B,); needed with ``rl_weight``.
+        rl_weight, sd_weight: (B, T) weights of the two streams; ``None`` is 0 everywhere.
+        old_logp: (B, T) log-probabilities at sampling time; ``None``: the policy has not moved since (ρ = 1).
+        mask: (B, T); ``None``: the tokens with any weight.
+        surrogate: ``clipped`` (with ``clip_low``, ``clip_high``) or ``importance`` (ρ cut at ``importance_clip``, or
+        2). importance_clip: ``None`` leaves the divergence as it is.
+        token_clip: largest divergence of a token; ``None``: no limit.
+        teacher_everywhere: also score the teacher at tokens without ``sd_weight``.
+
+        The others as ``token_scores``.
+
+    Returns:
+        The loss, a scalar with gradient to ``student_hidden``, ``student_head`` and ``student_bias``, and the scores
+        without gradient. The gradient is held from the forward pass to the first ``backward``, which hands it over; a
+        later one (``retain_graph``) computes it anew.
+
+    Raises:
+        ValueError: as ``token_scores``; also for weights without what they weigh.
+    """
+    one_of("surrogate", surrogate, ("clipped", "importance"))
+    if rl_weight is not None and advantage is None:
+        raise ValueError("advantage: rl_weight is given but there is nothing to weigh; pass advantages")
+    if sd_weight is not None and teacher_hidden is None:
+        raise ValueError("teacher_hidden: sd_weight is given but there is no teacher; pass its hidden states and head")
+    for name, value in {"rl_weight": rl_weight, "sd_weight": sd_weight, "old_logp": old_logp}.items():
+        _agree(name, value, tokens.shape)
+    if advantage is not None and advantage.shape == tokens.shape[:-1]:
+        advantage = advantage.unsqueeze(-1).expand(tokens.shape)
+    _agree("advantage", advantage, tokens.shape)
+    if mask is None:
+        weighed = [w != 0 for w in (rl_weight, sd_weight) if w is not None]
+        mask = torch.stack(weighed).any(0) if weighed else torch.zeros_like(tokens, dtype=torch.bool)
+    with_teacher = None if teacher_everywhere else torch.zeros_like(tokens) if sd_weight is None else sd_weight != 0
+    leaves, call = _prepare(
+        ("student", student_hidden, student_head, student_bias),
+        ("teacher", teacher_hidden, teacher_head, teacher_bias),
+        tokens,
+        mask,
+        with_teacher,
+        _measure(divergence, alpha, support, k, tail),
+        temperature,
+    )
+    w_rl, w_sd, a, old = (call.gather(x) for x in (rl_weight, sd_weight, advantage, old_logp))
+
+    def objective(rows: slice, logp: Tensor, value: Tensor | None) -> Tensor:
+        """The weighted loss of some tokens, (n,), as a function of their own scores."""
+        before = logp.detach() if old is None else old[rows]
+        loss = torch.zeros_like(logp)
+        if w_rl is not None and a is not None:
+            if surrogate == "clipped":
+                gain = clipped_surrogate(logp, before, a[rows], clip_low=clip_low, clip_high=clip_high)
+            else:
+                gain = importance_surrogate(logp, before, a[rows], clip=importance_clip or 2.0)
+            loss = loss + w_rl[rows] * gain
+        if w_sd is not None and value is not None:
+            value = clip_tokens(value, token_clip)
+            if importance_clip is not None:
+                value = importance_weight(logp, before, clip=importance_clip) * value
+            loss = loss + w_sd[rows] * value
+        return loss
+
+    apply: Any = _FusedLoss.apply
+    loss, *outputs = apply(*leaves, call, objective, torch.is_grad_enabled())
+    return loss, call.spread(RowScores(*outputs))
+
+
+Objective = Callable[[slice, Tensor, Tensor | None], Tensor]
+_Leaves = tuple[Tensor, Tensor, Tensor | None]
+_End = tuple[str, Tensor | None, Tensor | Head | None, Tensor | None]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What one call knows besides the differentiable tensors. Tokens are rows: ``taught`` with a teacher, then those
+    without."""
+
+    head: Head
+    """The student's, for its scale and softcap."""
+    dtype: torch.dtype
+    teacher: Side | None
+    tokens: Tensor
+    taught: int
+    where: Tensor
+    """Each row's place in the flattened (B, T)."""
+    shape: torch.Size
+    measure: Measure
+    temperature: float
+
+    def gather(self, value: Tensor | None) -> Tensor | None:
+        """(B, T) → rows."""
+        return None if value is None else as_float(value.detach()).flatten()[self.where]
+
+    def spread(self, rows: RowScores) -> TokenScores:
+        """Rows → (B, T), 0 elsewhere."""
+        logp, teacher_logp, entropy, teacher_entropy, divergence = (
+            row.new_zeros(self.shape.numel()).index_put((self.where,), row).view(self.shape) for row in rows
+        )
+        if self.teacher is None:
+            return TokenScores(logp, None, entropy, None, None)
+        return TokenScores(logp, teacher_logp, entropy, teacher_entropy, divergence)
+
+    def run(
+        self, leaves: _Leaves, slopes: Slopes | None = None, needs: tuple[bool, ...] = (False, False, False)
+    ) -> tuple[RowScores, list[Tensor | None]]:
+        """The scores, and the gradients of ``leaves`` where needed."""
+        acc = accumulation_dtype(leaves[0], leaves[1])
+        totals = [
+            torch.zeros_like(leaf, dtype=acc) if need and leaf is not None else None
+            for need, leaf in zip(needs, leaves, strict=True)
+        ]
+        hidden, weight, bias = leaves
+        student = Side(hidden, weight, bias, self.head.scale, self.head.softcap, self.temperature, self.dtype)
+        gradients = Gradients(*totals) if any(total is not None for total in totals) else None
+        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+            scores = sweep(student, self.teacher, self.tokens, self.taught, self.measure, slopes, gradients)
+        return scores, totals
+
+
+class _TokenScores(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, call: _Call) -> tuple[Tensor, ...]:
+        scores, _ = call.run((hidden, weight, bias))
+        ctx.save_for_backward(hidden, weight, bias)
+        ctx.call = call
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(scores.teacher_logp, scores.student_entropy, scores.teacher_entropy)
+        return tuple(scores)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_logp: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+        by_divergence, call, leaves = others[-1], ctx.call, ctx.saved_tensors
+        if by_divergence is None:  # the teacher's logits are not wanted again
+            call = replace(call, teacher=None, taught=0)
+
+        def slopes(rows: slice, logp: Tensor, value: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            first = torch.zeros_like(logp) if by_logp is None else by_logp[rows]
+            return first, None if by_divergence is None or value is None else by_divergence[rows]
+
+        _, gradients = call.run(leaves, slopes, ctx.needs_input_grad[:3])
+        return *(_like(g, leaf) for g, leaf in zip(gradients, leaves, strict=True)), None
+
+
+class _FusedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        call: _Call,
+        objective: Objective,
+        grad_enabled: bool,
+    ) -> tuple[Tensor, ...]:
+        def slopes(rows: slice, logp: Tensor, value: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            with torch.enable_grad():
+                logp = logp.detach().requires_grad_()
+                value = None if value is None else value.detach().requires_grad_()
+                total = objective(rows, logp, value).sum()
+                if not total.requires_grad:
+                    return torch.zeros_like(logp), None if value is None else torch.zeros_like(value)
+                if value is None:
+                    return torch.autograd.grad(total, logp, materialize_grads=True)[0], None
+                by_logp, by_value = torch.autograd.grad(total, (logp, value), materialize_grads=True)
+                return by_logp, by_value
+
+        leaves = (hidden, weight, bias)
+        needs = tuple(grad_enabled and need for need in ctx.needs_input_grad[:3])
+        scores, ctx.held = call.run(leaves, slopes, needs)
+        ctx.again = lambda saved: call.run(saved, slopes, needs)[1]
+        ctx.save_for_backward(*leaves)
+        ctx.dtypes = [None if leaf is None else leaf.dtype for leaf in leaves]
+        ctx.mark_non_differentiable(*scores)
+        taught, alone = slice(0, call.taught), slice(call.taught, None)
+        loss = objective(taught, scores.student_logp[taught], scores.divergence[taught]).sum()
+        loss = loss + objective(alone, scores.student_logp[alone], None).sum()
+        return loss, *scores
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_loss: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        held, ctx.held = ctx.held, None
+        if held is None:
+            held = ctx.again(ctx.saved_tensors)
+        # In place, and let go of: dhead is the largest tensor here and autograd may keep it as .grad without a copy.
+        scaled = [None if g is None else g.mul_(by_loss).to(dtype) for g, dtype in zip(held, ctx.dtypes, strict=True)]
+        del held
+        return *scaled, None, None, None
+
+
+def _prepare(
+    student: _End,
+    teacher: _End,
+    tokens: Tensor,
+    mask: Tensor | None,
+    with_teacher: Tensor | None,
+    measure: Measure,
+    temperature: float,
+) -> tuple[_Leaves, _Call]:
+    """Check everything, and gather the valid tokens' rows."""
+    if not temperature > 0:
+        raise ValueError(f"temperature: {temperature} must be positive")
+    _agree("mask", mask, tokens.shape)
+    hidden, head = _checked(student, tokens.shape)
+    vocabulary = head.weight.shape[0]
     keep = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
+    shared = torch.zeros_like(keep)
+    if teacher[1] is not None:
+        shared = keep if with_teacher is None else keep & with_teacher.bool()
+    # The two numbers of rows are all the host waits for.
+    taught_rows, alone = shared.flatten().nonzero().squeeze(1), (keep & ~shared).flatten().nonzero().squeeze(1)
+    where = torch.cat([taught_rows, alone])
+    ids = tokens.flatten()[where]
+    if bool(((ids < 0) | (ids >= vocabulary)).any()):
+        raise ValueError(f"tokens: an id outside the vocabulary of {vocabulary}; mask such tokens")
+    side = None
+    if teacher[1] is not None:
+        teacher_hidden, teacher_head = _checked(teacher, tokens.shape)
+        if teacher_head.weight.shape[0] != vocabulary:
+            raise ValueError(
+                f"teacher_head: {teacher_head.weight.shape[0]} rows where student_head has {vocabulary}; "
+                "cut both to the tokens they share, or pad one with rows of bias -inf"
+            )
+        side = Side(
+            teacher_hidden.detach().flatten(0, -2)[taught_rows],
+            teacher_head.weight.detach(),
+            None if teacher_head.bias is None else teacher_head.bias.detach(),
+            teacher_head.scale,
+            teacher_head.softcap,
+            temperature,
+            _operand_dtype(teacher_hidden, teacher_head.weight),
+        )
+    call = _Call(
+        replace(head, weight=head.weight.detach(), bias=None),
+        _operand_dtype(hidden, head.weight),
+        side,
+        ids,
+        taught_rows.shape[0],
+        where,
+        tokens.shape,
+        measure,
+        temperature,
+    )
+    return (hidden.flatten(0, -2)[where], head.weight, head.bias), call
 
-    def of(logits: Tensor) -> tuple[Tensor, Tensor]:
-        logp = log_softmax(logits)
-        chosen = logp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        return masked(chosen, keep), masked(-(logp.exp() * logp).sum(-1), keep)
 
-    student = F.linear(student_hidden.float(), student_head.float(), student_bias) / temperature
-    logp, entropy = of(student)
-    if teacher_hidden is None or teacher_head is None:
-        return TokenScores(logp, None, entropy, None, None)
-    with torch.no_grad():
-        teacher = F.linear(teacher_hidden.float(), teacher_head.float(), teacher_bias) / temperature
-        teacher_logp, teacher_entropy = of(teacher)
-    value = reference.divergence(student, teacher, divergence, alpha=alpha)
-    return TokenScores(logp, teacher_logp, entropy, teacher_entropy, masked(value, keep))
+def _checked(end: _End, shape: torch.Size) -> tuple[Tensor, Head]:
+    """One model's hidden states and head: whole, of agreeing shapes, its bias finite."""
+    name, hidden, head, bias = end
+    if hidden is None or head is None:
+        raise ValueError(f"{name}_head: hidden states without a head (or the reverse); give both or neither")
+    if not isinstance(head, Head):
+        head = Head(head, bias)
+    elif bias is not None:
+        raise ValueError(f"{name}_bias: the Head given has its own; leave this out")
+    weight = _whole(head.weight)
+    if weight.dim() != 2:
+        raise ValueError(f"{name}_head: expected shape (V, H), got {tuple(weight.shape)}")
+    if hidden.shape != (*shape, weight.shape[1]):
+        raise ValueError(
+            f"{name}_hidden: shape {tuple(hidden.shape)}; tokens and {name}_head ask for {(*shape, weight.shape[1])}"
+        )
+    if head.bias is None:
+        return hidden, replace(head, weight=weight)
+    bias = _whole(head.bias)
+    if bias.shape != weight.shape[:1]:
+        raise ValueError(f"{name}_bias: expected shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+    return hidden, replace(head, weight=weight, bias=bias.clamp(min=bias.detach().max() - FLOOR))
+
+
+def _whole(parameter: Any) -> Tensor:
+    """A parameter, gathered if it is sharded. Its gradient is then averaged over the processes, as FSDP averages the
+    others."""
+    if hasattr(parameter, "full_tensor"):
+        from torch.distributed.tensor import Partial
+
+        parameter = parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)
+    return cast(Tensor, parameter)
+
+
+def _operand_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """What the model's own head would multiply in: autocast's type if that is on."""
+    own = torch.promote_types(hidden.dtype, weight.dtype)
+    device = hidden.device.type
+    if own == torch.float64 or not torch.is_autocast_enabled(device):
+        return own
+    return torch.get_autocast_dtype(device)
+
+
+def _measure(kind: str, alpha: float, support: str, k: int, tail: bool | None) -> Measure:
+    one_of("divergence", kind, KINDS)
+    one_of("support", support, ("full", "student_topk", "teacher_topk"))
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha: {alpha} is not in [0, 1]")
+    if k < 1:
+        raise ValueError(f"k: {k} tokens of support; give at least 1")
+    if kind == "js" and alpha in (0.0, 1.0):
+        kind = "reverse_kl" if alpha else "forward_kl"
+    return Measure(kind, alpha, support, k, support == "student_topk" if tail is None else tail)
+
+
+def _agree(name: str, value: Tensor | None, shape: torch.Size) -> None:
+    if value is not None and value.shape != shape:
+        raise ValueError(f"{name}: expected tokens' shape {tuple(shape)}, got {tuple(value.shape)}")
+
+
+def _like(gradient: Tensor | None, leaf: Tensor | None) -> Tensor | None:
+    return None if gradient is None or leaf is None else gradient.to(leaf.dtype)

@@ -1,0 +1,449 @@
+"""The engine under ``ops.scores``: per-token statistics of one or two vocabulary distributions, and their gradient,
+tile by tile.
+
+A tile is a few hundred tokens. Its logits exist for the whole vocabulary, (V, n) and never more, in buffers that
+every tile uses again; so the memory depends on neither the number of tokens nor V. Work on a tile goes in two sweeps
+over blocks of the vocabulary, each small enough to stay in the processor's cache between the matrix product and the
+arithmetic after it:
+
+1. logits → what has to be kept of them, and per block the sums from which all scores follow;
+2. once the tile's scores are known, and from them each token's dL/dlogp and dL/ddivergence: kept → dL/dlogits, in
+   place, and from that block at once its two products, dhidden and dhead.
+
+The vocabulary is the *first* axis: then all three products read their operands as they lie in memory, and what
+belongs to a token is a row vector that broadcasts.
+
+The gradient by the logits z, with p the student's and q the teacher's distribution and d the sampled token's indicator:
+
+    logp        d - p
+    forward_ce  p - q                             (forward_kl the same)
+    reverse_kl  p·(log p - log q - reverse_kl)
+    js          (1-α)·p·(log p - log m - KL(p‖m))
+
+So dL/dz is either kept_1·x + kept_2·y or kept_1·(x + kept_2·y), x and y per token and block, but for d, whose share
+is two sparse updates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .divergence import add_tail, between, renormalise
+
+TILE_BYTES = {"cpu": 256 << 20}
+"""Size of the kept logits by device; elsewhere 2 GiB, since a GPU's products want thousands of tokens."""
+BLOCK_ELEMENTS = {"cpu": 850_000}
+"""Logits of a block: 3.4 MB of cache on a CPU; elsewhere enough to keep a GPU busy without doubling the tile's
+memory."""
+_TILE_BYTES, _BLOCK_ELEMENTS = 2 << 30, 1 << 26
+
+Slopes = Callable[[slice, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+"""(tokens of the tile, logp, divergence) → (dL/dlogp, dL/ddivergence), each (n,)."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One model's end: z = softcap(scale·(W h + b)) / temperature for the tokens of interest, N of them."""
+
+    hidden: Tensor
+    """(N, H)."""
+    weight: Tensor
+    """(V, H)."""
+    bias: Tensor | None
+    """(V,), finite."""
+    scale: float
+    softcap: float | None
+    temperature: float
+    dtype: torch.dtype
+    """What the products' operands are rounded to: the inputs' own type, or autocast's."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Which divergence, over which part of the vocabulary."""
+
+    kind: str
+    alpha: float
+    support: str
+    k: int
+    tail: bool
+
+
+class RowScores(NamedTuple):
+    """(N,) each; the teacher's are 0 for tokens without one."""
+
+    student_logp: Tensor
+    teacher_logp: Tensor
+    student_entropy: Tensor
+    teacher_entropy: Tensor
+    divergence: Tensor
+
+
+@dataclass
+class Gradients:
+    """Sums over all tiles, in the accumulation type; ``None`` where not asked for."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 if anything is, else float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def sweep(
+    student: Side,
+    teacher: Side | None,
+    tokens: Tensor,
+    taught: int,
+    measure: Measure,
+    slopes: Slopes | None,
+    gradients: Gradients | None,
+) -> RowScores:
+    """Scores of N tokens, of which the first ``taught`` have a teacher; with ``slopes``, also the gradients (added in
+    place)."""
+    acc = accumulation_dtype(student.hidden, student.weight)
+    scores = RowScores(*torch.zeros(len(RowScores._fields), tokens.shape[0], dtype=acc, device=tokens.device))
+    backward = slopes is not None and gradients is not None
+    for first, last, by in ((0, taught, teacher), (taught, tokens.shape[0], None)):
+        if first == last:
+            continue
+        tile = Tile(student, by, measure, last - first, backward, acc)
+        for low in range(first, last, tile.height):
+            rows = slice(low, min(low + tile.height, last))
+            tile.score(rows, tokens[rows], scores)
+            if slopes is not None and gradients is not None:
+                tile.push_back(
+                    *slopes(rows, scores.student_logp[rows], scores.divergence[rows] if by else None), gradients
+                )
+    return scores
+
+
+class Tile:
+    """The buffers, and the two sweeps over them."""
+
+    def __init__(
+        self,
+        student: Side,
+        teacher: Side | None,
+        measure: Measure,
+        n_tokens: int,
+        backward: bool,
+        acc: torch.dtype,
+    ) -> None:
+        self.student, self.teacher, self.measure, self.backward, self.acc = student, teacher, measure, backward, acc
+        self.device, self.vocabulary = student.weight.device, student.weight.shape[0]
+        if teacher is None:
+            self.kind = "none"
+        else:
+            whole = measure.support == "full" or measure.k >= self.vocabulary
+            self.kind = measure.kind if whole else "topk"
+        # Nothing is kept between the sweeps when the scores are one sweep's sums and no gradient is asked for.
+        keep = backward or self.kind in ("js", "topk")
+        sides, capped = 1 if teacher is None else 2, backward and student.softcap is not None
+        block = BLOCK_ELEMENTS.get(self.device.type, _BLOCK_ELEMENTS)
+        if keep:
+            kept_bytes = (sides + capped) * self.vocabulary * torch.finfo(acc).bits // 8
+            most = max(TILE_BYTES.get(self.device.type, _TILE_BYTES) // kept_bytes, 1)
+        else:
+            most = max(512, block // self.vocabulary)
+        even = -(-n_tokens // -(-n_tokens // most))
+        self.height = min(-(-even // 16) * 16, n_tokens)
+        self.block = min(-(-max(block // self.height, 1) // 64) * 64, self.vocabulary)
+        self.starts = range(0, self.vocabulary, self.block)
+        self._kept = [self._buffer(self.vocabulary if keep else self.block) for _ in range(sides)]
+        self._slopes = self._buffer(self.vocabulary) if capped else None
+        self._scratch = [self._buffer(self.block) for _ in range(3 if self.kind in ("js", "topk") else sides)]
+
+    def _buffer(self, length: int) -> Tensor:
+        return torch.empty(length * self.height, dtype=self.acc, device=self.device)
+
+    def _kept_block(self, side: int, start: int, stop: int) -> Tensor:
+        flat = self._kept[side]
+        if flat.numel() < self.vocabulary * self.height:  # one block, used again and again
+            start, stop = 0, stop - start
+        return flat[start * self.n : stop * self.n].view(stop - start, self.n)
+
+    def _slope_block(self, start: int, stop: int) -> Tensor | None:
+        return None if self._slopes is None else self._slopes[start * self.n : stop * self.n].view(-1, self.n)
+
+    def _scratch_block(self, i: int, length: int) -> Tensor:
+        return self._scratch[i][: length * self.n].view(length, self.n)
+
+    def _blocks(self) -> Iterator[tuple[int, int, int]]:
+        for b, start in enumerate(self.starts):
+            yield b, start, min(start + self.block, self.vocabulary)
+
+    # -- first sweep --------------------------------------------------------------------------------------------------
+
+    def score(self, rows: slice, tokens: Tensor, scores: RowScores) -> None:
+        """Fill ``scores[rows]`` and leave in the buffers what ``push_back`` needs."""
+        self.span, self.tokens, self.n = rows, tokens, tokens.shape[0]
+        student, teacher = self.student, self.teacher
+        self.hidden = student.hidden[rows]
+        hidden = operand(self.hidden, student.dtype, self.acc)
+        s = Sums.empty(len(self.starts), self.n, self.device, self.acc)
+        if teacher is None:
+            for b, start, stop in self._blocks():
+                z, shifted = self._kept_block(0, start, stop), self._scratch_block(0, stop - start)
+                self._logits(student, hidden, start, stop, z, self._slope_block(start, stop))
+                self._sum_block(s, b, start, z, shifted)
+            self.s = s.finish()
+        else:
+            teacher_hidden = operand(teacher.hidden[rows], teacher.dtype, self.acc)
+            t = Sums.empty(len(self.starts), self.n, self.device, self.acc)
+            for b, start, stop in self._blocks():
+                z, shifted = self._kept_block(0, start, stop), self._scratch_block(0, stop - start)
+                u, shifted_u = self._kept_block(1, start, stop), self._scratch_block(1, stop - start)
+                self._logits(student, hidden, start, stop, z, self._slope_block(start, stop))
+                mass = self._sum_block(s, b, start, z, shifted)
+                self._logits(teacher, teacher_hidden, start, stop, u, None)
+                mass_u = self._sum_block(t, b, start, u, shifted_u)
+                if self.kind in ("forward_ce", "forward_kl"):
+                    dot(mass_u, shifted, out=t.cross[b])
+                elif self.kind == "reverse_kl":
+                    dot(mass, shifted_u, out=s.cross[b])
+                    if self.backward:
+                        torch.sub(shifted, shifted_u, out=u)
+            self.s, self.t = s.finish(), t.finish()
+            scores.teacher_logp[rows], scores.teacher_entropy[rows] = self.t.logp, self.t.entropy
+            self.value = self._divergence(s, t)
+            scores.divergence[rows] = self.value
+        scores.student_logp[rows], scores.student_entropy[rows] = self.s.logp, self.s.entropy
+
+    def _logits(self, side: Side, hidden: Tensor, start: int, stop: int, out: Tensor, slope: Tensor | None) -> None:
+        weight = operand(side.weight[start:stop], side.dtype, self.acc)
+        if weight.dtype == out.dtype:
+            torch.mm(weight, hidden.t(), out=out)
+        else:
+            torch.mm(weight, hidden.t(), out_dtype=out.dtype, out=out)
+        if side.bias is not None:
+            out.add_(side.bias[start:stop].unsqueeze(1))
+        factor = side.scale / (side.softcap or side.temperature)
+        if factor != 1.0:
+            out.mul_(factor)
+        if side.softcap is not None:
+            out.tanh_()
+            if slope is not None:
+                torch.mul(out, out, out=slope).neg_().add_(1.0)
+            out.mul_(side.softcap / side.temperature)
+
+    def _sum_block(self, sums: Sums, b: int, start: int, z: Tensor, shifted: Tensor) -> Tensor:
+        """One block's sums. Leaves in ``shifted`` z less its largest; returns e^shifted, put in z's place unless that
+        is needed."""
+        torch.amax(z, 0, out=sums.top[b])
+        local = self.tokens - start
+        inside = (local >= 0) & (local < z.shape[0])
+        sampled = z.gather(0, local.clamp(0, z.shape[0] - 1).unsqueeze(0)).squeeze(0)
+        sums.sampled = torch.where(inside, sampled, sums.sampled)
+        torch.sub(z, sums.top[b], out=shifted)
+        mass = self._scratch_block(2, z.shape[0]) if self.kind in ("js", "topk") else z
+        torch.exp(shifted, out=mass)
+        torch.sum(mass, 0, out=sums.mass[b])
+        dot(mass, shifted, out=sums.tilt[b])
+        return mass
+
+    def _divergence(self, s: Sums, t: Sums) -> Tensor:
+        if self.kind in ("forward_ce", "forward_kl"):
+            expected = (self.t.share * (t.cross + (s.top - self.s.peak) * t.mass)).sum(0)
+            cross_entropy = self.s.log_mass - expected
+            return cross_entropy if self.kind == "forward_ce" else cross_entropy - self.t.entropy
+        if self.kind == "reverse_kl":
+            expected = (self.s.share * (s.cross + (t.top - self.t.peak) * s.mass)).sum(0)
+            return self.t.log_mass - expected - self.s.entropy
+        return self._jensen_shannon() if self.kind == "js" else self._over_topk()
+
+    def _jensen_shannon(self) -> Tensor:
+        """α·KL(q‖m) + (1-α)·KL(p‖m). Leaves p and log p - log m where the logits were."""
+        alpha, tiny = self.measure.alpha, torch.finfo(self.acc).tiny
+        student_kl, teacher_kl = torch.zeros_like(self.s.lse), torch.zeros_like(self.s.lse)
+        for _, start, stop in self._blocks():
+            p, q, log_m = (self._scratch_block(i, stop - start) for i in range(3))
+            log_p, log_q = self._kept_block(0, start, stop), self._kept_block(1, start, stop)
+            torch.exp(log_p.sub_(self.s.lse), out=p)
+            torch.exp(log_q.sub_(self.t.lse), out=q)
+            # Where both have underflowed the mixture is 0 and so is its share: any finite logarithm will do.
+            torch.lerp(p, q, alpha, out=log_m).clamp_(min=tiny).log_()
+            teacher_kl += dot(q, log_q.sub_(log_m))
+            student_kl += dot(p, torch.sub(log_p, log_m, out=log_q))
+            if self.backward:
+                log_p.copy_(p)
+        self.student_kl = student_kl
+        return alpha * teacher_kl + (1.0 - alpha) * student_kl
+
+    def _over_topk(self) -> Tensor:
+        """The divergence over the likeliest k tokens: small enough to leave its gradient to autograd."""
+        z, u = self._kept_block(0, 0, self.vocabulary), self._kept_block(1, 0, self.vocabulary)
+        supporting = z if self.measure.support == "student_topk" else u
+        self.chosen = supporting.topk(self.measure.k, 0, sorted=False).indices
+        close = add_tail if self.measure.tail else renormalise
+        with torch.enable_grad():
+            self.leaves = z.gather(0, self.chosen).requires_grad_(), self.s.lse.clone().requires_grad_()
+            student, teacher = self.leaves[0] - self.leaves[1], u.gather(0, self.chosen) - self.t.lse
+            self.over_topk = between(
+                close(student.t()), close(teacher.t()), self.measure.kind, alpha=self.measure.alpha
+            )
+        return self.over_topk.detach()
+
+    # -- second sweep -------------------------------------------------------------------------------------------------
+
+    def push_back(self, by_logp: Tensor, by_divergence: Tensor | None, gradients: Gradients) -> None:
+        """Add this tile's share to ``gradients``, given dL/dlogp and dL/ddivergence, each (n,)."""
+        side = self.student
+        by_logp = by_logp * (side.scale / side.temperature)
+        if by_divergence is not None:
+            by_divergence = by_divergence * (side.scale / side.temperature)
+        x, y = self._coefficients(by_logp, by_divergence)
+        # dL/dlogits spans too many orders of magnitude for float16.
+        narrow = torch.bfloat16 if side.dtype == torch.bfloat16 else self.acc
+        hidden = operand(self.hidden, side.dtype, self.acc).to(product_dtype(narrow, self.device, self.acc))
+        d_hidden = torch.zeros_like(hidden, dtype=self.acc)
+        for b, start, stop in self._blocks():
+            grad = self._by_logits(x[b], None if y is None else y[b], start, stop)
+            if gradients.bias is not None:
+                gradients.bias[start:stop] += grad.sum(1)
+            grad = grad.to(hidden.dtype)
+            if gradients.hidden is not None:
+                weight = operand(side.weight[start:stop], side.dtype, self.acc).to(hidden.dtype)
+                add_product(d_hidden, grad.t(), weight)
+            if gradients.weight is not None:
+                add_product(gradients.weight[start:stop], grad, hidden)
+        self._push_back_sampled(by_logp, d_hidden, gradients)
+        if gradients.hidden is not None:
+            gradients.hidden[self.span] = d_hidden
+
+    def _coefficients(self, by_logp: Tensor, by_divergence: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """x and y of the module's docstring, each (blocks, n)."""
+        if by_divergence is None:
+            return -by_logp * self.s.share, None
+        if self.kind in ("forward_ce", "forward_kl"):
+            return (by_divergence - by_logp) * self.s.share, -by_divergence * self.t.share
+        if self.kind == "reverse_kl":
+            offset = self.s.top - self.t.top - self.s.lse + self.t.lse - self.value
+            return (by_divergence * offset - by_logp) * self.s.share, by_divergence * self.s.share
+        shape = self.s.share.shape
+        if self.kind == "js":
+            rate = (1.0 - self.measure.alpha) * by_divergence
+            return (-by_logp - rate * self.student_kl).expand(shape), rate.expand(shape)
+        by_logits, by_lse = torch.autograd.grad(self.over_topk, self.leaves, by_divergence)
+        for _, start, stop in self._blocks():
+            self._kept_block(0, start, stop).sub_(self.s.lse).exp_()
+        self._kept_block(1, 0, self.vocabulary).zero_().scatter_(0, self.chosen, by_logits)
+        return (by_lse - by_logp).expand(shape), torch.ones_like(by_logp).expand(shape)
+
+    def _by_logits(self, x: Tensor, y: Tensor | None, start: int, stop: int) -> Tensor:
+        """One block of dL/dlogits but for the sampled token's indicator, in place of what was kept."""
+        grad = self._kept_block(0, start, stop)
+        if y is None:
+            grad.mul_(x)
+        elif self.kind in ("reverse_kl", "js"):
+            grad.mul_(self._kept_block(1, start, stop).mul_(y).add_(x))
+        else:
+            grad.mul_(x).addcmul_(self._kept_block(1, start, stop), y)
+        slope = self._slope_block(start, stop)
+        return grad if slope is None else grad.mul_(slope)
+
+    def _push_back_sampled(self, by_logp: Tensor, d_hidden: Tensor, gradients: Gradients) -> None:
+        """The indicator's share: one row of the head for each token, one token's hidden state for its row of the
+        head."""
+        side = self.student
+        if side.softcap is not None:
+            by_logp = by_logp * (1.0 - (self.s.sampled * (side.temperature / side.softcap)).square())
+        if gradients.hidden is not None:
+            d_hidden.addcmul_(
+                operand(side.weight[self.tokens], side.dtype, self.acc).to(self.acc), by_logp.unsqueeze(1)
+            )
+        if gradients.weight is not None:
+            hidden = operand(self.hidden, side.dtype, self.acc).to(self.acc)
+            gradients.weight.index_add_(0, self.tokens, hidden * by_logp.unsqueeze(1))
+        if gradients.bias is not None:
+            gradients.bias.index_add_(0, self.tokens, by_logp)
+
+
+@dataclass
+class Sums:
+    """What one sweep collects of a distribution, by block (blocks, n): with z less the block's largest, Σe^z and its
+    like."""
+
+    top: Tensor
+    mass: Tensor
+    """Σ e^z."""
+    tilt: Tensor
+    """Σ e^z·z."""
+    cross: Tensor
+    """Σ e^z·z', z' the other side's."""
+    sampled: Tensor
+    """(n,) logit of the sampled token."""
+
+    @classmethod
+    def empty(cls, blocks: int, n: int, device: torch.device, dtype: torch.dtype) -> Sums:
+        top, mass, tilt, cross = torch.zeros(4, blocks, n, device=device, dtype=dtype)
+        return cls(top, mass, tilt, cross, torch.zeros(n, device=device, dtype=dtype))
+
+    def finish(self) -> Distribution:
+        peak = self.top.amax(0)
+        weight = (self.top - peak).exp()
+        mass = (weight * self.mass).sum(0)
+        share = weight / mass
+        log_mass = mass.log()
+        expected = (share * (self.tilt + (self.top - peak) * self.mass)).sum(0)
+        return Distribution(
+            self.top,
+            peak,
+            share,
+            log_mass,
+            peak + log_mass,
+            entropy=(log_mass - expected).clamp(min=0.0),
+            sampled=self.sampled,
+            logp=self.sampled - peak - log_mass,
+        )
+
+
+class Distribution(NamedTuple):
+    """A tile's softmax: p = e^(z - top)·share within each block."""
+
+    top: Tensor
+    """(blocks, n)."""
+    peak: Tensor
+    """(n,) largest logit."""
+    share: Tensor
+    """(blocks, n)."""
+    log_mass: Tensor
+    """(n,) log Σ e^(z - peak)."""
+    lse: Tensor
+    """(n,) log Σ e^z."""
+    entropy: Tensor
+    sampled: Tensor
+    logp: Tensor
+
+
+def product_dtype(dtype: torch.dtype, device: torch.device, acc: torch.dtype) -> torch.dtype:
+    """What a product's operands are stored in. A CPU multiplies half-precision numbers exactly, in float32, and no
+    slower."""
+    return dtype if device.type != "cpu" and dtype in (torch.bfloat16, torch.float16) else acc
+
+
+def operand(tensor: Tensor, dtype: torch.dtype, acc: torch.dtype) -> Tensor:
+    """``tensor`` rounded to ``dtype``, as a product takes it."""
+    return tensor.to(dtype).to(product_dtype(dtype, tensor.device, acc))
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a·b, accumulated in total's type."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+
+
+def dot(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """Σ over the vocabulary of a·b: (block, n) twice → (n,)."""
+    product: Tensor = torch.linalg.vecdot(a, b, dim=0, out=out)
+    return product
