@@ -1,7 +1,8 @@
-"""An exact laboratory of the papers' claims: tabular policies, every rollout enumerated, the loss functions of training.
+"""An exact laboratory of the papers' claims: tabular policies, every rollout enumerated, training's own losses.
 
-``errata theory`` prints one table of claims and writes ``theory.html``; ``errata theory --json`` prints the numbers. The six parts
-are METHODS section 8's; each module states its claim, its assumption and its computation. Importing this package is light.
+``errata theory`` prints one table of claims and writes ``theory.html``; ``errata theory --json`` prints the numbers.
+The six parts are METHODS section 8's; each module states its claim, its assumption and its computation. Importing
+this package is light.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ def study() -> list[Part]:
 
 
 def run(json: bool = False, out: Path | None = None) -> int:
-    """Print the claims and write the page to ``out`` (``theory.html`` unless given); or, with ``json``, print the numbers.
+    """Print the claims and write the page to ``out`` (``theory.html`` unless given); with ``json``, print the numbers.
 
-    With ``json`` a page is written only where ``out`` says so. Returns 0 if every claim came out as this laboratory expects, else 1.
+    With ``json`` a page is written only where ``out`` says so. Returns 0 if every claim came out as expected, else 1.
     """
     parts = study()
     if json:

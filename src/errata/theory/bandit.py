@@ -1,7 +1,7 @@
 """1. Which objectives raise reward when the expert is better? A three-armed bandit, and many random ones.
 
-A bandit is one token: forward CE, reverse KL and JS differ here in nothing but what they ask of the student. The first-order
-change of J = Σ π_a r_a under a step down the objective's gradient g (with respect to the logits) is
+A bandit is one token: forward CE, reverse KL and JS differ here in nothing but what they ask of the student. The
+first-order change of J = Σ π_a r_a under a step down the objective's gradient g (with respect to the logits) is
 
     plain softmax step   dlogit = −g         dJ = −∇J·g
     natural step         dlogit = −F⁺g       dπ = −g, so dJ = −r·g        F = diag(π) − ππᵀ, the Fisher matrix
@@ -11,6 +11,7 @@ because F⁺g is g/π up to a constant, and a softmax moves by dπ = F·dlogit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,9 +37,10 @@ def change_of_reward(reward: Tensor, student: Tensor, expert: Tensor, kind: str)
     return {"natural": -(reward * g).sum(-1), "softmax": -(gradient_of_value * g).sum(-1)}
 
 
-def rows(*values: tuple[float, ...]) -> tuple[Tensor, ...]:
+def rows(reward: Sequence[float], student: Sequence[float], expert: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
     """Each as a (1,K) float64 tensor."""
-    return tuple(torch.tensor([v], dtype=torch.float64) for v in values)
+    r, s, e = torch.tensor([[reward], [student], [expert]], dtype=torch.float64)
+    return r, s, e
 
 
 def example(kind: str) -> dict[str, float]:
@@ -51,16 +53,16 @@ def random_bandits(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Reward, student, expert (N,K) of those of ``draws`` random bandits whose expert is better.
 
-    Student and expert are uniform on the simplex, rewards 0 or 1. ``tilted``: rewards uniform on [0,1] and the expert is the
-    student's own distribution times exp(β·r) with a random β > 0, so that it is better arm by arm.
+    Student and expert are uniform on the simplex, rewards 0 or 1. ``tilted``: rewards uniform on [0,1] and the expert
+    is the student's own distribution times exp(β·r) with a random β > 0, so that it is better arm by arm.
     """
     generator = torch.Generator().manual_seed(seed)
-    uniform = lambda: -torch.rand(draws, arms, generator=generator, dtype=torch.float64).log()  # noqa: E731
-    student, other = (x / x.sum(-1, keepdim=True) for x in (uniform(), uniform()))
+    exponential = -torch.rand(3, draws, arms, generator=generator, dtype=torch.float64).log()
+    student, other = exponential[:2] / exponential[:2].sum(-1, keepdim=True)
     reward = (torch.rand(draws, arms, generator=generator) < 0.5).double()
     if tilted:
         reward = torch.rand(draws, arms, generator=generator, dtype=torch.float64)
-        other = student * (3 * uniform()[:, :1] * reward).exp()
+        other = student * (3 * exponential[2, :, :1] * reward).exp()
         other = other / other.sum(-1, keepdim=True)
     better = (reward * other).sum(-1) > (reward * student).sum(-1)
     return reward[better], student[better], other[better]
@@ -86,106 +88,101 @@ def flow(kind: str, step: str, *, length: float = 6.0, rate: float = 0.01) -> tu
     return times, values
 
 
-def study() -> Part:
-    changes = {kind: example(kind) for kind in OBJECTIVES}
-    worse = {k: {kind: how_often_worse(k, kind) for kind in OBJECTIVES} for k in ARMS}
-    tilted = {k: {kind: how_often_worse(k, kind, tilted=True) for kind in OBJECTIVES} for k in ARMS}
-    two = [worse[2][kind][step] for kind in OBJECTIVES for step in ("natural", "softmax")]
-    many = {
-        kind: f"{min(worse[k][kind]['natural'] for k in ARMS[1:]):.1%}–{max(worse[k][kind]['natural'] for k in ARMS[1:]):.1%}"
-        for kind in OBJECTIVES
+def compute() -> dict[str, Any]:
+    """The numbers of this part: ``bandit`` and ``random_bandits``."""
+    shares = {str(k): {kind: how_often_worse(k, kind) for kind in OBJECTIVES} for k in ARMS}
+    tilted = {str(k): {kind: how_often_worse(k, kind, tilted=True) for kind in OBJECTIVES} for k in ARMS}
+    return {
+        "bandit": {kind: example(kind) for kind in OBJECTIVES},
+        "random_bandits": {
+            "counted": {str(k): len(random_bandits(k)[0]) for k in ARMS},
+            "share_lowered": shares,
+            "counted_better_arm_by_arm": {str(k): len(random_bandits(k, tilted=True)[0]) for k in ARMS},
+            "share_lowered_better_arm_by_arm": tilted,
+        },
     }
-    ce, rkl, js = (changes[kind] for kind in OBJECTIVES)
-    claims = (
+
+
+def claims(n: dict[str, Any]) -> tuple[Claim, ...]:
+    ce, rkl, js = (n["bandit"][kind] for kind in OBJECTIVES)
+    random = n["random_bandits"]
+    shares, tilted = random["share_lowered"], random["share_lowered_better_arm_by_arm"]
+    numbers = "dJ {natural:+.4f} natural, {softmax:+.4f} plain"
+    natural = {kind: [shares[str(k)][kind]["natural"] for k in ARMS[1:]] for kind in OBJECTIVES}
+    span = {kind: f"{min(v):.1%}–{max(v):.1%}" for kind, v in natural.items()}
+    return (
         Claim(
             "A small forward-CE step raises reward in the example, natural and plain",
             "the expert is better: J .30 → .45",
             ce["natural"] > 0 and ce["softmax"] > 0,
-            f"dJ {ce['natural']:+.4f} natural, {ce['softmax']:+.4f} plain",
+            numbers.format(**ce),
         ),
         Claim(
             "So does a reverse-KL step",
             "the same; the expert is worse at one good arm",
             rkl["natural"] > 0 or rkl["softmax"] > 0,
-            f"dJ {rkl['natural']:+.4f} natural, {rkl['softmax']:+.4f} plain",
+            numbers.format(**rkl),
             expected=False,
         ),
         Claim(
             "So does a JS step",
             "the same; the expert is worse at one good arm",
             js["natural"] > 0 or js["softmax"] > 0,
-            f"dJ {js['natural']:+.4f} natural, {js['softmax']:+.4f} plain",
+            numbers.format(**js),
             expected=False,
         ),
         Claim(
             "With two arms no objective lowers reward, under either step",
             "a better expert; two arms",
-            not any(two),
-            f"0 of {len(random_bandits(2)[0])} random bandits",
+            not any(share for changes in shares["2"].values() for share in changes.values()),
+            f"0 of {random['counted']['2']} random bandits",
         ),
         Claim(
             "A natural forward-CE step never lowers reward, with any number of arms",
             "a better expert",
-            not any(worse[k]["forward_ce"]["natural"] for k in ARMS),
-            f"0 of {sum(len(random_bandits(k)[0]) for k in ARMS)} random bandits with {ARMS[0]}–{ARMS[-1]} arms",
+            not any(natural["forward_ce"]),
+            f"0 of {sum(random['counted'].values())} random bandits with {ARMS[0]}–{ARMS[-1]} arms",
         ),
         Claim(
             "Nor does natural reverse KL or JS",
             "a better expert; three arms or more",
-            not any(worse[k][kind]["natural"] for k in ARMS[1:] for kind in ("reverse_kl", "js")),
-            f"lower in {many['reverse_kl']} (reverse KL) and {many['js']} (JS) of bandits",
+            not any(natural["reverse_kl"] + natural["js"]),
+            f"lower in {span['reverse_kl']} (reverse KL) and {span['js']} (JS) of bandits",
             expected=False,
         ),
         Claim(
             "Natural reverse KL and JS are safe too",
             "π_T/π grows with reward: better arm by arm, as a policy that conditions on success is",
-            not any(tilted[k][kind]["natural"] for k in ARMS for kind in OBJECTIVES),
-            f"0 of {sum(len(random_bandits(k, tilted=True)[0]) for k in ARMS)} random bandits",
+            not any(tilted[str(k)][kind]["natural"] for k in ARMS for kind in OBJECTIVES),
+            f"0 of {sum(random['counted_better_arm_by_arm'].values())} random bandits",
         ),
     )
 
+
+def pictures(n: dict[str, Any]) -> tuple[Picture, ...]:
     def dips(axes: Any) -> None:
         for kind in OBJECTIVES:
             for step, style in (("natural", "-"), ("softmax", ":")):
-                axes.plot(*flow(kind, step), style, color=COLOURS[kind], label=f"{NAMES[kind]}, {step}")
+                axes.plot(*flow(kind, step), style, color=COLOURS[kind])
         axes.axhline(0.45, color=COLOURS["other"], lw=0.8)
-        axes.set(
-            title="The example: reward while following each gradient", xlabel="time (step size × steps)", ylabel="J"
-        )
-        axes.legend()
+        axes.set(title="The example: following each gradient", xlabel="time (step size × steps)", ylabel="J")
 
     def shares(axes: Any) -> None:
         for kind in OBJECTIVES:
             for step, style in (("natural", "o-"), ("softmax", "o:")):
-                axes.plot(
-                    ARMS,
-                    [worse[k][kind][step] for k in ARMS],
-                    style,
-                    color=COLOURS[kind],
-                    label=f"{NAMES[kind]}, {step}",
-                )
-        axes.set(
-            title="Random bandits: how often a step lowers reward",
-            xlabel="arms",
-            ylabel="share of bandits",
-            ylim=(-0.01, None),
-        )
+                share = [n["random_bandits"]["share_lowered"][str(k)][kind][step] for k in ARMS]
+                axes.plot(ARMS, share, style, color=COLOURS[kind], label=f"{NAMES[kind]}, {step}")
+        axes.set(title="Random bandits: how often a step lowers J", xlabel="arms", ylabel="share", ylim=(-0.01, 0.4))
+        axes.legend(loc="upper left", ncols=2)
 
     caption = (
-        "Left: all six descents end at the expert's .45, but reverse KL and JS first pay for it. Under the natural step forward CE "
-        "closes the gap as exp(−t), whatever the bandit. Right: the expert is better in every bandit counted."
+        "Left: all six descents end at the expert's .45, but reverse KL and JS first pay for it. Under the natural "
+        "step forward CE closes the gap as exp(−t), whatever the bandit. Right: the expert is better in every "
+        "bandit counted."
     )
-    return Part(
-        about=__doc__ or "",
-        title="A better expert, and objectives that lower reward",
-        claims=claims,
-        numbers={
-            "bandit": changes,
-            "random_bandits": {
-                "draws": DRAWS,
-                "share_lowered": {str(k): worse[k] for k in ARMS},
-                "share_lowered_expert_better_arm_by_arm": {str(k): tilted[k] for k in ARMS},
-            },
-        },
-        pictures=(Picture("bandit", caption, (dips, shares)),),
-    )
+    return (Picture("bandit", caption, (dips, shares)),)
+
+
+def study() -> Part:
+    n = compute()
+    return Part("A better expert, and objectives that lower reward", __doc__ or "", claims(n), n, pictures(n))

@@ -31,7 +31,7 @@ class Claim:
     numbers: str
     """The numbers that decide it, in words."""
     expected: bool = True
-    """``False`` for a case built to break the claim. ``errata theory`` exits with 1 when ``holds`` is not as expected."""
+    """``False`` for a case built to break the claim. ``errata theory`` exits with 1 where ``holds`` differs."""
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,16 @@
 """6. Which estimator of DistIL's gradient? Bias, variance and direction of every one.
 
-The exact gradient of L = E_y Σ_t CE_t weighs ∇ℓS_t by the *sum* of all later costs. The released code divides it by the tokens
-left (``mean``), folds it into the local term (``reweight``) and centres nothing. All are compared by exact enumeration on random
-worlds (student N(0,1), expert = student + N(0,1.5²) in logits), each to the gradient of its own objective: that of Σ CE for
-``ce``, of Σ KL for ``kl``. ``gradients.py`` says how.
+The exact gradient of L = E_y Σ_t CE_t weighs ∇ℓS_t by the sum of all later costs. The released code divides it by
+the tokens left (``mean``), folds it into the local term (``reweight``) and centres nothing. All are compared by exact
+enumeration on random worlds (student N(0,1), expert = student + N(0,1.5²) in logits), each to the gradient of its own
+objective: that of Σ CE for ``ce``, of Σ KL for ``kl``. ``gradients.py`` says how.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean as mean
 from typing import Any
 
 import torch
@@ -47,6 +48,8 @@ SHOWN = {
     "reweight, ce (released)": (Estimator("reweight", "ce", "none"), COLOURS["js"], ":"),
     "local term only": (Estimator("none", "kl", "none"), COLOURS["other"], "--"),
 }
+DISCOUNTS = (0.25, 0.5, 0.75, 0.9)
+SEEDS, GROWTH_WORLDS = range(10), 6
 RESPONSES = (2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
@@ -72,8 +75,8 @@ def cosine_table(
 def qualities(estimator: Estimator, worlds: Sequence[tuple[World, Tensor]]) -> dict[str, float]:
     """Means over worlds, relative to the length of the estimator's own exact gradient.
 
-    ``cosine`` and ``bias`` of its expectation, ``noise`` (standard deviation of the mean of eight responses), ``noise_pair``,
-    and ``alignment_G``: the cosine one gets with G responses.
+    ``cosine`` and ``bias`` of its expectation, ``noise`` (standard deviation of the mean of eight responses), and
+    ``alignment_G``: the cosine one gets with G responses.
     """
     total: dict[str, float] = {}
     for w, z in worlds:
@@ -83,7 +86,6 @@ def qualities(estimator: Estimator, worlds: Sequence[tuple[World, Tensor]]) -> d
             "cosine": cosine(m.mean, target),
             "bias": float((m.mean - target).norm()) / length,
             "noise": m.variance(8) ** 0.5 / length,
-            "noise_pair": m.variance(2) ** 0.5 / length,
             **{f"alignment_{g}": m.alignment(target, g) for g in RESPONSES},
         }
         total = {k: total.get(k, 0.0) + v / len(worlds) for k, v in row.items()}
@@ -93,7 +95,7 @@ def qualities(estimator: Estimator, worlds: Sequence[tuple[World, Tensor]]) -> d
 def own_trace(seed: int, *, size: int = 4) -> dict[str, float]:
     """Feedback that depends on the rollout: its last token decides which of two experts marks it.
 
-    Cosine to the exact gradient of the expected gradient with the costs after t (``later``), and with all of them (``all``).
+    Cosine to the exact gradient of the expected one, with the costs after t (``later``) and with all (``all``).
     """
     w, z = random_policies(full_tree(3, size), seed, experts=2)
     t, b = w.tree, len(w.tree.tokens)
@@ -140,44 +142,43 @@ def sibling(seed: int, baseline: str) -> float:
     return float((estimate - target).norm() / target.norm())
 
 
-def lengths(seed: int, **options: Any) -> float:
-    """Relative bias of ``sum``, ``kl`` where rollouts end when they like."""
+def lengths(seed: int, *, per_length: bool) -> float:
+    """Relative bias of ``sum``, ``kl``, leave-one-out where rollouts end when they like."""
     w, z = random_policies(stopping_tree(3, 4), seed)
     target = exact(w, z, "kl")
-    estimate = expected_gradient(w, z, Estimator(**options))
+    estimate = expected_gradient(w, z, Estimator(per_length=per_length))
     estimate = estimate * (estimate * target).sum() / estimate.square().sum()  # forgive the scale
     return float((estimate - target).norm() / target.norm())
 
 
-def study() -> Part:
-    cosines = cosine_table()
-    worlds = [random_world(3, 4, seed) for seed in range(8)]
-    table = {e: qualities(e, worlds) for e in EVERY}
-    unbiased = {e: q for e, q in table.items() if q["bias"] < 1e-9}
-    quietest = min(unbiased.values(), key=lambda q: q["noise"])["noise"]
+def growth() -> dict[str, dict[int, dict[str, dict[str, float]]]]:
+    """Qualities of the shown estimators as answers and vocabulary grow: {axis: {value: {name: qualities}}}."""
+    shapes = {"horizon": {t: (2, t) for t in range(2, 8)}, "vocabulary": {v: (v, 3) for v in range(2, 6)}}
+    return {
+        axis: {
+            x: {
+                name: qualities(e, [random_world(*shape, s) for s in range(GROWTH_WORLDS)])
+                for name, (e, *_) in SHOWN.items()
+            }
+            for x, shape in row.items()
+        }
+        for axis, row in shapes.items()
+    }
+
+
+def claims(cosines: dict[int, dict[str, float]], table: Mapping[Estimator, dict[str, float]]) -> tuple[Claim, ...]:
     default, released = table[Estimator()], table[Estimator("mean", "ce", "none")]
-    ce_none, ce_loo = table[Estimator("sum", "ce", "none")], table[Estimator("sum", "ce")]
-    kl_none = table[Estimator("sum", "kl", "none")]
-    seeds = range(10)
-    mean = lambda values: sum(values) / len(seeds)  # noqa: E731
-    trace = {k: mean([own_trace(s)[k] for s in seeds]) for k in ("later", "all")}
-    shown = {b: mean([sibling(s, b) for s in seeds]) for b in ("none", "leave_one_out")}
-    ragged = {
-        "sum": mean([lengths(s) for s in seeds]),
-        "per_length": mean([lengths(s, per_length=True) for s in seeds]),
-    }
-    growth = {
-        "horizon": {
-            t: {k: qualities(e, [random_world(2, t, s) for s in range(4)]) for k, (e, *_) in SHOWN.items()}
-            for t in range(2, 8)
-        },
-        "vocabulary": {
-            v: {k: qualities(e, [random_world(v, 3, s) for s in range(4)]) for k, (e, *_) in SHOWN.items()}
-            for v in range(2, 6)
-        },
-    }
-    low = {c: min(cosines[h][c] for h in cosines) for c in CREDITS}
-    claims = (
+    least = min(q["noise"] for q in table.values() if q["bias"] < 1e-9)
+    noise = {e: f"{q['noise']:.2f}" for e, q in table.items()}
+    low = {c: min(row[c] for row in cosines.values()) for c in CREDITS}
+    listed = "; ".join(
+        f"{c} " + "/".join(f"{row[c]:.3f}" for row in cosines.values()) for c in ("none", "mean", "reweight")
+    )
+    traces = [own_trace(seed) for seed in SEEDS]
+    trace = {k: mean([t[k] for t in traces]) for k in ("later", "all")}
+    taught = {b: mean([sibling(s, b) for s in SEEDS]) for b in ("none", "leave_one_out")}
+    ragged = {p: mean([lengths(s, per_length=p) for s in SEEDS]) for p in (False, True)}
+    return (
         Claim(
             "`sum` is the exact gradient",
             "feedback that does not depend on the rollout",
@@ -185,13 +186,10 @@ def study() -> Part:
             f"cosine {low['sum']:.6f} at T = 3, 4, 5 (`ce`); relative bias {default['bias']:.0e} (`kl`, leave-one-out)",
         ),
         Claim(
-            "`none`, `mean` or `reweight` are the exact gradient",
+            "So are `none`, `mean` or `reweight`",
             "the same",
             max(low["none"], low["mean"], low["reweight"]) > 1 - 1e-6,
-            "cosine "
-            + "; ".join(
-                f"{c} " + "/".join(f"{cosines[h][c]:.3f}" for h in cosines) for c in ("none", "mean", "reweight")
-            ),
+            f"cosine at T = 3/4/5: {listed}",
             expected=False,
         ),
         Claim(
@@ -204,28 +202,30 @@ def study() -> Part:
         Claim(
             "Leave-one-out changes no expectation, with rollouts of any length",
             "the others' costs do not depend on this rollout",
-            ragged["sum"] < 1e-9,
-            f"relative bias {ragged['sum']:.0e} on worlds where rollouts stop when they like",
+            ragged[False] < 1e-9,
+            f"relative bias {ragged[False]:.0e} on worlds where rollouts stop when they like",
         ),
         Claim(
             "Leave-one-out changes no expectation",
             "missing: the other response was shown this one (a sibling's success)",
-            shown["leave_one_out"] < 1e-6,
-            f"relative bias {shown['leave_one_out']:.2f} in pairs that teach each other; without a baseline {shown['none']:.0e}",
+            taught["leave_one_out"] < 1e-6,
+            f"relative bias {taught['leave_one_out']:.2f} in pairs that teach each other; "
+            f"no baseline {taught['none']:.0e}",
             expected=False,
         ),
         Claim(
             "Dividing by a rollout's own length keeps the direction",
             "missing: rollouts of one length",
-            ragged["per_length"] < 1e-6,
-            f"relative bias {ragged['per_length']:.2f} after the best rescaling",
+            ragged[True] < 1e-6,
+            f"relative bias {ragged[True]:.2f} after the best rescaling",
             expected=False,
         ),
         Claim(
             "Among the unbiased, `sum`, `kl`, leave-one-out has the least noise",
             "groups of eight (within 5 % of the least)",
-            default["noise"] <= 1.05 * quietest,
-            f"noise/gradient {default['noise']:.2f}; `ce` {ce_loo['noise']:.2f}; no baseline: `kl` {kl_none['noise']:.2f}, `ce` {ce_none['noise']:.2f}",
+            default["noise"] <= 1.05 * least,
+            f"noise/gradient {noise[Estimator()]}; `ce` {noise[Estimator('sum', 'ce')]}; no baseline: "
+            f"`kl` {noise[Estimator('sum', 'kl', 'none')]}, `ce` {noise[Estimator('sum', 'ce', 'none')]}",
         ),
         Claim(
             "It points better than the released mean",
@@ -233,43 +233,32 @@ def study() -> Part:
             all(default[f"alignment_{g}"] > released[f"alignment_{g}"] for g in RESPONSES if g >= 8),
             "cosine "
             + "; ".join(
-                f"G={g}: {default[f'alignment_{g}']:.2f} against {released[f'alignment_{g}']:.2f}" for g in (8, 64, 512)
+                f"G = {g}: {default[f'alignment_{g}']:.2f}, {released[f'alignment_{g}']:.2f}" for g in (8, 64, 512)
             ),
         ),
     )
-    discounted = {g: qualities(Estimator(discount=g), worlds) for g in (0.25, 0.5, 0.75, 0.9)}
+
+
+def pictures(table: Mapping[Estimator, dict[str, float]]) -> tuple[Picture, ...]:
+    marks = {"none": ("other", "s"), "sum": ("kl", "o"), "mean": ("reverse_kl", "^"), "reweight": ("js", "v")}
+    growing = growth()
 
     def trade(axes: Any) -> None:
-        for credit, colour, marker in (
-            ("none", "other", "s"),
-            ("sum", "kl", "o"),
-            ("mean", "reverse_kl", "^"),
-            ("reweight", "js", "v"),
-        ):
-            for e, q in table.items():
-                if e.credit == credit:
-                    filled = {"ce": "none", "kl": COLOURS[colour]}[e.cost]
-                    axes.plot(q["noise"], q["bias"], marker, color=COLOURS[colour], mfc=filled)
-                    if e.centred or credit in ("none", "reweight"):
-                        continue
-                    axes.annotate(
-                        "no baseline", (q["noise"], q["bias"]), (0, 7), textcoords="offset points", ha="center"
-                    )
+        for e, q in ((e, q) for e, q in table.items() if e.discount == 1):
+            colour, marker = marks[e.credit]
+            axes.plot(
+                q["noise"], q["bias"], marker, color=COLOURS[colour], mfc=COLOURS[colour] if e.cost == "kl" else "none"
+            )
+            if e.credit in ("sum", "mean") and e.baseline == "none":
+                axes.annotate("no baseline", (q["noise"], q["bias"]), (0, 7), textcoords="offset points", ha="center")
+        for credit, (colour, marker) in marks.items():
             axes.plot([], [], marker, color=COLOURS[colour], label=credit)
-        path = [*discounted.values(), default]
+        path = [table[Estimator(discount=g)] for g in (*DISCOUNTS, 1.0)]
         axes.plot(
-            [q["noise"] for q in path],
-            [q["bias"] for q in path],
-            "-",
-            color=COLOURS["kl"],
-            lw=1,
-            label="sum with γ = ¼ … 1",
+            [q["noise"] for q in path], [q["bias"] for q in path], color=COLOURS["kl"], lw=1, label="sum, γ = ¼ … 1"
         )
         axes.set(
-            title="Filled: kl, open: ce. V = 3, T = 4",
-            xlabel="noise of eight responses / gradient",
-            ylabel="bias / gradient",
-            xlim=(0.3, None),
+            title="Filled: kl, open: ce. V = 3, T = 4", xlabel="noise of eight / gradient", ylabel="bias / gradient"
         )
         axes.legend()
 
@@ -282,71 +271,64 @@ def study() -> Part:
         axes.set_xticklabels([str(g) for g in RESPONSES[::2]])
         axes.legend()
 
-    def grows(axis: str, quality: str, title: str, label: str, *, legend: bool = False) -> Any:
+    def grows(axis: str, quality: str, title: str, label: str, *, legend: bool = False) -> Callable[[Any], None]:
         def draw(axes: Any) -> None:
             for name, (_, colour, style) in SHOWN.items():
-                axes.plot(
-                    list(growth[axis]),
-                    [row[name][quality] for row in growth[axis].values()],
-                    style,
-                    color=colour,
-                    label=name,
-                )
-            axes.set(title=title, xlabel=label, ylim=(0, None))
+                curve = [row[name][quality] for row in growing[axis].values()]
+                axes.plot(list(growing[axis]), curve, style, color=colour, label=name)
+            axes.set(title=title, xlabel=label, ylim=(0, None), xticks=list(growing[axis]))
             if legend:
                 axes.legend()
 
         return draw
 
-    return Part(
-        about=__doc__ or "",
-        title="Estimators of the gradient",
-        claims=claims,
-        numbers={"estimators": {str(h): row for h, row in cosines.items()}},
-        pictures=(
-            Picture(
-                "estimators",
-                "Left: a baseline moves an estimator left, for `ce` by a factor three, and changes no bias; dividing by the tokens left "
-                "(`mean`) buys less noise with more bias than a discount γ does. Right: what one gets with so many responses to one "
-                "problem.",
-                (trade, aim),
-            ),
-            Picture(
-                "growth",
-                "As answers grow (V = 2) the biased credits drift from the gradient and the noise of the exact one rises, slowly if it is "
-                "centred. The vocabulary (T = 3) matters little.",
-                (
-                    grows("horizon", "bias", "Bias / gradient", "horizon T", legend=True),
-                    grows("horizon", "noise", "Noise of eight / gradient", "horizon T"),
-                    grows("vocabulary", "bias", "Bias / gradient", "vocabulary V"),
-                    grows("vocabulary", "noise", "Noise of eight / gradient", "vocabulary V"),
-                ),
-            ),
-        ),
-        tables=(
-            Table(
-                "Every estimator, V = 3, T = 4, mean of eight worlds. Bias and noise are relative to the gradient of the estimator's own "
-                "objective; G is the number of responses to one problem; position averages over eight of them.",
-                (
-                    "credit",
-                    "cost",
-                    "baseline",
-                    "γ",
-                    "cosine",
-                    "bias",
-                    "noise, G = 8",
-                    "aim, G = 8",
-                    "aim, G = 64",
-                    "aim, G = 512",
-                ),
-                tuple(_row(e, q) for e, q in table.items())
-                + tuple(_row(Estimator(discount=g), q) for g, q in discounted.items()),
+    trade_off = (
+        "Left: a baseline moves an estimator left, for `ce` by a factor of three, and changes no bias; dividing by "
+        "the tokens left (`mean`) pays for less noise with more bias than a discount γ does. Right: the cosine one "
+        "gets with so many responses to one problem."
+    )
+    grown = (
+        "As answers grow (V = 2) the biased credits leave the gradient, and the noise of the exact one rises: "
+        "slowly with `kl` or a baseline, fast with neither. The vocabulary (T = 3) matters less."
+    )
+    return (
+        Picture("estimators", trade_off, (trade, aim)),
+        Picture(
+            "growth",
+            grown,
+            (
+                grows("horizon", "bias", "Bias / gradient", "horizon T"),
+                grows("horizon", "noise", "Noise of eight / gradient", "horizon T", legend=True),
+                grows("vocabulary", "bias", "Bias / gradient", "vocabulary V"),
+                grows("vocabulary", "noise", "Noise of eight / gradient", "vocabulary V"),
             ),
         ),
     )
 
 
-def _row(e: Estimator, q: dict[str, float]) -> tuple[str, ...]:
+def listing(table: Mapping[Estimator, dict[str, float]]) -> Table:
     columns = ("cosine", "bias", "noise", "alignment_8", "alignment_64", "alignment_512")
-    cost = "–" if e.credit == "none" else e.cost
-    return (e.credit, cost, e.baseline.replace("_", " "), f"{e.discount:g}", *(f"{q[c]:.3f}" for c in columns))
+    return Table(
+        "Every estimator, V = 3, T = 4, mean of eight worlds. Bias and noise are relative to the gradient of the "
+        "estimator's own objective; aim is the cosine with G responses to one problem; position averages over eight.",
+        ("credit", "cost", "baseline", "γ", "cosine", "bias", "noise, G=8", "aim, G=8", "aim, G=64", "aim, G=512"),
+        tuple(
+            (
+                e.credit,
+                "–" if e.credit == "none" else e.cost,
+                e.baseline.replace("_", " "),
+                f"{e.discount:g}",
+                *(f"{q[c]:.3f}" for c in columns),
+            )
+            for e, q in table.items()
+        ),
+    )
+
+
+def study() -> Part:
+    cosines = cosine_table()
+    worlds = [random_world(3, 4, seed) for seed in range(8)]
+    table = {e: qualities(e, worlds) for e in (*EVERY, *(Estimator(discount=g) for g in DISCOUNTS))}
+    numbers = {"estimators": {str(horizon): row for horizon, row in cosines.items()}}
+    title = "Estimators of the gradient"
+    return Part(title, __doc__ or "", claims(cosines, table), numbers, pictures(table), (listing(table),))

@@ -1,8 +1,8 @@
 """The gradient estimators that training uses, with every rollout and every group written out.
 
-A rollout's gradient is what training computes: ``ops.divergence`` and ``ops.policy_gradient.clipped_surrogate`` under the
-credits of ``ops.credit``. A group of two is enough for any group size: with a leave-one-out baseline the group's gradient is
-a U-statistic of order two (Hoeffding 1948), so its variance for G responses follows from that of pairs.
+A rollout's gradient is what training computes: ``ops.divergence`` and ``ops.policy_gradient.clipped_surrogate`` under
+the credits of ``ops.credit``. A group of two is enough for any group size: with a leave-one-out baseline the group's
+gradient is a U-statistic of order two (Hoeffding 1948), so its variance for G responses follows from that of pairs.
 
 Shapes: N rows, T tokens, V vocabulary, S states, B rollouts of the tree.
 """
@@ -131,11 +131,11 @@ class Moments:
     """ζ2: variance of a pair's mean gradient, summed over the logits."""
 
     def variance(self, size: int) -> float:
-        """Of the mean over ``size`` >= 2 responses: (4(G−2)·ζ1 + 2·ζ2) / (G(G−1)), exact for U-statistics of order two."""
+        """Of the mean over ``size`` >= 2 responses: (4(G−2)·ζ1 + 2·ζ2) / (G(G−1)), that of a U-statistic of order 2."""
         return (4 * (size - 2) * self.first + 2 * self.pair) / (size * (size - 1))
 
     def alignment(self, target: Tensor, size: int) -> float:
-        """Cosine one gets with G responses: <Eĝ, g*> / (|g*|·sqrt(E|ĝ|²)). It knows no scale, so biased ones may compete."""
+        """Cosine one gets with G responses: <Eĝ, g*> / (|g*|·sqrt(E|ĝ|²)); scale does not matter."""
         norm = (self.mean.square().sum() + self.variance(size)).sqrt()
         return float((self.mean * target).sum() / (target.norm() * norm))
 
@@ -176,7 +176,7 @@ def conditional(tree: Tree, p: Tensor, mine: Tensor, theirs: Tensor) -> Tensor:
 def random_world(
     vocabulary: int, horizon: int, seed: int, *, spread: float = 1.0, shift: float = 1.5
 ) -> tuple[World, Tensor]:
-    """A student with logits N(0, spread²), and as expert the same model shown feedback: its logits plus N(0, shift²)."""
+    """A student with logits N(0, spread²), and as expert the same model shown feedback: its logits + N(0, shift²)."""
     return random_policies(full_tree(vocabulary, horizon), seed, spread=spread, shift=shift)
 
 
@@ -185,7 +185,10 @@ def random_policies(
 ) -> tuple[World, Tensor]:
     """``random_world`` on a tree of one's own, with one expert for each f. No reward."""
     generator = torch.Generator().manual_seed(seed)
-    noise = lambda *n: torch.randn(*n, *tree.allowed.shape, generator=generator, dtype=torch.float64)  # noqa: E731
+
+    def noise(*n: int) -> Tensor:
+        return torch.randn(*n, *tree.allowed.shape, generator=generator, dtype=torch.float64)
+
     student = spread * noise() + tree.logits()
     return world(
         tree, torch.zeros(tree.tokens.shape[0], dtype=torch.float64), student + shift * noise(experts)

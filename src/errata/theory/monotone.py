@@ -1,13 +1,15 @@
 """2. When is progress monotone? The identity behind forward cross-entropy, and the three assumptions it hides.
 
-In a bandit a natural step down forward CE moves π straight towards the expert, dπ = η(π_T − π), the first step of the mixture
-(1−η)π + ηπ_T; so dJ = η(J(π_T) − J(π)), whatever the arms. The other objectives give covariances under the student:
+In a bandit a natural step down forward CE moves π straight towards the expert, dπ = η(π_T − π), the first step of the
+mixture (1−η)π + ηπ_T; so dJ = η(J(π_T) − J(π)), whatever the arms. The other objectives give covariances under the
+student:
 
     reverse KL   dJ = η·Cov_π(r, log(π_T/π))           JS   dJ = −(η/2)·Cov_π(r, log(π/M)),   M = (π + π_T)/2
 
-The identity needs (a) a natural or mixture step, (b) an expert whose reward the *student* would earn by copying it, so no
-feedback that only the expert sees, and (c) one step: over a horizon, dJ = η·Σ_s d^π(s)·Σ_a (π_T − π)(a|s)·Q^π(s,a), the
-advantage of the expert's *first* action if the student continues, which may be negative although the expert is better.
+The identity needs (a) a natural or mixture step, (b) an expert whose reward the student would earn by copying it,
+so no feedback that only the expert sees, and (c) one step: over a horizon, dJ = η·Σ_s d^π(s)·Σ_a (π_T −
+π)(a|s)·Q^π(s,a), the advantage of the expert's first action if the student continues, which may be negative
+although the expert is better.
 """
 
 from __future__ import annotations
@@ -17,16 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.theory.bandit import change_of_reward, random_bandits, rows
+from errata.theory.bandit import EXPERT, REWARD, STUDENT, change_of_reward, random_bandits, rows
 from errata.theory.claims import COLOURS, Claim, Part, Picture
 from errata.theory.tabular import World, expert_value, full_tree, gradient, objective, tree, value, visits, world
 
 SOFTMAX_CASE = ((1.0, 0.0, 0.0), (0.10, 0.60, 0.30), (0.15, 0.85, 0.00))
-"""Reward, student, expert: the expert is better (.15 against .10), yet a plain softmax step down forward CE lowers J."""
+"""Reward, student, expert: the expert is better (.15 against .10), yet a plain step down forward CE lowers J."""
 
 
 def natural_direction(world: World, student: Tensor, kind: str = "forward_ce") -> Tensor:
-    """(S,V) natural-gradient direction of the local term, −F⁺g with the Fisher matrix weighted by the visits: −g/(d(s)·π)."""
+    """(S,V) natural direction of the local term, −F⁺g with the Fisher matrix weighted by the visits: −g/(d(s)·π)."""
     g = gradient(lambda z: objective(world, z, kind, states_from=student), student)
     fisher = visits(world.tree, student)[:, None] * student.softmax(-1)
     return torch.where(fisher > 0, -g / fisher, 0.0)
@@ -38,7 +40,7 @@ def first_order(world: World, student: Tensor, direction: Tensor) -> float:
 
 
 def hidden_answer() -> tuple[World, Tensor]:
-    """The expert knows which of two answers is right (J = 1). The student may guess, or play a safe third action worth .6."""
+    """The expert knows which of two answers is right (J = 1). The student may guess, or play a third worth .6."""
     t = full_tree(3, 1)
     reward = torch.tensor([[1.0, 0.0, 0.6], [0.0, 1.0, 0.6]], dtype=torch.float64)
     expert = torch.stack([t.logits({(): row}) for row in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))])
@@ -46,17 +48,22 @@ def hidden_answer() -> tuple[World, Tensor]:
 
 
 def unfinished_skill() -> tuple[World, Tensor]:
-    """Action 0 opens a task the expert finishes (J = 1) and the student fails nine times of ten; action 1 is worth .5."""
+    """Action 0 opens a task the expert finishes (J = 1) and the student fails 9 times of 10; action 1 is worth .5."""
     t = tree([(0, 0), (0, 1), (1, 0)], 2)
     reward = t.score(lambda y: 0.5 if y[0] == 1 else float(y[1] == 0))
     return world(t, reward, t.logits({(): (1.0, 0.0), (0,): (1.0, 0.0)})), t.logits({(): (0.1, 0.9), (0,): (0.1, 0.9)})
 
 
+CASES = {"hidden_answer": hidden_answer(), "unfinished_skill": unfinished_skill()}
+
+
 def identity_errors(arms: int = 6) -> dict[str, float]:
-    """Largest deviation from the three identities over random bandits, and from the mixture step's at three step sizes."""
+    """Largest deviation from the three identities over random bandits, and from the mixture step's at three sizes."""
     reward, student, expert = random_bandits(arms)
-    mean = lambda x: (student * x).sum(-1)  # noqa: E731
-    covariance = lambda x: mean(reward * x) - mean(reward) * mean(x)  # noqa: E731
+
+    def covariance(x: Tensor) -> Tensor:
+        return (student * reward * x).sum(-1) - (student * reward).sum(-1) * (student * x).sum(-1)
+
     gain = ((expert - student) * reward).sum(-1)
     predicted = {
         "forward_ce": gain,
@@ -80,86 +87,87 @@ def path(world: World, student: Tensor, *, length: float = 4.0, rate: float = 0.
     return times, values
 
 
-def study() -> Part:
-    errors = identity_errors()
+def compute() -> dict[str, Any]:
+    """The numbers of this part."""
     reward, student, expert = rows(*SOFTMAX_CASE)
-    softmax = change_of_reward(reward, student, expert.clamp_min(1e-300), "forward_ce")
-    cases = {"hidden_answer": hidden_answer(), "unfinished_skill": unfinished_skill()}
-    change = {k: first_order(w, z, natural_direction(w, z)) for k, (w, z) in cases.items()}
-    worth = {k: (float(value(w, z)), float(expert_value(w))) for k, (w, z) in cases.items()}
-    final = {k: path(w, z, length=12.0)[1][-1] for k, (w, z) in cases.items()}
-    better = "a better expert: J {:.2f} → {:.2f}"
-    claims = (
+    plain = change_of_reward(reward, student, expert.clamp_min(1e-300), "forward_ce")
+    return {
+        "identity_error": identity_errors(),
+        "plain_softmax": {k: float(v) for k, v in plain.items()},
+        **{
+            name: {
+                "student": float(value(w, z)),
+                "expert": float(expert_value(w)),
+                "change": first_order(w, z, natural_direction(w, z)),
+                "end": path(w, z, length=12.0)[1][-1],
+            }
+            for name, (w, z) in CASES.items()
+        },
+    }
+
+
+def claims(n: dict[str, Any]) -> tuple[Claim, ...]:
+    error, plain, hidden, unfinished = (
+        n[k] for k in ("identity_error", "plain_softmax", "hidden_answer", "unfinished_skill")
+    )
+    better = "a better expert: J {student:.2f} → {expert:.2f}"
+    return (
         Claim(
             "A natural or mixture forward-CE step gains η(J(π_T) − J(π)), exactly",
             "a bandit",
-            max(errors["forward_ce"], errors["mixture"]) < 1e-9,
-            f"largest error {max(errors['forward_ce'], errors['mixture']):.0e} over random bandits; mixture also for large η",
+            max(error["forward_ce"], error["mixture"]) < 1e-9,
+            f"largest error {max(error['forward_ce'], error['mixture']):.0e} over random bandits; mixture for any η",
         ),
         Claim(
             "Reverse KL gains η·Cov_π(r, log π_T/π), JS −(η/2)·Cov_π(r, log π/M)",
             "a bandit, natural step",
-            max(errors["reverse_kl"], errors["js"]) < 1e-9,
-            f"largest error {max(errors['reverse_kl'], errors['js']):.0e} over random bandits",
+            max(error["reverse_kl"], error["js"]) < 1e-9,
+            f"largest error {max(error['reverse_kl'], error['js']):.0e} over random bandits",
         ),
         Claim(
             "Forward CE is monotone",
-            better.format(0.10, 0.15) + "; but a plain softmax step",
-            float(softmax["softmax"]) > 0,
-            f"dJ {float(softmax['softmax']):+.4f} plain, {float(softmax['natural']):+.4f} natural",
+            better.format(student=0.10, expert=0.15) + "; but a plain softmax step",
+            plain["softmax"] > 0,
+            f"dJ {plain['softmax']:+.4f} plain, {plain['natural']:+.4f} natural",
             expected=False,
         ),
         Claim(
             "Forward CE is monotone",
-            better.format(*worth["hidden_answer"]) + "; but it sees what the student cannot",
-            change["hidden_answer"] > 0,
-            f"dJ {change['hidden_answer']:+.4f}; copying it ends at {final['hidden_answer']:.2f}",
+            better.format(**hidden) + "; but it sees what the student cannot",
+            hidden["change"] > 0,
+            f"dJ {hidden['change']:+.4f}; copying it ends at {hidden['end']:.2f}",
             expected=False,
         ),
         Claim(
             "Forward CE is monotone",
-            better.format(*worth["unfinished_skill"]) + "; but over two steps",
-            change["unfinished_skill"] > 0,
-            f"dJ {change['unfinished_skill']:+.4f}, since Q^π, not Q^π_T, decides; it ends at {final['unfinished_skill']:.2f}",
+            better.format(**unfinished) + "; but over two steps",
+            unfinished["change"] > 0,
+            f"dJ {unfinished['change']:+.4f}: Q^π decides, not Q^π_T; it ends at {unfinished['end']:.2f}",
             expected=False,
         ),
     )
 
+
+def pictures() -> tuple[Picture, ...]:
     def paths(axes: Any) -> None:
-        labels = {
-            "hidden_answer": ("expert sees a hidden answer (J = 1)", COLOURS["reverse_kl"]),
-            "unfinished_skill": ("two steps, expert J = 1", COLOURS["js"]),
-        }
-        for name, (label, colour) in labels.items():
-            axes.plot(*path(*cases[name]), color=colour, label=label)
         t = full_tree(3, 1)
-        bandit = world(t, torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64), t.logits({(): (0.4, 0.05, 0.55)}))
+        bandit = world(t, torch.tensor(REWARD, dtype=torch.float64), t.logits({(): EXPERT}))
         axes.plot(
-            *path(bandit, t.logits({(): (0.05, 0.25, 0.7)})),
-            color=COLOURS["forward_ce"],
-            label="bandit, expert J = .45",
+            *path(*CASES["hidden_answer"]), color=COLOURS["reverse_kl"], label="the expert sees a hidden answer (J = 1)"
         )
+        axes.plot(*path(*CASES["unfinished_skill"]), color=COLOURS["js"], label="two steps, expert J = 1")
+        axes.plot(*path(bandit, t.logits({(): STUDENT})), color=COLOURS["forward_ce"], label="bandit, expert J = .45")
         axes.set(title="Following natural forward CE towards a better expert", xlabel="time", ylabel="J", ylim=(0, 1))
         axes.legend()
 
     caption = (
-        "All three experts are better than the student. In the bandit reward grows at once and only grows. Over two steps it falls "
-        "before it rises. When the expert knows what the student cannot know, the student learns the experts' average and "
-        "stays worse than it was."
+        "All three experts are better than the student. In the bandit reward grows at once and only grows. Over two "
+        "steps it falls before it rises. Where the expert knows what the student cannot know, the student learns "
+        "the average of the experts and stays worse than it was."
     )
-    return Part(
-        about=__doc__ or "",
-        title="Monotone improvement, and what it assumes",
-        claims=claims,
-        numbers={
-            "monotone": {
-                "identity_error": errors,
-                "plain_softmax": {k: float(v) for k, v in softmax.items()},
-                **{
-                    k: {"student": worth[k][0], "expert": worth[k][1], "change": change[k], "end": final[k]}
-                    for k in cases
-                },
-            }
-        },
-        pictures=(Picture("monotone", caption, (paths,)),),
-    )
+    return (Picture("monotone", caption, (paths,)),)
+
+
+def study() -> Part:
+    n = compute()
+    return Part("Monotone improvement, and what it assumes", __doc__ or "", claims(n), {"monotone": n}, pictures())

@@ -1,7 +1,7 @@
 """One self-contained page: the claims, the pictures, the tables. Opens offline, readable in light and dark.
 
-Pictures are matplotlib's SVG whose text and lines take the page's own colour. ``python -m errata.theory.page DIRECTORY`` writes
-each picture as a file of its own (docs/figures/theory).
+Pictures are matplotlib's SVG whose text and lines take the page's own colour. ``python -m errata.theory.page
+DIRECTORY`` writes each picture as a file of its own (docs/figures/theory).
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ _INK = "#010203"
 """A colour nobody uses, replaced by ``currentColor``."""
 _STYLE = """
 :root { color-scheme: light dark; }
-body { max-width: 66rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; background: Canvas; color: CanvasText; }
+body { max-width: 66rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; }
+body { background: Canvas; color: CanvasText; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 3rem; }
 pre { white-space: pre-wrap; font: inherit; opacity: .85; }
 table { border-collapse: collapse; width: 100%; font-size: .875rem; }
-th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bottom: 1px solid color-mix(in srgb, currentColor 18%, transparent); }
+th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; }
+th, td { border-bottom: 1px solid color-mix(in srgb, currentColor 18%, transparent); }
 td.mark { white-space: nowrap; font-weight: 600; } .holds { color: #149c72; } .fails { color: #e0562f; }
 .numbers td, .numbers th { text-align: right; } .scroll { overflow-x: auto; }
-figure { margin: 1.5rem 0; } figure svg { width: 100%; height: auto; } figcaption, caption { text-align: left; font-size: .875rem; opacity: .8; }
+figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; }
+figcaption, caption { text-align: left; font-size: .875rem; opacity: .8; }
 """
 
 
@@ -34,11 +37,12 @@ def page(parts: Sequence[Part]) -> str:
     """The whole document."""
     body = "".join(_section(n, part) for n, part in enumerate(parts, 1))
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
         f"<title>errata: the papers' claims, computed exactly</title><style>{_STYLE}</style></head><body>"
-        "<h1>The papers' claims, computed exactly</h1>"
-        "<p>Tabular policies, every rollout enumerated, float64, the loss functions of training. A claim that needs an assumption is "
-        "followed by a case without it, in which it fails.</p>"
+        "<h1>The papers' claims, computed exactly</h1><p>Tabular policies, every rollout enumerated, float64, the "
+        "loss functions of training. A claim that needs an assumption is followed by a case without it, in which it "
+        "fails.</p>"
         f"{body}</body></html>\n"
     )
 
@@ -57,7 +61,8 @@ def _section(number: int, part: Part) -> str:
     about = part.about.split("\n", 1)[1].strip()
     return (
         f"<h2>{number}. {_text(part.title)}</h2><pre>{_text(about)}</pre>"
-        f'<div class="scroll"><table><tr><th>claim</th><th>assumption</th><th></th><th>numbers</th></tr>{claims}</table></div>'
+        '<div class="scroll"><table><tr><th>claim</th><th>assumption</th><th></th><th>numbers</th></tr>'
+        f"{claims}</table></div>"
         f"{pictures}{tables}"
     )
 
@@ -75,7 +80,7 @@ def _text(text: str) -> str:
 
 
 def svg(picture: Picture, *, own_colours: bool = False) -> str:
-    """The picture as an ``<svg>`` element; ``own_colours``: with background and ink of its own, for use as an image file.
+    """The picture as an ``<svg>`` element; ``own_colours``: with background and ink of its own, as an image file.
 
     Raises ``ModuleNotFoundError`` without matplotlib (``pip install 'errata[report]'``).
     """
@@ -100,7 +105,7 @@ def svg(picture: Picture, *, own_colours: bool = False) -> str:
         "legend.fontsize": 8,
         "lines.markersize": 4,
     }
-    with mpl.rc_context(settings):  # type: ignore[arg-type]
+    with mpl.rc_context(settings):
         columns = min(len(picture.panels), 2) if len(picture.panels) != 3 else 3
         lines = -(-len(picture.panels) // columns)
         figure = Figure(figsize=((5.2 if columns < 3 else 4.0) * columns, 3.7 * lines), layout="constrained")

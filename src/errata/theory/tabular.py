@@ -1,7 +1,8 @@
 """Worlds so small that every rollout can be written out: the ground on which the claims are computed, not estimated.
 
-A ``Tree`` lists all rollouts, a ``World`` adds a reward and an expert for each feedback f that the student does not see, and a
-policy is a table of logits, one row per state. All expectations are sums over all rollouts, in float64, and differentiable.
+A ``Tree`` lists all rollouts, a ``World`` adds a reward and an expert for each feedback f that the student does not
+see, and a policy is a table of logits, one row per state. All expectations are sums over all rollouts, in float64,
+and differentiable.
 
 Shapes: B rollouts of the tree, T tokens, S states, V vocabulary, F feedbacks.
 """
@@ -18,7 +19,7 @@ from torch import Tensor
 from errata.ops.divergence import divergence
 
 ABSENT = -1e3
-"""Logit of an action of probability 0: exp underflows to exactly 0 while the log-probability stays finite, so 0·log 0 is 0."""
+"""Logit of an action of probability 0: exp underflows to exactly 0, the log-probability stays finite, 0·log 0 is 0."""
 
 Prefix = tuple[int, ...]
 
@@ -91,7 +92,7 @@ def stopping_tree(vocabulary: int, horizon: int, stop: int = 0) -> Tree:
 
 @dataclass(frozen=True)
 class World:
-    """A tree with rewards and experts. The student sees the state only; the expert sees f, and the reward may depend on f."""
+    """A tree with rewards and experts. The student sees the state; the expert sees f too; the reward may depend on f."""
 
     tree: Tree
     reward: Tensor
@@ -138,8 +139,8 @@ def disagreement(world: World, student: Tensor, kind: str = "forward_ce") -> Ten
 def objective(world: World, student: Tensor, kind: str = "forward_ce", states_from: Tensor | None = None) -> Tensor:
     """L(θ) = E_f E_{y~π} Σ_t D_t, the DistIL objective for D = CE ([DistIL]; METHODS section 4). Scalar.
 
-    ``states_from`` (S,V): logits of another policy, held fixed, that chooses the states instead of the student: its gradient
-    at ``states_from=student.detach()`` is the local term alone.
+    ``states_from`` (S,V): logits of another policy, held fixed, that chooses the states instead of the student: the
+    gradient at ``states_from=student.detach()`` is the local term alone.
     """
     weight = log_likelihood(world.tree, student if states_from is None else states_from).exp()
     per_token = disagreement(world, student, kind)[:, world.tree.state] * world.tree.mask
@@ -154,7 +155,7 @@ def gradient(function: Callable[[Tensor], Tensor], student: Tensor) -> Tensor:
 
 
 def action_values(world: World, policy: Tensor) -> Tensor:
-    """(F,S,V) Q^π(s,a): expected reward of taking a in s and following ``policy`` (S,V) or (F,S,V); 0 for absent actions."""
+    """(F,S,V) Q^π(s,a): expected reward of a in s, then following ``policy`` (S,V) or (F,S,V); 0 for absent actions."""
     t = world.tree
     logp = (policy.log_softmax(-1)[..., t.state, t.tokens] * t.mask).expand(len(world.feedback), -1, -1)
     after = (logp.flip(-1).cumsum(-1).flip(-1) - logp).exp() * t.mask  # probability of the rest of the rollout
@@ -169,14 +170,10 @@ def visits(tree: Tree, logits: Tensor) -> Tensor:
     return torch.zeros(len(tree.prefixes), dtype=torch.float64).index_add(0, tree.state.flatten(), weight.flatten())
 
 
-def posterior_expert(world: World) -> Callable[[Tensor], Tensor]:
-    """The policy told that it will succeed: student ↦ (S,V) logits of π(a|s, success) ∝ π(a|s)·Q^π(s,a), for rewards in [0,1]."""
-
-    def expert(student: Tensor) -> Tensor:
-        q = (world.feedback @ action_values(world, student).flatten(1)).view_as(student)
-        return student.log_softmax(-1) + q.log().clamp_min(ABSENT)
-
-    return expert
+def posterior_expert(world: World, policy: Tensor) -> Tensor:
+    """The policy told that it succeeds: (S,V) logits of π(a|s, success) ∝ π(a|s)·Q^π(s,a), for rewards in [0,1]."""
+    q = (world.feedback @ action_values(world, policy).flatten(1)).view_as(policy)
+    return policy.log_softmax(-1) + q.log().clamp_min(ABSENT)
 
 
 def descend(objective: Callable[[Tensor], Tensor], student: Tensor, *, steps: int, rate: float) -> Iterable[Tensor]:
