@@ -71,6 +71,7 @@ def token_scores(
     support: str = "full",
     k: int = 100,
     tail: bool | None = None,
+    teacher_mask: Tensor | None = None,
 ) -> TokenScores:
     """Scores of every sampled token in bounded memory.
 
@@ -88,6 +89,7 @@ def token_scores(
         temperature: divides both models' logits.
         student_bias, teacher_bias: (V,) for heads given as tensors. -inf is read as 10⁴ below the largest bias.
         support, k, tail: as ``ops.divergence.topk_divergence``, or ``full``.
+        teacher_mask: (B, T) tokens that have a teacher; elsewhere its fields are 0 and cost nothing. ``None``: all.
 
     Returns:
         ``TokenScores``, float32 (float64 for float64 inputs).
@@ -101,7 +103,7 @@ def token_scores(
         ("teacher", teacher_hidden, teacher_head, teacher_bias),
         tokens,
         mask,
-        None,
+        teacher_mask,
         _measure(divergence, alpha, support, k, tail),
         temperature,
     )
@@ -134,14 +136,14 @@ def fused_loss(
     temperature: float = 1.0,
     student_bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
-    teacher_everywhere: bool = False,
+    teacher_mask: Tensor | None = None,
 ) -> tuple[Tensor, TokenScores]:
     """Σ rl_weight·PG + Σ sd_weight·D', with its gradient formed on the way: what the training step calls.
 
     PG is ``clipped_surrogate`` or ``importance_surrogate`` of ``ops.policy_gradient``; D' is the divergence, clipped at
     ``token_clip`` and multiplied by sg min(ρ, importance_clip). The weights contain their denominators
-    (``ops.reduce``). Logits of masked tokens are not computed, nor the teacher's where ``sd_weight`` is 0 (unless
-    ``teacher_everywhere``), nor dhead if the head is frozen. dhead is summed in float32 whatever the head's type.
+    (``ops.reduce``). Logits of masked tokens are not computed, nor the teacher's outside ``teacher_mask``, nor dhead if
+    the head is frozen. dhead is summed in float32 whatever the head's type.
 
     Args:
         advantage: (B, T) or (B,); needed with ``rl_weight``.
@@ -151,7 +153,7 @@ def fused_loss(
         surrogate: ``clipped`` (with ``clip_low``, ``clip_high``) or ``importance`` (ρ cut at ``importance_clip``, or
         2). importance_clip: ``None`` leaves the divergence as it is.
         token_clip: largest divergence of a token; ``None``: no limit.
-        teacher_everywhere: also score the teacher at tokens without ``sd_weight``.
+        teacher_mask: (B, T) tokens to score the teacher at; ``None``: those with ``sd_weight``.
 
         The others as ``token_scores``.
 
@@ -173,16 +175,18 @@ def fused_loss(
     if advantage is not None and advantage.shape == tokens.shape[:-1]:
         advantage = advantage.unsqueeze(-1).expand(tokens.shape)
     _agree("advantage", advantage, tokens.shape)
+    _agree("teacher_mask", teacher_mask, tokens.shape)
     if mask is None:
         weighed = [w != 0 for w in (rl_weight, sd_weight) if w is not None]
         mask = torch.stack(weighed).any(0) if weighed else torch.zeros_like(tokens, dtype=torch.bool)
-    with_teacher = None if teacher_everywhere else torch.zeros_like(tokens) if sd_weight is None else sd_weight != 0
+    if teacher_mask is None:
+        teacher_mask = torch.zeros_like(tokens) if sd_weight is None else sd_weight != 0
     leaves, call = _prepare(
         ("student", student_hidden, student_head, student_bias),
         ("teacher", teacher_hidden, teacher_head, teacher_bias),
         tokens,
         mask,
-        with_teacher,
+        teacher_mask,
         _measure(divergence, alpha, support, k, tail),
         temperature,
     )

@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from transformers.utils import logging
 
 from errata.evaluation import summary
+from errata.evaluation.sampling import sample
 from errata.feedback import completion_text, judge
 from errata.records import Group, Rollout, TeacherContext, Verdict
 from errata.training.judging import Recorder, combined
@@ -43,9 +44,10 @@ class Evaluator:
         devices = [trainer.accelerator.device] if trainer.accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(args.seed + trainer.accelerator.process_index)
-            rollouts = self._attempts(list(dataset))
+            rows = list(dataset)
+            rollouts = self._attempts(rows)
             metrics = summary(_rows(rollouts), k=args.eval_k)
-            teacher = self._teacher_accuracy(rollouts)
+            teacher = self._teacher_accuracy(rollouts, rows)
         if teacher is not None:
             metrics["teacher_accuracy"] = teacher
             self._watch(teacher)
@@ -103,22 +105,37 @@ class Evaluator:
         ]
         return [combined(v, weights) for v in zip(*judged, strict=True)]
 
-    def _teacher_accuracy(self, rollouts: list[Rollout]) -> float | None:
+    def _teacher_accuracy(self, rollouts: list[Rollout], rows: list[dict[str, Any]]) -> float | None:
         """Share of right answers the teacher gives where it is shown what it would be shown; ``None`` without any."""
-        trainer, k = self._trainer, self._trainer.args.eval_k
-        problems = trainer.args.eval_teacher_problems
-        if trainer.teacher is None or problems == 0 or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        trainer, args = self._trainer, self._trainer.args
+        sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        if trainer.teacher is None or args.eval_teacher_problems == 0 or sharded:
             return None
-        contexts = self._contexts(rollouts, k, problems)
+        contexts = self._contexts(rollouts, args.eval_k, args.eval_teacher_problems)
         if not contexts:
             return None
-        prompts = [trainer.renderer.render(r, c).prompt for r, c in contexts]
-        answers = self._teacher_answers(prompts)
-        by_id = {str(row["problem_id"]): row for row in trainer.eval_dataset}
-        rows = [by_id[r.problem_id] for r, _ in contexts]
-        verdicts = self._judge(rows, answers, [[] for _ in answers])
+        by_id = {str(row["problem_id"]): row for row in rows}
+        with trainer.teacher.acting(trainer.accelerator.unwrap_model(trainer.model)) as teacher:
+            answers = sample(
+                trainer.accelerator.unwrap_model(teacher),
+                getattr(trainer.processing_class, "tokenizer", trainer.processing_class),
+                [by_id[r.problem_id] for r, _ in contexts],
+                self._judge_answers,
+                k=1,
+                temperature=trainer.temperature,
+                max_completion_length=trainer.max_completion_length,
+                batch_size=args.eval_batch_size,
+                seed=args.seed,
+                messages=[trainer.renderer.render(r, c).prompt for r, c in contexts],
+                timeout_s=None,
+                progress=False,
+            )
         threshold = trainer.method.success_threshold
-        return sum((v.score or 0) >= threshold for v in verdicts) / len(verdicts)
+        return sum((row["score"] or 0) >= threshold for row in answers) / len(answers)
+
+    def _judge_answers(self, *, prompts: list[Any], completions: list[Any], completion_ids: Any = None, **columns: Any) -> list[Verdict]:
+        rows = [{"prompt": p, **{k: v[i] for k, v in columns.items()}} for i, p in enumerate(prompts)]
+        return self._judge(rows, completions, completion_ids or [[] for _ in completions])
 
     def _contexts(self, rollouts: list[Rollout], k: int, problems: int) -> list[tuple[Rollout, TeacherContext]]:
         """The first attempt of each problem that has a context, with that context."""
@@ -136,29 +153,6 @@ class Evaluator:
             if len(found) == problems:
                 break
         return found
-
-    def _teacher_answers(self, prompts: list[Any]) -> list[str]:
-        trainer = self._trainer
-        tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
-        ids = trainer.encode_prompts(prompts)
-        longest = max(map(len, ids))
-        pad = tokenizer.pad_token_id
-        device = trainer.accelerator.device
-        inputs = torch.tensor([[pad] * (longest - len(x)) + x for x in ids], device=device)
-        mask = torch.tensor([[0] * (longest - len(x)) + [1] * len(x) for x in ids], device=device)
-        with trainer.teacher.acting(trainer.accelerator.unwrap_model(trainer.model)) as teacher:
-            out = trainer.accelerator.unwrap_model(teacher).generate(
-                input_ids=inputs,
-                attention_mask=mask,
-                max_new_tokens=trainer.max_completion_length,
-                do_sample=True,
-                temperature=trainer.temperature,
-                top_p=1.0,
-                top_k=0,
-                pad_token_id=pad,
-                eos_token_id=trainer.eos_token_ids,
-            )
-        return [str(t) for t in tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)]
 
     def _watch(self, accuracy: float) -> None:
         trainer = self._trainer

@@ -213,7 +213,13 @@ class ErrataTrainer(compat.TRLHooks):
 
     def _score_options(self) -> dict[str, Any]:
         m = self.method
-        return {"divergence": m.divergence, "alpha": m.alpha, "support": m.support, "k": m.top_k, "temperature": self.temperature}
+        return {
+            "divergence": m.divergence,
+            "alpha": m.alpha,
+            "support": m.support,
+            "k": m.top_k or 1,
+            "temperature": self.temperature,
+        }
 
     @torch.no_grad()
     def _scored(self, batch: dict[str, Any], states: list[Tensor | None] | None) -> TokenScores:
@@ -240,12 +246,18 @@ class ErrataTrainer(compat.TRLHooks):
     def _token_scores(
         self, hidden: Tensor, head: Any, tokens: Tensor, mask: Tensor, states: list[Tensor | None] | None
     ) -> TokenScores:
-        teacher_hidden = None if states is None else padded_states(states, tokens.shape[1], hidden)
-        taught = mask if states is None else mask & _has_state(states, mask)
-        scores = token_scores(
-            hidden, head, teacher_hidden, self._teacher_head(head), tokens, mask=mask, teacher_mask=taught, **self._score_options()
+        if states is None:
+            return token_scores(hidden, head, None, None, tokens, mask=mask, temperature=self.temperature)
+        return token_scores(
+            hidden,
+            head,
+            padded_states(states, tokens.shape[1], hidden),
+            self._teacher_head(head),
+            tokens,
+            mask=mask,
+            teacher_mask=mask & _has_state(states, mask),
+            **self._score_options(),
         )
-        return scores
 
     def _teacher_head(self, student_head: Any) -> Any:
         separate = None if self.teacher is None else self.teacher.separate
@@ -329,9 +341,10 @@ class ErrataTrainer(compat.TRLHooks):
             tokens,
             advantage=inputs["advantage"],
             rl_weight=rl_weight,
-            sd_weight=sd_weight,
+            sd_weight=sd_weight if has_states else None,
             old_logp=inputs.get("old_per_token_logps"),
             mask=mask,
+            teacher_mask=mask & _has_state(inputs["teacher_states"], mask),
             surrogate=m.surrogate,
             clip_low=self.epsilon_low,
             clip_high=self.epsilon_high,
