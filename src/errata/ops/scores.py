@@ -72,7 +72,6 @@ def token_scores(
     k: int = 100,
     tail: bool | None = None,
     teacher_mask: Tensor | None = None,
-) -> TokenScores:
     """Scores of every sampled token in bounded memory.
 
     ``student_logp`` and ``divergence`` carry gradient to ``student_hidden``, ``student_head`` and ``student_bias``
@@ -91,7 +90,6 @@ def token_scores(
         support, k, tail: as ``ops.divergence.topk_divergence``, or ``full``.
         teacher_mask: (B, T) tokens that have a teacher; elsewhere its fields are 0 and cost nothing. ``None``: all.
 
-    Returns:
         ``TokenScores``, float32 (float64 for float64 inputs).
 
     Raises:
@@ -175,7 +173,6 @@ def fused_loss(
     if advantage is not None and advantage.shape == tokens.shape[:-1]:
         advantage = advantage.unsqueeze(-1).expand(tokens.shape)
     _agree("advantage", advantage, tokens.shape)
-    _agree("teacher_mask", teacher_mask, tokens.shape)
     if mask is None:
         weighed = [w != 0 for w in (rl_weight, sd_weight) if w is not None]
         mask = torch.stack(weighed).any(0) if weighed else torch.zeros_like(tokens, dtype=torch.bool)
@@ -343,7 +340,7 @@ def _prepare(
     teacher: _End,
     tokens: Tensor,
     mask: Tensor | None,
-    with_teacher: Tensor | None,
+    teacher_mask: Tensor | None,
     measure: Measure,
     temperature: float,
 ) -> tuple[_Leaves, _Call]:
@@ -351,12 +348,13 @@ def _prepare(
     if not temperature > 0:
         raise ValueError(f"temperature: {temperature} must be positive")
     _agree("mask", mask, tokens.shape)
+    _agree("teacher_mask", teacher_mask, tokens.shape)
     hidden, head = _checked(student, tokens.shape)
     vocabulary = head.weight.shape[0]
     keep = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
     shared = torch.zeros_like(keep)
     if teacher[1] is not None:
-        shared = keep if with_teacher is None else keep & with_teacher.bool()
+        shared = keep if teacher_mask is None else keep & teacher_mask.bool()
     # The two numbers of rows are all the host waits for.
     taught_rows, alone = shared.flatten().nonzero().squeeze(1), (keep & ~shared).flatten().nonzero().squeeze(1)
     where = torch.cat([taught_rows, alone])
