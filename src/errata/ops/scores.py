@@ -72,6 +72,7 @@ def token_scores(
     k: int = 100,
     tail: bool | None = None,
     teacher_mask: Tensor | None = None,
+) -> TokenScores:
     """Scores of every sampled token in bounded memory.
 
     ``student_logp`` and ``divergence`` carry gradient to ``student_hidden``, ``student_head`` and ``student_bias``
@@ -90,6 +91,7 @@ def token_scores(
         support, k, tail: as ``ops.divergence.topk_divergence``, or ``full``.
         teacher_mask: (B, T) tokens that have a teacher; elsewhere its fields are 0 and cost nothing. ``None``: all.
 
+    Returns:
         ``TokenScores``, float32 (float64 for float64 inputs).
 
     Raises:
