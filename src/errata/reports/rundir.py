@@ -1,0 +1,265 @@
+"""The run directory: what was run, with what, and everything it said, in files that survive a ``kill -9``.
+
+config.yaml      the resolved settings
+env.json         versions, git commit, device, dates, command line, and whether the run finished
+metrics.jsonl    one object per logged step
+rollouts.jsonl   sampled rollouts with verdict, context and per-token signals
+eval.jsonl       one object per evaluation
+checkpoint-N/    written by the trainer
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+STREAMS = ("metrics", "rollouts", "eval")
+"""The append-only logs; each is ``NAME.jsonl``."""
+
+_PACKAGES = ("errata", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "vllm", "numpy")
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+class RunDirectory:
+    """One run on disk. Making the object touches nothing; :meth:`open` begins or continues the run.
+
+    A row is one line, handed to the system in one piece before :meth:`write` returns. All that a kill may leave is a
+    torn last line: :meth:`read` skips it, and :meth:`open` removes it before more is written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    # -- the run as a whole ----------------------------------------------------------------------------------------
+
+    def open(self, config: Mapping[str, Any], *, overwrite: bool = False, resume: bool = False) -> None:
+        """Begin the run, or continue the one that lies here; writes ``config.yaml`` and ``env.json``.
+
+        Rows and checkpoints of a run with the same settings stay: cut the rows back to its checkpoint with
+        :meth:`truncate_after`. With other settings, what lies here is removed if it never got as far as a checkpoint.
+
+        Args:
+            config: the settings, plain values.
+            overwrite: remove what an earlier run left here, whatever it was.
+            resume: continue the earlier run although the settings differ.
+        Raises:
+            ValueError: the path is a file, holds a ``config.yaml`` that is not a run's, or a run with other settings
+                that finished or has checkpoints; the settings that differ are named.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"output_dir: {self.path} is a file; choose another directory for the run")
+        if self._config.is_file() and not self._env.is_file():
+            raise ValueError(f"output_dir: {self.path} has a config.yaml that no run wrote; choose another directory")
+        settings = plain(config)
+        differing = _differing(self.config(), settings) if self._config.is_file() else []
+        if differing and not resume and not overwrite:
+            if self.finished or self.checkpoints():
+                state = "a finished run" if self.finished else "an interrupted run"
+                raise ValueError(
+                    f"output_dir: {self.path} holds {state} with another {', '.join(differing)}; "
+                    "choose another directory, set overwrite, or use the same settings"
+                )
+            overwrite = True
+        if overwrite:
+            self._clear()
+        self.path.mkdir(parents=True, exist_ok=True)
+        dates: dict[str, Any] = {"started": _now()}
+        if self._env.is_file():
+            earlier = self.env()
+            dates = {"started": earlier["started"], "resumed": [*earlier.get("resumed", []), _now()]}
+        self._write_env({"status": "running", **dates, **environment()})
+        _write_whole(self._config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        self.truncate_after(math.inf)  # drops torn lines
+
+    def finish(self) -> None:
+        """Mark the run as finished, which protects it from being overwritten."""
+        self._write_env({**self.env(), "status": "finished", "finished": _now()})
+
+    @property
+    def finished(self) -> bool:
+        return self._env.is_file() and self.env().get("status") == "finished"
+
+    def config(self) -> dict[str, Any]:
+        """The resolved settings. Raises ``ValueError`` if this is no run directory."""
+        if not self._config.is_file():
+            raise ValueError(f"run: {self.path} has no config.yaml; is it a run directory?")
+        return dict(yaml.safe_load(self._config.read_text(encoding="utf-8")) or {})
+
+    def env(self) -> dict[str, Any]:
+        """What the run was made with. Raises ``ValueError`` if this is no run directory."""
+        if not self._env.is_file():
+            raise ValueError(f"run: {self.path} has no env.json; is it a run directory?")
+        return dict(json.loads(self._env.read_text(encoding="utf-8")))
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """Step and directory of every checkpoint, by step."""
+        found = [
+            (match, path) for path in self.path.glob("checkpoint-*") if (match := _CHECKPOINT.fullmatch(path.name))
+        ]
+        return sorted((int(match[1]), path) for match, path in found)
+
+    # -- rows ------------------------------------------------------------------------------------------------------
+
+    def write(self, stream: str, row: Mapping[str, Any]) -> None:
+        """Append one row to ``metrics``, ``rollouts`` or ``eval``. NaN and infinities become ``null``.
+
+        Raises ``ValueError`` for another stream.
+        """
+        # Lone surrogates, which a tokenizer may decode to, become the JSON escapes that stand for them.
+        line = json.dumps(plain(row), ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
+        with self._stream(stream).open("ab", buffering=0) as file:
+            file.write(line + b"\n")
+
+    def read(self, stream: str) -> list[dict[str, Any]]:
+        """All rows of a stream, none if nothing was written yet. Raises ``ValueError`` naming a damaged line."""
+        return [row for _, row in self._lines(stream)]
+
+    def truncate_after(self, step: float) -> None:
+        """Keep only the rows of steps up to ``step``, the checkpoint's, in all streams.
+
+        A row without a step goes with the row before it, so ``truncate_after(-1)`` removes all.
+        """
+        for stream in STREAMS:
+            if self._stream(stream).exists():
+                _write_whole(self._stream(stream), self._lines_up_to(stream, step))
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def _env(self) -> Path:
+        return self.path / "env.json"
+
+    def _stream(self, stream: str) -> Path:
+        if stream not in STREAMS:
+            raise ValueError(f"stream: no {stream!r}; a run has {', '.join(STREAMS)}")
+        return self.path / f"{stream}.jsonl"
+
+    def _write_env(self, env: Mapping[str, Any]) -> None:
+        _write_whole(self._env, json.dumps(plain(env), indent=2, ensure_ascii=False) + "\n")
+
+    def _lines(self, stream: str) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        path = self._stream(stream)
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):  # only the last one can be: torn
+                    return
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    row = None
+                if not isinstance(row, dict):
+                    raise ValueError(f"run: line {number} of {path} is no JSON object; remove that line")
+                yield line, row
+
+    def _lines_up_to(self, stream: str, step: float) -> Iterator[bytes]:
+        current = 0.0
+        for line, row in self._lines(stream):
+            current = current if row.get("step") is None else row["step"]
+            if current <= step:
+                yield line
+
+    def _clear(self) -> None:
+        for name in ("config.yaml", "env.json", "report.html", *(f"{stream}.jsonl" for stream in STREAMS)):
+            (self.path / name).unlink(missing_ok=True)
+        for _, checkpoint in self.checkpoints():
+            shutil.rmtree(checkpoint)
+
+
+def environment() -> dict[str, Any]:
+    """What a run is made with, JSON-serialisable: versions, git commit, device, command line."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
+        "git": _git(),
+        "device": _device(),
+        "cpus": os.cpu_count(),
+        "argv": sys.argv,
+    }
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON has it: NaN and infinities ``None``, arrays and tuples lists, what JSON lacks as text."""
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    for kind in (int, str):
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(map(plain, value), key=str)
+    if hasattr(value, "tolist"):  # arrays, tensors and their scalars, without importing their libraries
+        return plain(value.tolist())
+    return str(value)
+
+
+def _differing(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return sorted(key for key in {*earlier, *now} if earlier.get(key) != now.get(key))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the working directory and whether it has changes; ``None`` where there is no git or no repository."""
+    try:
+        commit, changes = (
+            subprocess.run(["git", *command], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+            for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "changed": bool(changes)}
+
+
+def _device() -> str:
+    torch = sys.modules.get("torch")  # asked only where the run has loaded it already
+    if torch is not None and torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    return "cpu"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _write_whole(path: Path, content: str | Iterable[bytes]) -> None:
+    """Either the old file or the new one is there, never half of one."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        file.writelines([content.encode("utf-8", "backslashreplace")] if isinstance(content, str) else content)
+    part.replace(path)
