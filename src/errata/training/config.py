@@ -64,6 +64,7 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
             self.output_dir = "runs/" + (self.run_name or f"{(self.task or 'run').replace('/', '-')}-{self.method.split(':')[-1]}")
         if self.bf16 is None and not self.fp16:
             self.bf16 = torch.cuda.is_available()  # TRL's default is bfloat16 everywhere; on a CPU it is slower
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         # TRL checks that a batch of its own evaluation holds whole groups; ours generates by itself.
         self.num_generations_eval = self.eval_k
         self.per_device_eval_batch_size = max(self.eval_batch_size // self.eval_k, 1) * self.eval_k

@@ -6,13 +6,13 @@ also asks how well the *teacher* answers when it is shown what it would be shown
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from transformers.utils import logging
 
 from errata.evaluation import summary
 from errata.evaluation.sampling import sample
@@ -20,7 +20,7 @@ from errata.feedback import completion_text, judge
 from errata.records import Group, Rollout, TeacherContext, Verdict
 from errata.training.judging import Recorder, combined
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 WARN_BELOW = 0.8
 """Share of its best accuracy under which the teacher is said to be losing its skill."""
@@ -32,6 +32,7 @@ class Evaluator:
     def __init__(self, trainer: Any, write: Callable[[str, dict[str, Any]], None]) -> None:
         self._trainer, self._write = trainer, write
         self._best_teacher = 0.0
+        self.last_rollouts: list[Rollout] = []
 
     def state_dict(self) -> dict[str, float]:
         return {"best_teacher_accuracy": self._best_teacher}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from trl import ModelConfig, TrlParser
 from trl.scripts.grpo import GRPOScriptArguments
@@ -39,23 +40,29 @@ class _Parser(TrlParser):  # type: ignore[misc]
 def read(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe at ``path`` with ``--key value`` overrides; ``--method_args.credit mean`` reaches into a mapping.
 
+    A recipe's mapping ``on_gpu`` holds what replaces its other settings where there is a CUDA device, so that one file
+    serves the paper's run and a trial on a laptop.
+
     Raises:
         ValueError: a missing file, malformed YAML (with its line), an unknown key (with the nearest known one), a value
             of the wrong type, or settings that contradict each other.
     """
     given = _yaml(Path(path)) if path is not None else {}
+    on_gpu = given.pop("on_gpu", None) or {}
+    if not isinstance(on_gpu, dict):
+        raise ValueError(f"{path}: on_gpu: must be a mapping of argument names to values")
+    given |= on_gpu if torch.cuda.is_available() else {}
     for key, value in given.pop("env", {}).items():
         os.environ[key] = str(value)
     flat, nested = _split_overrides(overrides)
     for (outer, inner), value in nested.items():
         given[outer] = {**(given.get(outer) or {}), inner: value}
     known = {f.name for kind in (ErrataConfig, ModelConfig, GRPOScriptArguments) for f in fields(kind) if f.init}
-    _reject_unknown(given, known, f"{path}: ")
+    _reject_unknown([*given, *on_gpu], known, f"{path}: ")
     _reject_unknown([word.split("=")[0].removeprefix("--") for word in flat if word.startswith("--")], known, "--")
 
     parser = _Parser((ErrataConfig, ModelConfig, GRPOScriptArguments))
-    given_config = {k: v for k, v in given.items()}
-    parser.set_defaults_with_config(**given_config)
+    parser.set_defaults_with_config(**given)
     config, model, script = parser.parse_args_into_dataclasses(args=list(flat), look_for_args_file=False)
     if config.model is None:
         config.model = model.model_name_or_path

@@ -30,7 +30,7 @@ class RolloutLog:
         rollouts: Sequence[Rollout],
         contexts: Sequence[TeacherContext],
         rendered: Sequence[Rendered],
-        alternatives: Callable[[int], list[list[tuple[str, float]]]] | None = None,
+        top_tokens: Callable[[int], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         if step == self._last:
             return
@@ -76,6 +76,10 @@ class RolloutLog:
                 },
                 "signals": signals,
             }
-            if alternatives is not None and taught:
-                record["alternatives"] = alternatives(row)[:length]
+            if top_tokens is not None and taught:
+                tokens, probabilities = top_tokens(row)
+                record["alternatives"] = [
+                    [[self._tokenizer.decode([i]), round(p, 4)] for i, p in zip(ids, ps, strict=True)]
+                    for ids, ps in zip(tokens.tolist(), probabilities.tolist(), strict=True)
+                ]
             self._write("rollouts", record)

@@ -6,18 +6,22 @@ import argparse
 import json
 import os
 import time
+import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from rich.console import Console
+from transformers import PrinterCallback
 from transformers.utils import logging
 from trl import get_peft_config, get_quantization_config
 
 from errata import methods, tasks
 from errata.records import Rollout
 from errata.reports.rundir import RunDirectory
+from errata.reports.rundir import plain as _plain
 from errata.reports.table import before_after, rollout_samples
 from errata.training import sources
 from errata.training.compat import complete_checkpoints
@@ -29,10 +33,16 @@ from errata.training.trainer import ErrataTrainer
 
 def train(path: str, overrides: list[str]) -> int:
     """Run the recipe; resume the run of that name where one was interrupted."""
+    _quiet()
     recipe = read(path, overrides)
-    run, checkpoint = _open_run(recipe)
     console = Console()
+    run = RunDirectory(Path(str(recipe.config.output_dir)))
+    if run.finished and not recipe.config.overwrite and run.config() == _plain(_resolved(recipe)):
+        console.print(f"{run.path} holds this very run, finished; --overwrite true runs it anew", highlight=False)
+        _show(console, run, run.read("rollouts")[-3:])
+        return 0
     trainer = build_trainer(recipe, run)
+    checkpoint = _open_run(recipe, run)
     _announce(console, trainer, recipe, checkpoint)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -78,23 +88,37 @@ def build_trainer(recipe: Recipe, run: RunDirectory | None = None) -> ErrataTrai
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )
+    trainer.remove_callback(PrinterCallback)  # the progress bar says it, and metrics.jsonl keeps it
     if run is not None:
         trainer.add_callback(Progressing(run, config.eval_k))
     return trainer
 
 
-def _open_run(recipe: Recipe) -> tuple[RunDirectory, Path | None]:
-    """The run directory, and the checkpoint to go on from where the run of that name was interrupted."""
+def _open_run(recipe: Recipe, run: RunDirectory) -> Path | None:
+    """Begin or continue the run; the checkpoint to go on from where it was interrupted."""
     config = recipe.config
-    folder = Path(str(config.output_dir))
-    run = RunDirectory(folder)
-    settings = {k: v for k, v in recipe.given.items() if k not in ("overwrite", "resume_from_checkpoint")}
-    if os.environ.get("RANK", "0") != "0":
-        return run, _checkpoint_of(config, folder)
-    run.open(settings, overwrite=config.overwrite)
-    checkpoint = _checkpoint_of(config, folder)
-    run.truncate_after(_step_of(checkpoint))
-    return run, checkpoint
+    if os.environ.get("RANK", "0") == "0":
+        run.open(_resolved(recipe), overwrite=config.overwrite)
+        run.truncate_after(_step_of(_checkpoint_of(config, run.path)))
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    checkpoint = _checkpoint_of(config, run.path)
+    if checkpoint is not None:
+        config.eval_on_start = False  # that evaluation is of the untrained policy, and already there
+    return checkpoint
+
+
+def _resolved(recipe: Recipe) -> dict[str, Any]:
+    """The settings a run is told apart by: all that differ from TRL's and our defaults, and the method's, whole."""
+    config, method = recipe.config, methods.get(recipe.config.method, **dict(recipe.config.method_args or {}))
+    settings = {k: v for k, v in recipe.given.items() if k not in _NOT_SETTINGS}
+    settings |= {f.name: getattr(config, f.name) for f in fields(ErrataConfig) if f.name in settings and f.name not in _NOT_SETTINGS}
+    for name in ("task", "model", "method", "num_generations", "max_completion_length", "temperature", "learning_rate", "seed", "eval_k"):
+        settings[name] = getattr(config, name)
+    return {**settings, "method_settings": method.settings()}
+
+
+_NOT_SETTINGS = ("overwrite", "resume_from_checkpoint", "output_dir", "run_name")
 
 
 def _checkpoint_of(config: ErrataConfig, folder: Path) -> Path | None:
@@ -111,10 +135,17 @@ def _step_of(checkpoint: Path | None) -> int:
     return -1 if checkpoint is None else int(checkpoint.name.rsplit("-", 1)[1])
 
 
+def _quiet() -> None:
+    """Leave the terminal to the run's own words; TRANSFORMERS_VERBOSITY brings the libraries' back."""
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl|torch")
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
 def _announce(console: Console, trainer: ErrataTrainer, recipe: Recipe, checkpoint: Path | None) -> None:
     if not trainer.is_world_process_zero():
         return
-    logging.set_verbosity_error() if not os.environ.get("TRANSFORMERS_VERBOSITY") else None
     config = recipe.config
     size = sum(p.numel() for p in trainer.model.parameters())
     teacher = "no teacher" if trainer.teacher is None else f"{trainer.teacher.kind} teacher"
@@ -134,13 +165,17 @@ def _finish(console: Console, trainer: ErrataTrainer, run: RunDirectory, seconds
             trainer.evaluate()
     if not trainer.is_world_process_zero():
         return
-    rows = run.read("eval")
-    if rows:
-        console.print(before_after(rows[0], rows[-1], k=trainer.args.eval_k))
-    samples = [_sample_row(r) for r in _telling(trainer.evaluator.last_rollouts)] if rows else run.read("rollouts")[-3:]
-    console.print(rollout_samples(samples))
+    last = trainer.evaluator.last_rollouts
+    _show(console, run, [_sample_row(r) for r in _telling(last)] if last else run.read("rollouts")[-3:])
     run.finish()
     console.print(f"run: {run.path}  ({trainer.state.global_step} steps, {seconds:.0f} s)", highlight=False)
+
+
+def _show(console: Console, run: RunDirectory, samples: list[dict[str, Any]]) -> None:
+    rows = run.read("eval")
+    if rows:
+        console.print(before_after(rows[0], rows[-1]))
+    console.print(rollout_samples(samples))
 
 
 def _telling(rollouts: list[Rollout], n: int = 3) -> list[Rollout]:
@@ -148,9 +183,9 @@ def _telling(rollouts: list[Rollout], n: int = 3) -> list[Rollout]:
     chosen: dict[str, Rollout] = {}
     for rollout in sorted(rollouts, key=lambda r: (not r.verdict.feedback, r.index)):
         chosen.setdefault(rollout.problem_id, rollout)
-    wrong = [r for r in chosen.values() if r.verdict.feedback][: n - 1]
-    right = [r for r in rollouts if (r.reward or 0) > 0 and r.problem_id not in {w.problem_id for w in wrong}]
-    return [*wrong, *right][:n] or list(chosen.values())[:n]
+    solved = next((r for r in rollouts if (r.reward or 0) > 0), None)
+    found = [r for r in chosen.values() if solved is None or r.problem_id != solved.problem_id][: n - (solved is not None)]
+    return found if solved is None else [*found, solved]
 
 
 def _sample_row(rollout: Rollout) -> dict[str, Any]:

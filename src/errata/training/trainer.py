@@ -28,7 +28,7 @@ from errata.records import Group, Rollout, TeacherContext, groups_of
 from errata.training import compat
 from errata.training.config import ErrataConfig
 from errata.training.evaluating import Evaluator
-from errata.training.forward import accept_head_function, at_completion, completion_inputs, head_of
+from errata.training.forward import accept_head_function, at_completion, completion_inputs, head_of, top_tokens
 from errata.training.judging import Recorder, combined
 from errata.training.recording import RolloutLog
 from errata.training.teaching import hidden_at_completions, padded_states, teacher_sequences
@@ -307,7 +307,10 @@ class ErrataTrainer(compat.TRLHooks):
         tokens, mask = inputs["completion_ids"], _generated(inputs)
         states = inputs["teacher_states"]
 
+        teacher_head: list[Any] = []
+
         def on_head(hidden: Tensor, head: Any) -> tuple[Tensor, TokenScores]:
+            teacher_head.append(self._teacher_head(head))
             hidden = at_completion(hidden, tokens.shape[1])
             if "rl_weight" not in inputs:
                 scores = None
@@ -321,7 +324,16 @@ class ErrataTrainer(compat.TRLHooks):
         with self.accelerator.autocast():
             loss, scores = model(**student, with_head=on_head)
         self._log_scores(scores, inputs, mask)
-        self.rollout_log.write(self.state.global_step + 1, inputs, scores, mask, *self.batch_records)
+        if self.accelerator.is_main_process:
+            sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # one process alone cannot gather a head
+            self.rollout_log.write(
+                self.state.global_step + 1,
+                inputs,
+                scores,
+                mask,
+                *self.batch_records,
+                top_tokens=None if sharded else lambda row: top_tokens(states[row], teacher_head[0], 4),
+            )
         return loss  # type: ignore[no-any-return]
 
     def _loss(self, hidden: Tensor, head: Any, tokens: Tensor, mask: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, TokenScores]:
