@@ -176,8 +176,8 @@ def pictures(n: dict[str, Any]) -> tuple[Picture, ...]:
         axes.legend(loc="upper left", ncols=2)
 
     caption = (
-        "Left: all six descents end at the expert's .45, but reverse KL and JS first pay for it. Under the natural "
-        "step forward CE closes the gap as exp(−t), whatever the bandit. Right: the expert is better in every "
+        "Left: all six descents reach the expert's .45 in the end, but reverse KL and JS first pay for it. Under the "
+        "natural step forward CE closes the gap as exp(−t), whatever the bandit. Right: the expert is better in every "
         "bandit counted."
     )
     return (Picture("bandit", caption, (dips, shares)),)

@@ -143,13 +143,16 @@ class Moments:
 def moments(world: World, student: Tensor, estimator: Estimator) -> Moments:
     """Exact moments for a world with one f: from all B rollouts, or from all B² pairs if the estimator is centred.
 
-    Raises ``ValueError`` for more than one f.
+    Raises ``ValueError`` for more than one f, and for a centred estimator where rollouts differ in length: its baseline
+    is then a mean over those still alive, and no mean over pairs.
     """
     if len(world.feedback) != 1:
         raise ValueError(
             f"world: moments are computed for one feedback, got {len(world.feedback)}; average over worlds"
         )
     tree, n = world.tree, world.tree.tokens.shape[0]
+    if estimator.centred and not tree.mask.all():
+        raise ValueError("world: rollouts differ in length; moments of a centred estimator need a full tree")
     rows = groups(world, student, 2 if estimator.centred else 1)
     g = rollout_gradients(rows, estimator)
     mean = expectation(rows, g, student)
@@ -159,7 +162,7 @@ def moments(world: World, student: Tensor, estimator: Estimator) -> Moments:
         return Moments(mean, one / 4, one / 2)
     mine, theirs = g.view(n, n, 2, *g.shape[1:]).unbind(2)  # (my rollout, theirs, T, V)
     p = log_likelihood(tree, student).exp()
-    shared = (tree.state[:, None] == tree.state[None]) & tree.mask[:, None] & tree.mask[None]  # (B,B,T)
+    shared = tree.state[:, None] == tree.state[None]  # (B,B,T)
     norm = (mine.square() + theirs.square()).sum((-1, -2)) + 2 * ((mine * theirs).sum(-1) * shared).sum(-1)
     given = conditional(tree, p, mine, theirs)
     return Moments(mean, float(p @ given.square().sum((-1, -2))) / 4 - square, float(p @ norm @ p) / 4 - square)

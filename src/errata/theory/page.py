@@ -26,7 +26,7 @@ pre { white-space: pre-wrap; font: inherit; opacity: .85; }
 table { border-collapse: collapse; width: 100%; font-size: .875rem; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; }
 th, td { border-bottom: 1px solid color-mix(in srgb, currentColor 18%, transparent); }
-td.mark { white-space: nowrap; font-weight: 600; } .holds { color: #149c72; } .fails { color: #e0562f; }
+.holds { color: #149c72; } .fails { color: #e0562f; }
 .numbers td, .numbers th { text-align: right; } .scroll { overflow-x: auto; }
 figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; }
 figcaption, caption { text-align: left; font-size: .875rem; opacity: .8; }
@@ -70,7 +70,7 @@ def _section(number: int, part: Part) -> str:
 def _claim(claim: Claim) -> str:
     mark = "holds" if claim.holds else "fails"
     return (
-        f'<tr><td>{_text(claim.statement)}</td><td>{_text(claim.assumption)}</td><td class="mark {mark}">{mark}</td>'
+        f'<tr><td>{_text(claim.statement)}</td><td>{_text(claim.assumption)}</td><td><b class="{mark}">{mark}</b></td>'
         f"<td>{_text(claim.numbers)}</td></tr>"
     )
 

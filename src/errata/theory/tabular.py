@@ -92,7 +92,7 @@ def stopping_tree(vocabulary: int, horizon: int, stop: int = 0) -> Tree:
 
 @dataclass(frozen=True)
 class World:
-    """A tree with rewards and experts. The student sees the state; the expert sees f too; the reward may depend on f."""
+    """A tree with rewards and experts. Only the expert sees f; the reward may depend on it."""
 
     tree: Tree
     reward: Tensor
