@@ -5,6 +5,7 @@ Plain frozen dataclasses of the standard library, so that any room may import th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,6 +109,14 @@ class TeacherContext:
     def informs(self) -> bool:
         """Whether the teacher sees anything the student did not."""
         return bool(self.solution or self.feedback)
+
+
+def strip_thinking(text: str) -> str:
+    """``text`` without ``<think>...</think>``; also where the prompt opened the thinking or the length limit cut it."""
+    if "think>" not in text:
+        return text
+    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
+    return text.rpartition("</think>")[2].partition("<think>")[0].strip()
 
 
 def groups_of(rollouts: Iterable[Rollout], size: int) -> list[Group]:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from errata.experience import Success, SuccessBuffer
-from errata.experience.buffer import strip_thinking
+from errata.records import strip_thinking
 
 
 def texts(buffer, problem_id="a"):

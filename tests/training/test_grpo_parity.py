@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import build_model
 from trl import GRPOConfig, GRPOTrainer
 
+from tests.tiny import build_model
 from tests.training.worlds import TOKENIZER, history, reward, rows, settings, trainer, weights
 
 SETUPS = {

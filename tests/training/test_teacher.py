@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import build_model
 from peft import LoraConfig, get_peft_model
 
 from errata.experts import SelfTeacher
+from tests.tiny import build_model
 from tests.training.worlds import TOKENIZER, trainer, weights
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}

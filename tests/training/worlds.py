@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from conftest import build_model, build_tokenizer
 from datasets import Dataset
 
 from errata import methods
 from errata.records import Verdict
 from errata.training.config import ErrataConfig
 from errata.training.trainer import ErrataTrainer
+from tests.tiny import build_model, build_tokenizer
 
 TOKENIZER = build_tokenizer()
 

@@ -1,6 +1,6 @@
 """Which feedback each rollout's teacher sees, in which words, and what had to be cut."""
 
-from errata.contexts.choose import SOURCES, choose, strip_thinking
+from errata.contexts.choose import SOURCES, choose
 from errata.contexts.render import PRESETS, Rendered, Renderer
 
-__all__ = ["PRESETS", "SOURCES", "Rendered", "Renderer", "choose", "strip_thinking"]
+__all__ = ["PRESETS", "SOURCES", "Rendered", "Renderer", "choose"]

@@ -6,21 +6,13 @@ feedback on the rollout's own attempt, else the data set's reference where the m
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 
-from errata.records import Group, Rollout, TeacherContext
+from errata.records import Group, Rollout, TeacherContext, strip_thinking
 
 SOURCES = ("sibling", "buffer", "feedback", "reference")
 Pick = Callable[[list[Rollout]], Rollout]
 """Which of several successful siblings to show."""
-
-_THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
-
-
-def strip_thinking(text: str) -> str:
-    """``text`` without its ``<think>...</think>`` parts; an unclosed one is cut to the end."""
-    return re.sub(r"<think>.*", "", _THINKING.sub("", text), flags=re.DOTALL).strip()
 
 
 def choose(

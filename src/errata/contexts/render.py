@@ -14,8 +14,7 @@ from pathlib import Path
 
 import jinja2
 
-from errata.contexts.choose import strip_thinking
-from errata.records import Messages, Rollout, TeacherContext
+from errata.records import Messages, Rollout, TeacherContext, strip_thinking
 
 PRESETS = ("sdpo", "house")
 """``sdpo``: the wording of arXiv 2601.20802 as released. ``house``: the compact one the house policy was trained with."""

@@ -7,11 +7,11 @@ in and out.
 from __future__ import annotations
 
 import heapq
-import re
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 from errata.experience._check import finite, problem_id_of, saved_by, whole
+from errata.records import strip_thinking
 
 
 class Success(NamedTuple):
@@ -188,12 +188,3 @@ class SuccessBuffer:
 
 def _characters(entries: list[Success]) -> int:
     return sum(len(entry.text) for entry in entries)
-
-
-def strip_thinking(text: str) -> str:
-    """``text`` without ``<think>...</think>``; also where the prompt opened the thinking or the length limit cut it."""
-    if "think>" not in text:
-        return text
-    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
-    text = text.rpartition("</think>")[2].partition("<think>")[0]
-    return text.strip()

@@ -95,7 +95,7 @@ PRESETS: dict[str, Preset] = {
         source="arXiv 2606.30345, the paper's bins and buffer",
     ),
     "drift-released": Preset(
-        DRIFT, {"sources": ("sibling", "buffer")}, source="arXiv 2606.30345, the released code"
+        DRIFT, {"sources": ("sibling", "buffer"), "decay_per": "step"}, source="arXiv 2606.30345, the released code"
     ),
 }
 

@@ -38,8 +38,9 @@ class DRIFT(Method):
     """released: soft gates of the decayed pass rate. paper: bins at 0.2 and 0.8. none: every problem counts as medium."""
     binary_routing: bool = True
     """False: right attempts at hard problems are distilled too, with weight 0.7 * hard (released code)."""
-    decay_per: str = "step"
-    """Of the released ledger: step (as released) or visit, which remembers a problem that recurs once an epoch."""
+    decay_per: str = "visit"
+    """Of the released ledger: step (as released) or visit, which remembers a problem that recurs once an epoch and puts it
+    in the right bin more often (benchmarks/ledger_decay.py)."""
     ledger_reset_every: int | None = None
     """Forget all pass rates every so many steps after warm-up; ``None``: never."""
 

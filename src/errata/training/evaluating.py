@@ -173,6 +173,13 @@ class Evaluator:
 
 def _rows(rollouts: list[Rollout]) -> list[dict[str, Any]]:
     return [
-        {"problem_id": r.problem_id, "completion": r.completion, "score": r.reward, "length": r.length, "info": dict(r.verdict.info)}
+        {
+            "problem_id": r.problem_id,
+            "completion": r.completion,
+            "score": r.reward,
+            "length": r.length,
+            "kind": r.verdict.kind,
+            "info": dict(r.verdict.info),
+        }
         for r in rollouts
     ]

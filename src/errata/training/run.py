@@ -98,7 +98,7 @@ def _open_run(recipe: Recipe, run: RunDirectory) -> Path | None:
     """Begin or continue the run; the checkpoint to go on from where it was interrupted."""
     config = recipe.config
     if os.environ.get("RANK", "0") == "0":
-        run.open(_resolved(recipe), overwrite=config.overwrite)
+        run.open(_resolved(recipe), overwrite=config.overwrite, resume=bool(config.resume_from_checkpoint))
         run.truncate_after(_step_of(_checkpoint_of(config, run.path)))
     if torch.distributed.is_initialized():
         torch.distributed.barrier()

@@ -117,6 +117,7 @@ class ErrataTrainer(compat.TRLHooks):
         everyone: list[Rollout] = gather_object(local)
         groups = groups_of(everyone, self.num_generations)
         contexts = self._choose_contexts(groups)
+        stage = self.experience.stage  # this very batch may have ended the warm-up
         mine = slice(local[0].index, local[0].index + len(local))
         contexts_here = contexts[mine]
         rendered = [

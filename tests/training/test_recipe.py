@@ -1,0 +1,96 @@
+"""Recipes: what is read, and the one clear line for what cannot be."""
+
+import pytest
+from datasets import Dataset
+
+from errata.training import recipe, sources
+from errata.training.recipe import read
+
+
+def written(tmp_path, text):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_overrides_win_and_reach_into_mappings(tmp_path):
+    path = written(tmp_path, "model: house\ntask: rulebook/sharpen\nmethod_args: {credit: mean, discount: 0.5}\nlearning_rate: 1e-3\n")
+    found = read(path, ["--method_args.credit", "sum", "--learning_rate", "2e-4", "--max_steps=7"]).config
+    assert found.method_args == {"credit": "sum", "discount": 0.5}
+    assert (found.learning_rate, found.max_steps, found.model) == (2e-4, 7, "house")
+
+
+def test_a_trl_recipe_is_read_unchanged(tmp_path):
+    path = written(
+        tmp_path,
+        "model_name_or_path: Qwen/Qwen3-8B\ndataset_name: trl-lib/x\nreward_funcs: [think_format_reward]\nlearning_rate: 1e-5\n"
+        "beta: 0.04\nnum_generations: 4\nper_device_train_batch_size: 4\nuse_peft: true\nlora_r: 8\nmethod: grpo\n",
+    )
+    found = read(path)
+    assert found.config.model == "Qwen/Qwen3-8B"
+    assert (found.config.learning_rate, found.config.beta, found.model.lora_r) == (1e-5, 0.04, 8)
+    assert sources.verifiers_of(found)[0].__name__ == "think_format_reward"
+
+
+def test_on_gpu_is_left_out_without_one(tmp_path, monkeypatch):
+    path = written(tmp_path, "model: house\ntask: t\non_gpu: {model: Qwen/Qwen3-8B}\n")
+    monkeypatch.setattr(recipe.torch.cuda, "is_available", lambda: False)
+    assert read(path).config.model == "house"
+    monkeypatch.setattr(recipe.torch.cuda, "is_available", lambda: True)
+    assert recipe._yaml(path)["on_gpu"] == {"model": "Qwen/Qwen3-8B"}
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("modle: house\n", [], "modle: unknown argument, did you mean 'model'"),
+        ("model: house\n", ["--lerning_rate", "1"], "did you mean 'learning_rate'"),
+        ("model: house\n", ["--learning_rate", "fast"], "learning_rate.*fast"),
+        ("model: [house\n", [], "not YAML.*line"),
+        ("- model\n", [], "must be a mapping"),
+        ("task: rulebook/sharpen\n", [], "model: missing"),
+        ("model: house\nteacher: wise\n", [], "teacher: 'wise' is none of"),
+        ("model: house\non_gpu: {modle: x}\n", [], "modle: unknown argument"),
+        ("model: house\nnum_generations: 3\nper_device_train_batch_size: 8\n", [], r"generation_batch_size \(8\) must be divisible.*\(3\)"),
+    ],
+)
+def test_bad_recipes_say_so_in_one_line(tmp_path, text, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        read(written(tmp_path, text), overrides)
+
+
+def test_a_missing_recipe():
+    with pytest.raises(ValueError, match="no such recipe"):
+        read("nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "empty"),
+        ([{"question": "2+2"}], "no column 'prompt'.*question"),
+        ([{"prompt": "a"}, {"prompt": ""}], "row 1, column 'prompt'"),
+        ([{"prompt": [{"role": "user"}]}], "row 0, column 'prompt'"),
+        ([{"prompt": "a", "problem_id": "x"}, {"prompt": "b", "problem_id": None}], "row 1, column 'problem_id'"),
+    ],
+)
+def test_bad_rows_are_named(rows, message):
+    with pytest.raises(ValueError, match=message):
+        sources.checked(Dataset.from_list(rows), "data")
+
+
+def test_problem_ids_are_derived_stably():
+    one = sources.checked(Dataset.from_list([{"prompt": "a"}, {"prompt": "b"}]), "data")["problem_id"]
+    other = sources.checked(Dataset.from_list([{"prompt": "b"}, {"prompt": "a"}]), "data")["problem_id"]
+    assert list(one) == list(reversed(other))
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/model", "a/b/c"])
+def test_a_model_path_that_does_not_exist(name):
+    with pytest.raises(ValueError, match="model: no directory"):
+        sources.model_path(name)
+
+
+def test_a_directory_without_a_model(tmp_path):
+    with pytest.raises(ValueError, match=r"neither a config.json nor a finished checkpoint"):
+        sources.model_path(str(tmp_path))
