@@ -1,6 +1,7 @@
 """The table, the page and the JSON, as a user meets them."""
 
 import json
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def quick(parts, monkeypatch):
 
 
 def test_the_page_is_whole_and_needs_nothing_from_outside(quick, tmp_path, capsys):
-    out = tmp_path / "theory.html"
+    out = tmp_path / "new" / "theory.html"
     assert errata.theory.run(out=out) == 0
     document = out.read_text(encoding="utf-8")
     assert document.count("<svg") == 2
@@ -74,6 +75,15 @@ def test_json_prints_numbers_and_writes_no_page(quick, tmp_path, capsys, monkeyp
     numbers = json.loads(capsys.readouterr().out)
     assert list(numbers) == ["monotone", "mdp"]
     assert list(Path().iterdir()) == []
+
+
+def test_without_matplotlib_the_table_is_printed_and_the_mend_named(quick, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert errata.theory.run(out=tmp_path / "theory.html") == 0
+    printed = capsys.readouterr()
+    assert "holds" in printed.out
+    assert "matplotlib is missing; pip install 'errata[report]'" in printed.err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json as _json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,8 +67,9 @@ def _write(parts: list[Part], out: Path, *, quiet: bool) -> None:
 
         document = page(parts)
     except ModuleNotFoundError as error:
-        print(f"no page written: {error.name} is missing; pip install 'errata[report]'")
+        print(f"no page written: {error.name} is missing; pip install 'errata[report]'", file=sys.stderr)
         return
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(document, encoding="utf-8")
     if not quiet:
         print(f"wrote {out}")
