@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Verifier", "load", "names", "verifier"]
 
 Verifier = Callable[..., list[Verdict]]
-"""Called like a TRL reward function: ``verifier(prompts=..., completions=..., **columns)``, one verdict per completion."""
+"""Called like a TRL reward function, ``verifier(prompts=..., completions=..., **columns)``: one verdict each."""
 
 _MODULES: dict[str, str] = {
     "rulebook/sharpen": "errata.tasks.rulebook",
@@ -52,7 +52,10 @@ def load(name: str, *, path: str | None = None, split: str = "train") -> Dataset
 
 
 def verifier(name: str, **args: Any) -> Verifier:
-    """The function that judges attempts at the task; ``args`` are its own settings. Raises ``ValueError`` for an unknown task."""
+    """The function that judges attempts at the task; ``args`` are its own settings.
+
+    Raises ``ValueError`` for an unknown task or setting.
+    """
     judge: Verifier = _module(name).verifier(name, **args)
     return judge
 

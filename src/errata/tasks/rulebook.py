@@ -1,0 +1,76 @@
+"""The embedded world: arithmetic mod 10, step by step, under a rulebook the prompt does not tell.
+
+``rulebook/sharpen`` keeps the usual rules: the house policy knows them and solves a few per cent, because each step is
+noisy. ``rulebook/new-rule`` means ``x*n+3`` by ``*``: no practice of the usual rules gets a chain with a ``*`` right.
+Problems are drawn from a seed. A chain's checksum decides its split, so train and held-out problems cannot overlap.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from typing import TYPE_CHECKING, Any
+
+from errata.feedback.rulebook import USUAL, RulebookVerifier, rule_of, solve
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["NEW_RULE", "load", "split_of", "verifier"]
+
+NEW_RULE = "x+n, x-n, x*n+3"
+_SIZES = {"train": 1024, "test": 256}
+_TASKS = {"rulebook/sharpen": (USUAL, 6), "rulebook/new-rule": (NEW_RULE, 4)}
+
+
+def load(name: str, path: str | None = None, split: str = "train") -> Dataset:
+    """The task's rows, the same on every call. Own columns: ``expression``, ``rulebook``, ``n_star`` (how many ``*``).
+
+    Raises ``ValueError`` for an unknown split, and for a ``path``: this world reads no files.
+    """
+    from datasets import Dataset
+
+    if path is not None:
+        raise ValueError(f"path: {name} is made, not read; leave the path out")
+    if split not in _SIZES:
+        raise ValueError(f"split: {name} has {' and '.join(_SIZES)}, not {split!r}")
+    rulebook, length = _TASKS[name]
+    rows = []
+    for index, expression in enumerate(_expressions(split, length)):
+        reference = solve(expression, rule_of(rulebook))
+        rows.append(
+            {
+                "problem_id": f"{name}/{split}/{index}",
+                "prompt": [{"role": "user", "content": f"{expression}=?"}],
+                "answer": reference[-1],
+                "reference": reference,
+                "task": name,
+                "expression": expression,
+                "rulebook": rulebook,
+                "n_star": expression.count("*"),
+            }
+        )
+    return Dataset.from_list(rows)
+
+
+def verifier(name: str, **args: Any) -> RulebookVerifier:
+    """:class:`RulebookVerifier` with ``feedback="trace"|"correction"|"bit"`` and ``trace="all"|"first"``."""
+    return RulebookVerifier(**args)
+
+
+def split_of(expression: str) -> str:
+    """``"test"`` for an eighth of all chains, else ``"train"``: holds for any number of problems ever drawn."""
+    return "test" if zlib.crc32(expression.encode()) % 8 == 0 else "train"
+
+
+def _expressions(split: str, length: int) -> list[str]:
+    """Distinct chains with 0, 1, 2, ... ``length - 1`` stars in equal shares, in the order drawn."""
+    rng = random.Random(f"{split} {length}")
+    found: dict[str, None] = {}
+    while len(found) < _SIZES[split]:
+        stars = rng.sample(range(length), k=len(found) % length)
+        operators = ["*" if k in stars else rng.choice("+-") for k in range(length)]
+        expression = str(rng.randrange(10)) + "".join(f"{o}{rng.randrange(1, 10)}" for o in operators)
+        if split_of(expression) == split:
+            found[expression] = None
+    return list(found)
