@@ -110,7 +110,7 @@ def test_a_flat_response_has_no_gate():
 
 
 def test_hard_and_easy_problems_get_no_bonus():
-    scores, mask = random_scores(3, 20), torch.ones(3, 20)
+    scores, mask = random_scores(3, 200), torch.ones(3, 200)
     weights = rhythm_weights(scores, mask, torch.tensor([0.0, 0.0, 1.0]))
     assert (weights[:2] == 1).all()
     assert weights[2].max() > 1
