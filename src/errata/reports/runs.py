@@ -1,0 +1,154 @@
+"""Runs as reports read them: rows in memory, time and tokens by step, and which runs are seeds of one setting."""
+
+from __future__ import annotations
+
+import bisect
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from errata.reports.rundir import RunDirectory
+
+PLAN = "compare.json"
+"""What tells a comparison's directory from a run's: the table's numbers and ``cells``, each ``{path, label, seed}``."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory, read."""
+
+    path: Path
+    name: str
+    label: str
+    """What its group is called: the method, and what else tells it apart."""
+    config: Row
+    env: Row
+    metrics: Sequence[Row]
+    evals: Sequence[Row]
+
+    @property
+    def seed(self) -> int | None:
+        return self.config.get("seed")
+
+    @property
+    def k(self) -> int | None:
+        """Attempts per problem in the run's evaluations; ``None`` without any."""
+        return self.evals[-1]["k"] if self.evals else None
+
+    @property
+    def steps(self) -> int:
+        """The last step that left a row."""
+        return max((int(row["step"]) for row in (*self.metrics[-1:], *self.evals[-1:])), default=0)
+
+    def rollouts(self) -> list[dict[str, Any]]:
+        """Read anew on every call: they are most of a run."""
+        return RunDirectory(self.path).read("rollouts")
+
+    @property
+    def rollouts_per_step(self) -> int:
+        """Attempts per optimizer step; of one process where the run did not record its whole batch."""
+        recorded = self.config.get("generation_batch_size")
+        rows = self.config.get("per_device_train_batch_size") or 8  # TRL's default
+        return int(recorded or int(rows) * int(self.config.get("gradient_accumulation_steps") or 1))
+
+    @cached_property
+    def clock(self) -> tuple[list[int], list[float], list[float]]:
+        """Steps, and up to each: seconds of training (evaluation apart) and generated tokens."""
+        steps, seconds, tokens = [0], [0.0], [0.0]
+        for row in self.metrics:
+            passed = int(row["step"]) - steps[-1]
+            steps.append(int(row["step"]))
+            seconds.append(seconds[-1] + (row.get("step_time") or 0.0) * passed)
+            length = row.get("completions/mean_length") or 0.0
+            tokens.append(tokens[-1] + length * self.rollouts_per_step * passed)
+        return steps, seconds, tokens
+
+    def seconds_at(self, step: int) -> float:
+        """Seconds of training up to ``step``."""
+        steps, seconds, _ = self.clock
+        return seconds[bisect.bisect_right(steps, step) - 1]
+
+    def tokens_at(self, step: int) -> float:
+        """Tokens generated in training up to ``step``."""
+        steps, _, tokens = self.clock
+        return tokens[bisect.bisect_right(steps, step) - 1]
+
+
+def load(paths: Iterable[str | Path]) -> list[Run]:
+    """The runs at ``paths``; a comparison's directory stands for all its cells that have begun.
+
+    Raises ``ValueError`` for a path that is neither, and where there are none.
+    """
+    found: list[tuple[Path, str | None]] = []
+    for path in map(Path, paths):
+        found += _cells(path) if (path / PLAN).is_file() else [(path, None)]
+    if not found:
+        raise ValueError("run: there is none to report on; name a run directory")
+    unique = {path.resolve(): (path, label) for path, label in found}
+    configs = {path: _settings(RunDirectory(path).config()) for path, _ in unique.values()}
+    labels = _labels(configs)
+    names = _names(list(configs))
+    runs = []
+    for path, label in unique.values():
+        directory = RunDirectory(path)
+        runs.append(
+            Run(
+                path=path,
+                name=names[path],
+                label=label or labels[path],
+                config=directory.config(),
+                env=directory.env(),
+                metrics=[row for row in directory.read("metrics") if row.get("step") is not None],
+                evals=directory.read("eval"),
+            )
+        )
+    return runs
+
+
+def grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Runs that differ in their seed alone, by label, in the order given."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.label, []).append(run)
+    return groups
+
+
+def _cells(path: Path) -> list[tuple[Path, str | None]]:
+    plan = json.loads((path / PLAN).read_text(encoding="utf-8"))
+    return [(path / c["path"], c["label"]) for c in plan["cells"] if (path / c["path"] / "config.yaml").is_file()]
+
+
+def _settings(config: Row) -> dict[str, str]:
+    """Settings as flat texts without the seeds; the method's own are read from its resolved ones."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if key in ("seed", "data_seed", "method_args"):
+            continue
+        inner = value if isinstance(value, Mapping) else {"": value}
+        flat |= {name or key: str(item) for name, item in inner.items()}
+    return flat
+
+
+def _labels(configs: Mapping[Path, Mapping[str, str]]) -> dict[Path, str]:
+    """Each run's method; where runs of one method differ, also the settings they differ in."""
+    labels = {}
+    for path, config in configs.items():
+        method = config.get("method", "distil")
+        others = [c for c in configs.values() if c.get("method", "distil") == method]
+        differing = [key for key in config if any(c.get(key) != config[key] for c in others)]
+        labels[path] = ", ".join([method, *(f"{key} {config[key]}" for key in differing)])
+    return labels
+
+
+def _names(paths: Sequence[Path]) -> dict[Path, str]:
+    """Each path's last part; where two share it, with the one before."""
+    last = [path.resolve().name for path in paths]
+    return {
+        path: name if last.count(name) == 1 else "/".join(path.resolve().parts[-2:])
+        for path, name in zip(paths, last, strict=True)
+    }
