@@ -177,11 +177,11 @@ def _bind(source: str, target: str) -> None:
 def keep(settings: dict[str, str], box: str) -> dict[str, float]:
     """Runs the program and watches it until it ends, its time is up or its processes take too much memory together."""
     start = time.monotonic()
+    if sys.platform == "linux":
+        _prctl(_DUMPABLE, 0)  # the program may have our user: it must not attach to us
     program = os.fork()
     if program == 0:
         become_program(settings, box)
-    if sys.platform == "linux":
-        _prctl(_DUMPABLE, 0)  # the program may have our user: it must not attach to us
     for fd in (0, 1, 2):
         os.close(fd)
     outcome: dict[str, float] = {}

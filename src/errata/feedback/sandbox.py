@@ -58,10 +58,10 @@ class SandboxResult:
 def run_python(
     source: str, *, stdin: str = "", timeout_s: float = 10.0, memory_mb: float = 512, unsafe_local: bool = False
 ) -> SandboxResult:
-    """Runs ``source`` as a script with ``stdin`` as its input: our own interpreter, the standard library only.
+    """Runs ``source`` as a script with ``stdin`` as its input, by our own interpreter; standard library only.
 
-    ``timeout_s`` is wall time, ``memory_mb`` the address space of each of its at most 16 processes and the memory of all
-    together. ``unsafe_local`` allows running without isolation where there is none; it is not needed otherwise.
+    ``timeout_s`` is wall time, ``memory_mb`` the address space of each of its at most 16 processes and the memory of
+    all together. ``unsafe_local`` allows running without isolation where there is none; it is not needed otherwise.
     Raises ``ValueError`` for a limit that is not positive.
     """
     if timeout_s <= 0 or memory_mb <= 0:

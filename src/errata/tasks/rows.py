@@ -103,12 +103,13 @@ def from_hub(hub_id: str, *, split: str, task: str, mend: str, **arguments: Any)
     """The rows of a set on the Hugging Face hub. Raises ``ConnectionError`` with ``mend`` where it cannot be had."""
     import datasets
 
+    source = arguments.get("data_files", hub_id)
     try:
         rows = datasets.load_dataset(hub_id, split=split, **arguments)
     except Exception as error:  # offline, gone, moved, gated: each library layer has its own class for it
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise ConnectionError(f"{task}: could not fetch {hub_id!r} from the hub ({reason}); {mend}") from error
-    return (Row(fields, f"{hub_id}, row {index}") for index, fields in enumerate(rows))
+        raise ConnectionError(f"{task}: could not fetch {source!r} from the hub ({reason}); {mend}") from error
+    return (Row(fields, f"{source}, row {index}") for index, fields in enumerate(rows))
 
 
 def to_dataset(
@@ -124,7 +125,7 @@ def to_dataset(
     A bad row, a ``problem_id`` seen before or a row that is held out raises ``BadRowError``; with ``strict=False`` such
     rows are left out, counted and logged. Raises ``ValueError`` naming ``source`` if no row remains.
     """
-    from datasets import Dataset
+    from datasets import Dataset, Features, Value
 
     reserved = {_question(row) for row in held_out}
     kept: dict[str, dict[str, Any]] = {}
@@ -149,7 +150,9 @@ def to_dataset(
         logger.warning(
             "%s: left out %d of %d rows; the first: %s", source, len(skipped), len(skipped) + len(kept), skipped[0]
         )
-    return Dataset.from_list(list(kept.values()))
+    dataset = Dataset.from_list(list(kept.values()))
+    # Text also where no row has a reference, so that tasks can be concatenated.
+    return Dataset.from_list(list(kept.values()), features=Features({**dataset.features, "reference": Value("string")}))
 
 
 def _question(row: Mapping[str, Any]) -> str:

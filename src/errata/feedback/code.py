@@ -1,0 +1,273 @@
+"""Programs judged by tests: the first failing ones with input, expected and got, the traceback or the limit exceeded.
+
+A test has an ``input`` and an ``output``: a program's standard input and output, or for a function its arguments as
+JSON, one a line, and its value as JSON. What a test expects never enters the sandbox.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from functools import lru_cache
+from typing import Any
+
+from errata.feedback.custom import answer_text
+from errata.feedback.sandbox import OUTPUT_BYTES, SandboxResult, run_python
+from errata.records import Verdict
+
+__all__ = ["CodeVerifier", "read_code", "same_output"]
+
+# What LiveCodeBench grants programs without their asking; builtins last, to undo math's pow and the like.
+_GRANTED = """
+import bisect, collections, copy, functools, heapq, itertools, math, operator, re, string, sys
+from typing import *
+from collections import *
+from heapq import *
+from bisect import *
+from math import *
+from itertools import *
+from functools import *
+from operator import *
+from string import *
+from builtins import *
+sys.setrecursionlimit(50_000)
+"""
+
+_DRIVER = """
+def errata_load(source, granted, names):
+    import linecache
+    linecache.cache["program.py"] = (len(source), None, source.splitlines(True), "program.py")
+    exec(granted, names)
+    return compile(source, "program.py", "exec", dont_inherit=True)
+
+def errata_fail(error):
+    import sys, traceback
+    trace = error.__traceback__
+    while trace and trace.tb_frame.f_code.co_filename != "program.py":
+        trace = trace.tb_next
+    traceback.print_exception(type(error), error, trace)
+    sys.exit(1)
+"""
+
+_RUN_PROGRAM = """
+try:
+    exec(errata_load({source!r}, {granted!r}, globals()))
+except Exception as error:
+    errata_fail(error)
+"""
+
+_RUN_FUNCTION = """
+import json, sys
+arguments = [json.loads(line) for line in sys.stdin.read().strip().splitlines()]
+names = {{"__name__": "solution"}}
+try:
+    exec(errata_load({source!r}, {granted!r}, names), names)
+    owner = names["Solution"]() if "Solution" in names else None
+    function = getattr(owner, {name!r}, None) or names.get({name!r})
+    if function is None:
+        sys.exit("NameError: the program defines no function " + {name!r})
+    value = function(*arguments)
+except Exception as error:
+    errata_fail(error)
+print("\\n" + {mark!r} + json.dumps(value, default=repr))
+"""
+
+_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
+
+
+_LIMITS = {
+    "timeout": "exceeded the time limit of {0:g} s",
+    "memory": "exceeded the memory limit of {1:g} MB",
+    "output": "printed more than {2} MB",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A test that failed: what happened, and what to show of it, by label."""
+
+    what: str
+    shown: tuple[tuple[str, str], ...]
+
+
+def read_code(text: str) -> tuple[str | None, str]:
+    """The last Python code block of a completion; or ``None`` and what is wrong."""
+    blocks = _FENCE.findall(text)
+    python = [code for language, code in blocks if language.lower() in ("", "python", "python3", "py")]
+    if python and python[-1].strip():
+        return python[-1], ""
+    if python:
+        return None, "the code block is empty"
+    if blocks:
+        return None, "there is no Python code block"
+    return None, "the code block is not closed" if "```" in text else "there is no code block"
+
+
+def same_output(expected: str, got: str) -> bool:
+    """LiveCodeBench's comparison: line by line without outer white space, numbers by their exact decimal value."""
+    ours, theirs = got.strip().split("\n"), expected.strip().split("\n")
+    return len(ours) == len(theirs) and all(map(_same_line, ours, theirs))
+
+
+def _same_line(a: str, b: str) -> bool:
+    if a.strip() == b.strip():
+        return True
+    try:
+        return [Decimal(token) for token in a.split()] == [Decimal(token) for token in b.split()]
+    except InvalidOperation:
+        return False
+
+
+class CodeVerifier:
+    """Judges programs as a TRL reward function does: ``verifier(completions=..., tests=[...], function=[...])``.
+
+    Reads the columns ``tests`` (JSON text, a list of tests) and ``function`` (the name of the function to call, empty
+    for a program that reads standard input and prints). The score is 1 if all tests pass, else 0, and running stops at
+    the ``show``-th failure or where a limit is exceeded; with ``partial`` all tests are run and the score is the share
+    that passes.
+
+    Args:
+        timeout_s: wall time of one test; LiveCodeBench's own by default.
+        memory_mb: memory of one test; AtCoder's limit by default.
+        show: failing tests that the feedback describes.
+        budget: characters of feedback at most, about; long inputs and outputs lose their middle.
+        workers: programs run at a time; as many as there are processors by default.
+        unsafe_local: allow running programs without isolation where there is none.
+    Raises:
+        RuntimeError: programs cannot be isolated here; says what to do.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout_s: float = 6.0,
+        memory_mb: float = 1024,
+        show: int = 2,
+        budget: int = 2000,
+        partial: bool = False,
+        workers: int | None = None,
+        unsafe_local: bool = False,
+    ) -> None:
+        if show < 1 or budget < 200:
+            raise ValueError(f"show must be at least 1 and budget at least 200, not {show} and {budget}")
+        self.timeout_s, self.memory_mb, self.unsafe_local = timeout_s, memory_mb, unsafe_local
+        self.show, self.budget, self.partial = show, budget, partial
+        self.workers = workers or os.cpu_count() or 1
+        self.__name__ = "code"
+        tried = run_python("pass", unsafe_local=unsafe_local)
+        if tried.status == "refused":
+            raise RuntimeError(tried.stderr)
+
+    def __call__(self, *, completions: Sequence[Any], **columns: Any) -> list[Verdict]:
+        if "tests" not in columns:
+            raise ValueError("columns: the code verifier reads the column 'tests', and the data has none")
+        functions = columns.get("function") or [""] * len(completions)
+        with ThreadPoolExecutor(self.workers) as pool:
+            return list(pool.map(self._judge, map(answer_text, completions), columns["tests"], functions))
+
+    def _judge(self, text: str, tests_json: str, function: str) -> Verdict:
+        source, problem = read_code(text)
+        tests = _parsed(tests_json)
+        if source is None:
+            wanted = "put the whole program in one ```python block"
+            return Verdict(0.0, f"No program could be read: {problem}; {wanted}.", kind="format", info=_info(0, tests))
+        failures: list[tuple[int, _Failure]] = []
+        passed = 0
+        for number, test in enumerate(tests, start=1):
+            result, value = self._run(source, test["input"], function)
+            if result.status == "refused":
+                return Verdict(None, kind="error", info={"error": result.stderr})
+            failure = self._failure(test, function, result, value)
+            if failure is None:
+                passed += 1
+                continue
+            failures.append((number, failure))
+            if not self.partial and (len(failures) >= self.show or result.status in _LIMITS):
+                break
+        if not failures:
+            return Verdict(1.0, info=_info(passed, tests))
+        score = passed / len(tests) if self.partial else 0.0
+        feedback = self._feedback(failures[: self.show], len(tests))
+        return Verdict(score, feedback, kind="tests", info=_info(passed, tests, failures[0][1].what))
+
+    def _run(self, source: str, given: str, function: str) -> tuple[SandboxResult, str | None]:
+        """What became of one test, and the JSON of the function's value if there is one."""
+        mark = secrets.token_hex(8) + ":"
+        driver = _RUN_FUNCTION if function else _RUN_PROGRAM
+        program = _DRIVER + driver.format(source=source, granted=_GRANTED, name=function, mark=mark)
+        result = run_python(
+            program, stdin=given, timeout_s=self.timeout_s, memory_mb=self.memory_mb, unsafe_local=self.unsafe_local
+        )
+        found, value = result.stdout.rpartition("\n" + mark)[1:]
+        return result, value.strip() if function and found else None
+
+    def _failure(
+        self, test: dict[str, str], function: str, result: SandboxResult, value: str | None
+    ) -> _Failure | None:
+        given = ("Call", _call(function, test["input"])) if function else ("Input", test["input"])
+        expected = ("Expected", test["output"])
+        if result.status in _LIMITS:
+            what = _LIMITS[result.status].format(self.timeout_s, self.memory_mb, OUTPUT_BYTES >> 20)
+            return _Failure(what, (given,))
+        if result.status == "error":
+            error = result.stderr.strip("\n") or f"exit code {result.returncode}"
+            return _Failure("raised an error", (given, ("Error", error)))
+        if function and value is None:
+            return _Failure("ended before its function returned", (given,))
+        if function:
+            assert value is not None
+            same = _same_value(test["output"], value)
+            return None if same else _Failure("returned a wrong value", (given, expected, ("Returned", value)))
+        if same_output(test["output"], result.stdout):
+            return None
+        return _Failure("printed a wrong output", (given, expected, ("Printed", result.stdout)))
+
+    def _feedback(self, failures: Sequence[tuple[int, _Failure]], n_tests: int) -> str:
+        errors = [dict(failure.shown).get("Error") for _, failure in failures]
+        new = [pair for i, pair in enumerate(failures) if errors[i] is None or errors[i] not in errors[:i]]
+        room = self.budget // len(new) - 80
+        parts = []
+        for number, failure in new:
+            said = [f"Test {number} of {n_tests}: the program {failure.what}."]
+            for label, text in failure.shown:
+                limit = max(room // len(failure.shown) - len(label), 40)
+                said.append(f"{label}:\n" + _cut(text.strip("\n"), limit))
+            parts.append("\n".join(said))
+        return "\n\n".join(parts)
+
+
+@lru_cache(maxsize=256)
+def _parsed(tests_json: str) -> list[dict[str, str]]:
+    tests: list[dict[str, str]] = json.loads(tests_json)
+    if not tests:
+        raise ValueError("tests: a row has none, so that any program would pass")
+    return tests
+
+
+def _info(passed: int, tests: Sequence[Any], failed: str = "") -> dict[str, Any]:
+    return {"passed": passed, "tests": len(tests), **({"failed": failed} if failed else {})}
+
+
+def _call(function: str, given: str) -> str:
+    return f"{function}({', '.join(given.strip().splitlines())})"
+
+
+def _same_value(expected: str, got: str) -> bool:
+    try:
+        return bool(json.loads(got) == json.loads(expected))
+    except ValueError:
+        return False
+
+
+def _cut(text: str, limit: int) -> str:
+    """The text without its middle if it is longer than ``limit`` characters; the end keeps more: it holds the error."""
+    if len(text) <= limit:
+        return text
+    head, tail = limit * 2 // 5, limit * 3 // 5
+    return f"{text[:head]}\n[... {len(text) - head - tail} characters ...]\n{text[-tail:]}"
