@@ -9,7 +9,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
-from tests.tiny import build_model, build_tokenizer  # noqa: E402  (after the environment is set)
+from tests.tiny import build_model, build_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -99,7 +99,9 @@ def _tasks(args: argparse.Namespace, rest: list[str]) -> int:
             console.print(name, highlight=False)
         return 0
     rows = tasks.load(args.name, path=args.task_path, split=args.split)
-    console.print(f"{args.name} ({args.split}): {len(rows)} rows, columns {', '.join(rows.column_names)}", highlight=False)
+    console.print(
+        f"{args.name} ({args.split}): {len(rows)} rows, columns {', '.join(rows.column_names)}", highlight=False
+    )
     for row in rows.select(range(min(args.rows, len(rows)))):
         console.print_json(json.dumps(row, ensure_ascii=False, default=str))
     return 0

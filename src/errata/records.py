@@ -22,11 +22,12 @@ class Verdict:
     """
 
     score: float | None
-    """Reward, larger is better, 1.0 for a solved problem. ``None``: not judged (the verifier failed); the rollout is left out."""
+    """Reward, larger is better, 1.0 for a solved problem. ``None``: not judged (the verifier failed), left out."""
     feedback: str = ""
     """Anything the world said beyond the score, as text for the teacher. Empty: nothing."""
     kind: str = ""
-    """What sort of feedback: ``trace``, ``correction``, ``tests``, ``format``, ``critique``, ... Empty: none. ``error``: the verifier failed."""
+    """What sort of feedback: ``trace``, ``correction``, ``tests``, ``format``, ``critique``, ... Empty: none.
+    ``error``: the verifier failed."""
     leaks_answer: bool = False
     """Whether the feedback contains the answer itself."""
     info: Mapping[str, Any] = field(default_factory=dict)
@@ -120,7 +121,10 @@ def strip_thinking(text: str) -> str:
 
 
 def groups_of(rollouts: Iterable[Rollout], size: int) -> list[Group]:
-    """Consecutive rollouts as groups of ``size``. Raises ``ValueError`` if the problems of a group differ or one is incomplete."""
+    """Consecutive rollouts as groups of ``size``.
+
+    Raises ``ValueError`` if the problems of a group differ or one is incomplete.
+    """
     items = list(rollouts)
     if size < 1 or len(items) % size:
         raise ValueError(f"size: {len(items)} rollouts do not form groups of {size}")

@@ -6,8 +6,13 @@ from errata.records import Group, Rollout, Verdict, strip_thinking
 
 def rollout(index, completion, score, feedback="", *, reference=None, leaks=False, kind="trace", length=0):
     return Rollout(
-        index, "p", [{"role": "user", "content": "2+2="}], completion,
-        Verdict(score, feedback, kind if feedback else "", leaks), length=length, reference=reference,
+        index,
+        "p",
+        [{"role": "user", "content": "2+2="}],
+        completion,
+        Verdict(score, feedback, kind if feedback else "", leaks),
+        length=length,
+        reference=reference,
     )
 
 
@@ -77,7 +82,13 @@ def test_unknown_source_is_named():
 
 @pytest.mark.parametrize(
     ("text", "left"),
-    [("<think>a\nb</think>4", "4"), ("x<think>never closed", "x"), ("4", "4"), ("opened by the prompt</think>4", "4"), ("<think>a</think><think>b</think> 4 ", "4")],
+    [
+        ("<think>a\nb</think>4", "4"),
+        ("x<think>never closed", "x"),
+        ("4", "4"),
+        ("opened by the prompt</think>4", "4"),
+        ("<think>a</think><think>b</think> 4 ", "4"),
+    ],
 )
 def test_thinking_is_stripped_from_what_is_shown(text, left):
     assert strip_thinking(text) == left

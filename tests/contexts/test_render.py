@@ -7,7 +7,13 @@ from errata.records import Rollout, TeacherContext, Verdict
 
 
 def rollout(prompt="What is 2+2?", completion="5"):
-    return Rollout(0, "p", [{"role": "system", "content": "Be brief."}, {"role": "user", "content": prompt}], completion, Verdict(0.0))
+    return Rollout(
+        0,
+        "p",
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": prompt}],
+        completion,
+        Verdict(0.0),
+    )
 
 
 def characters(prompt):
@@ -50,11 +56,16 @@ def test_a_template_of_ones_own_sees_the_attempt():
 
 def test_plain_text_prompts():
     plain = Rollout(0, "p", "2+2=", "5", Verdict(0.0))
-    assert Renderer("{{ prompt }}|{{ solution }}").render(plain, TeacherContext("reference", solution="4")).prompt == "2+2=|4"
+    assert (
+        Renderer("{{ prompt }}|{{ solution }}").render(plain, TeacherContext("reference", solution="4")).prompt
+        == "2+2=|4"
+    )
 
 
 def test_model_text_is_not_a_template():
-    rendered = Renderer("{{ prompt }}{{ feedback }}").render(rollout(), TeacherContext("feedback", feedback="{{ 7*7 }}"))
+    rendered = Renderer("{{ prompt }}{{ feedback }}").render(
+        rollout(), TeacherContext("feedback", feedback="{{ 7*7 }}")
+    )
     assert rendered.prompt[-1]["content"].endswith("{{ 7*7 }}")
 
 

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import torch
+from tests.training.worlds import rows, trainer
 
 from errata import methods
 from errata.feedback import load_verifier
-from tests.training.worlds import rows, trainer
 
 TEXT = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
 

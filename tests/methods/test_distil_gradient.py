@@ -47,8 +47,15 @@ def cosines(length, seed, **settings):
     detached = TokenScores(logp.detach(), logp.detach(), entropy, entropy, cross_entropy.detach())
     nothing = torch.zeros(len(sequences))
     batch = Batch(
-        mask=mask, scores=detached, reward=nothing, advantage=nothing, group=torch.zeros(len(sequences), dtype=torch.long),
-        has_teacher=everyone, available=everyone, success=~everyone, pass_rate=nothing,
+        mask=mask,
+        scores=detached,
+        reward=nothing,
+        advantage=nothing,
+        group=torch.zeros(len(sequences), dtype=torch.long),
+        has_teacher=everyone,
+        available=everyone,
+        success=~everyone,
+        pass_rate=nothing,
     )
     signals = methods.get("distil", baseline="none", cost="ce", **settings).signals(batch)
     per_token = -signals.rl_weight * signals.advantage * logp + signals.sd_weight * cross_entropy
@@ -83,8 +90,15 @@ def test_kl_cost_is_exact_for_its_own_objective():
     everyone, mask, nothing = torch.ones(27).bool(), torch.ones(27, 3).bool(), torch.zeros(27)
     scores = TokenScores(logp.detach(), logp.detach(), entropy, entropy, kl.detach() + entropy)
     batch = Batch(
-        mask=mask, scores=scores, reward=nothing, advantage=nothing, group=torch.zeros(27, dtype=torch.long),
-        has_teacher=everyone, available=everyone, success=~everyone, pass_rate=nothing,
+        mask=mask,
+        scores=scores,
+        reward=nothing,
+        advantage=nothing,
+        group=torch.zeros(27, dtype=torch.long),
+        has_teacher=everyone,
+        available=everyone,
+        success=~everyone,
+        pass_rate=nothing,
     )
     signals = methods.get("distil", baseline="none").signals(batch)
     per_token = -signals.rl_weight * signals.advantage * logp + signals.sd_weight * kl

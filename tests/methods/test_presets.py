@@ -10,37 +10,90 @@ PUBLISHED = {
     "grpo": {"uses_teacher": False},
     # section 2: "JS(1/2) for science ... top-K=100 plus one tail bucket; EMA teacher 0.05; one-sided importance clip min(rho, 2)"
     "sdpo-science": {
-        "divergence": "js", "alpha": 0.5, "support": "student_topk", "top_k": 100, "teacher": "ema", "teacher_rate": 0.05,
-        "importance_clip": 2.0, "sources": ("sibling", "feedback"), "success_threshold": 1.0,
+        "divergence": "js",
+        "alpha": 0.5,
+        "support": "student_topk",
+        "top_k": 100,
+        "teacher": "ema",
+        "teacher_rate": 0.05,
+        "importance_clip": 2.0,
+        "sources": ("sibling", "feedback"),
+        "success_threshold": 1.0,
     },
     # section 2: "reverse KL for coding ... 20 (coding) ... 0.01 (coding)"
-    "sdpo-code": {"divergence": "reverse_kl", "support": "student_topk", "top_k": 20, "teacher": "ema", "teacher_rate": 0.01},
+    "sdpo-code": {
+        "divergence": "reverse_kl",
+        "support": "student_topk",
+        "top_k": 20,
+        "teacher": "ema",
+        "teacher_rate": 0.01,
+    },
     # section 3: "f = the reference solution, frozen teacher, teacher top-100 renormalised, clipped at 0.05"
-    "opsd": {"sources": ("reference",), "teacher": "frozen", "support": "teacher_topk", "top_k": 100, "token_clip": 0.05},
+    "opsd": {
+        "sources": ("reference",),
+        "teacher": "frozen",
+        "support": "teacher_topk",
+        "top_k": 100,
+        "token_clip": 0.05,
+    },
     # section 5: "JS ... proportional to exp(-beta H_T), beta=1 ... One shared denominator"
     "srpo": {"divergence": "js", "alpha": 0.5, "entropy_beta": 1.0, "denominators": "shared"},
     # section 4, ours: unbiased and centred
     "distil": {
-        "credit": "sum", "cost": "kl", "baseline": "leave_one_out", "discount": 1.0, "support": "full", "divergence": "forward_ce",
+        "credit": "sum",
+        "cost": "kl",
+        "baseline": "leave_one_out",
+        "discount": 1.0,
+        "support": "full",
+        "divergence": "forward_ce",
     },
     # section 4: "science ... K=100, EMA 0.01, sibling successes only"; released credit is the mean of CE, uncentred
     "distil-science": {
-        "credit": "mean", "cost": "ce", "baseline": "none", "support": "student_topk", "top_k": 100, "teacher": "ema",
-        "teacher_rate": 0.01, "sources": ("sibling",), "importance_clip": 2.0, "surrogate": "importance",
+        "credit": "mean",
+        "cost": "ce",
+        "baseline": "none",
+        "support": "student_topk",
+        "top_k": 100,
+        "teacher": "ema",
+        "teacher_rate": 0.01,
+        "sources": ("sibling",),
+        "importance_clip": 2.0,
+        "surrogate": "importance",
     },
     # section 4: "coding ... K=20, 0.01, sibling else environment feedback"
     "distil-code": {
-        "credit": "mean", "cost": "ce", "baseline": "none", "top_k": 20, "teacher_rate": 0.01, "sources": ("sibling", "feedback"),
+        "credit": "mean",
+        "cost": "ce",
+        "baseline": "none",
+        "top_k": 20,
+        "teacher_rate": 0.01,
+        "sources": ("sibling", "feedback"),
     },
     # section 4: "math frozen teacher with reference solution ... teacher_topk renormalised, K=100 ... CE reweighted"
     "distil-math": {
-        "credit": "reweight", "cost": "ce", "baseline": "none", "support": "teacher_topk", "top_k": 100, "teacher": "frozen",
+        "credit": "reweight",
+        "cost": "ce",
+        "baseline": "none",
+        "support": "teacher_topk",
+        "top_k": 100,
+        "teacher": "frozen",
         "sources": ("reference",),
     },
     # section 6: "JS 1/2 ... About 60 steps", "mu=0.2, tau=1, B_max=2", ours: "W=8, a=1, lambda=1, m_min=0.5, m_max=2"
     "drift-paper": {
-        "routing": "paper", "buffer": "paper", "buffer_fallback": "group", "warmup_steps": 60, "divergence": "js",
-        "margin": 0.2, "tau": 1.0, "max_bonus": 2.0, "window": 8, "anchor_scale": 1.0, "mix": 1.0, "floor": 0.5, "ceiling": 2.0,
+        "routing": "paper",
+        "buffer": "paper",
+        "buffer_fallback": "group",
+        "warmup_steps": 60,
+        "divergence": "js",
+        "margin": 0.2,
+        "tau": 1.0,
+        "max_bonus": 2.0,
+        "window": 8,
+        "anchor_scale": 1.0,
+        "mix": 1.0,
+        "floor": 0.5,
+        "ceiling": 2.0,
     },
     "drift-released": {"routing": "released", "binary_routing": True, "buffer": "released", "decay_per": "step"},
 }
@@ -85,9 +138,16 @@ def test_an_unknown_setting_names_the_nearest():
 @pytest.mark.parametrize(
     ("name", "setting", "value"),
     [
-        ("distil", "credit", "product"), ("distil", "cost", "js"), ("distil", "baseline", "mean"), ("sdpo", "divergence", "kl"),
-        ("sdpo", "teacher", "best"), ("sdpo", "teacher_rate", 2.0), ("sdpo", "support", "student_topk"), ("drift", "routing", "hard"),
-        ("drift", "buffer", "big"), ("sdpo", "sources", ("oracle",)),
+        ("distil", "credit", "product"),
+        ("distil", "cost", "js"),
+        ("distil", "baseline", "mean"),
+        ("sdpo", "divergence", "kl"),
+        ("sdpo", "teacher", "best"),
+        ("sdpo", "teacher_rate", 2.0),
+        ("sdpo", "support", "student_topk"),
+        ("drift", "routing", "hard"),
+        ("drift", "buffer", "big"),
+        ("sdpo", "sources", ("oracle",)),
     ],
 )
 def test_bad_settings_are_refused(name, setting, value):

@@ -146,7 +146,9 @@ def test_drift_paper_bins():
 def test_drift_released_gates():
     everyone = torch.ones(4).bool()
     drift = methods.get("drift-released", rhythm=False)
-    signals = drift.signals(batch(pass_rate=torch.tensor([0.3, 0.3, 0.7, 0.7]), has_teacher=everyone, available=everyone))
+    signals = drift.signals(
+        batch(pass_rate=torch.tensor([0.3, 0.3, 0.7, 0.7]), has_teacher=everyone, available=everyone)
+    )
     # At p = 0.3: h = 1/2, z = sigmoid(-5) = 0.0066929, medium = (1-h)(1-z) = 0.4966536, all over their sum 1.0033464.
     hard, medium, easy = 0.4983324, 0.4949971, 0.0066705
     expected = 0.05 * easy + medium + 0.3 * hard
@@ -155,7 +157,9 @@ def test_drift_released_gates():
     # At p = 0.7 easy and hard change places.
     assert signals.rl_weight[2, 0] == pytest.approx(0.05 * hard + medium + 0.3 * easy, abs=1e-5)
     assert signals.sd_weight[3, 0] == pytest.approx(0.35 * hard + easy, abs=1e-5)
-    assert signals.metrics["routing/hard"] + signals.metrics["routing/medium"] + signals.metrics["routing/easy"] == pytest.approx(1, abs=1e-5)
+    assert signals.metrics["routing/hard"] + signals.metrics["routing/medium"] + signals.metrics[
+        "routing/easy"
+    ] == pytest.approx(1, abs=1e-5)
 
 
 def test_drift_falls_back_on_reward_without_a_teacher():
@@ -189,7 +193,9 @@ def test_drift_rhythm_leaves_wrong_attempts_and_silent_teachers_alone():
 
 def test_nobody_learns_from_a_rollout_that_was_not_judged():
     nan = torch.tensor([1.0, float("nan"), 1.0, 0.0])
-    unjudged = batch(reward=nan, advantage=torch.tensor([0.0, 0.0, 0.5, -0.5]), has_teacher=torch.tensor([False, False, False, True]))
+    unjudged = batch(
+        reward=nan, advantage=torch.tensor([0.0, 0.0, 0.5, -0.5]), has_teacher=torch.tensor([False, False, False, True])
+    )
     for name in ("grpo", "sdpo", "srpo", "distil", "drift"):
         signals = methods.get(name).signals(unjudged)
         assert float((signals.rl_weight * signals.advantage)[1].abs().sum()) == 0, name

@@ -14,7 +14,10 @@ SOURCE = Path(compat.__file__).parents[1]
 
 @pytest.mark.parametrize("name", sorted(compat.PRIVATE))
 def test_signature(name):
-    assert tuple(inspect.signature(getattr(GRPOTrainer, name)).parameters)[: len(compat.PRIVATE[name])] == compat.PRIVATE[name]
+    assert (
+        tuple(inspect.signature(getattr(GRPOTrainer, name)).parameters)[: len(compat.PRIVATE[name])]
+        == compat.PRIVATE[name]
+    )
 
 
 @pytest.mark.parametrize("name", ["_metrics", "_step", "_buffered_inputs", "_entropy_bonus_enabled"])
@@ -23,7 +26,11 @@ def test_private_attribute_is_still_set(name):
 
 
 def test_no_other_file_touches_a_private_name_of_trl():
-    trls = {n for n in vars(GRPOTrainer) if n.startswith("_") and not n.startswith("__")} | {"_metrics", "_step", "_buffered_inputs"}
+    trls = {n for n in vars(GRPOTrainer) if n.startswith("_") and not n.startswith("__")} | {
+        "_metrics",
+        "_step",
+        "_buffered_inputs",
+    }
     ours = {"_VALID_DICT_FIELDS"}
     for path in SOURCE.rglob("*.py"):
         if path.name == "compat.py":

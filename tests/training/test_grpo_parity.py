@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from trl import GRPOConfig, GRPOTrainer
-
 from tests.tiny import build_model
 from tests.training.worlds import TOKENIZER, history, reward, rows, settings, trainer, weights
+from trl import GRPOConfig, GRPOTrainer
 
 SETUPS = {
     "one micro-batch": {},
@@ -23,10 +22,19 @@ SETUPS = {
 
 @pytest.mark.parametrize("setup", SETUPS)
 def test_same_trajectory_as_trl(tmp_path, setup):
-    common = {"scale_rewards": "none", "epsilon_high": 0.28, "max_steps": 10, "max_completion_length": 8, **SETUPS[setup]}
+    common = {
+        "scale_rewards": "none",
+        "epsilon_high": 0.28,
+        "max_steps": 10,
+        "max_completion_length": 8,
+        **SETUPS[setup],
+    }
     trls = GRPOTrainer(
-        model=build_model(len(TOKENIZER)), reward_funcs=[reward], args=GRPOConfig(**settings(tmp_path, **common)),
-        train_dataset=rows(), processing_class=TOKENIZER,
+        model=build_model(len(TOKENIZER)),
+        reward_funcs=[reward],
+        args=GRPOConfig(**settings(tmp_path, **common)),
+        train_dataset=rows(),
+        processing_class=TOKENIZER,
     )
     trls.train()
     ours = trainer(tmp_path, "grpo", verifiers=[reward], **common)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from tests.training.worlds import history, trainer, weights
 
 METHODS = {
@@ -21,11 +20,18 @@ METHODS = {
 def test_micro_batches_do_not_change_the_step(tmp_path, method):
     def run(size, accumulation):
         t = trainer(
-            tmp_path, method, method_args=METHODS[method], max_steps=3, per_device_train_batch_size=size,
-            gradient_accumulation_steps=accumulation, teacher_rate=0.2,
+            tmp_path,
+            method,
+            method_args=METHODS[method],
+            max_steps=3,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            teacher_rate=0.2,
         )
         t.train()
-        return torch.tensor(history(t, "loss", "grad_norm", "reward")), torch.cat([p.flatten() for p in weights(t.model).values()])
+        return torch.tensor(history(t, "loss", "grad_norm", "reward")), torch.cat(
+            [p.flatten() for p in weights(t.model).values()]
+        )
 
     whole, final = run(16, 1)
     for size, accumulation in [(8, 2), (4, 4)]:

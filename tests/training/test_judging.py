@@ -2,14 +2,16 @@
 
 import pytest
 import torch
+from tests.training.worlds import trainer
 
 from errata.records import Verdict
 from errata.training.judging import Recorder, combined
-from tests.training.worlds import trainer
 
 
 def test_recorder_gives_trl_floats_and_keeps_verdicts():
-    recorder = Recorder(lambda completions, **kw: [1.0, {"score": 0.0, "feedback": "no", "kind": "trace"}, None], timeout_s=5)
+    recorder = Recorder(
+        lambda completions, **kw: [1.0, {"score": 0.0, "feedback": "no", "kind": "trace"}, None], timeout_s=5
+    )
     assert recorder(prompts=["p"] * 3, completions=["a", "b", "c"], answer=["x"] * 3) == [1.0, 0.0, None]
     assert [v.feedback for v in recorder.verdicts] == ["", "no", ""]
     assert recorder.texts == ["a", "b", "c"]

@@ -14,7 +14,10 @@ def written(tmp_path, text):
 
 
 def test_overrides_win_and_reach_into_mappings(tmp_path):
-    path = written(tmp_path, "model: house\ntask: rulebook/sharpen\nmethod_args: {credit: mean, discount: 0.5}\nlearning_rate: 1e-3\n")
+    path = written(
+        tmp_path,
+        "model: house\ntask: rulebook/sharpen\nmethod_args: {credit: mean, discount: 0.5}\nlearning_rate: 1e-3\n",
+    )
     found = read(path, ["--method_args.credit", "sum", "--learning_rate", "2e-4", "--max_steps=7"]).config
     assert found.method_args == {"credit": "sum", "discount": 0.5}
     assert (found.learning_rate, found.max_steps, found.model) == (2e-4, 7, "house")
@@ -51,7 +54,11 @@ def test_on_gpu_is_left_out_without_one(tmp_path, monkeypatch):
         ("task: rulebook/sharpen\n", [], "model: missing"),
         ("model: house\nteacher: wise\n", [], "teacher: 'wise' is none of"),
         ("model: house\non_gpu: {modle: x}\n", [], "modle: unknown argument"),
-        ("model: house\nnum_generations: 3\nper_device_train_batch_size: 8\n", [], r"generation_batch_size \(8\) must be divisible.*\(3\)"),
+        (
+            "model: house\nnum_generations: 3\nper_device_train_batch_size: 8\n",
+            [],
+            r"generation_batch_size \(8\) must be divisible.*\(3\)",
+        ),
     ],
 )
 def test_bad_recipes_say_so_in_one_line(tmp_path, text, overrides, message):

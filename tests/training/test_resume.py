@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 import torch
+from tests.training.worlds import history, trainer, weights
 
 from errata.training.compat import complete_checkpoints
-from tests.training.worlds import history, trainer, weights
 
 RUNS = {
     "distil, EMA teacher": ("distil", {"teacher": "ema", "teacher_rate": 0.3}, {}),
@@ -36,12 +36,16 @@ def test_resumed_equals_uninterrupted(tmp_path, name):
     assert second.state.global_step == 6
     torch.testing.assert_close(
         torch.tensor(history(second, "loss", "grad_norm", "reward")[-3:]),
-        torch.tensor(history(whole, "loss", "grad_norm", "reward")[-3:]), atol=0, rtol=0,
+        torch.tensor(history(whole, "loss", "grad_norm", "reward")[-3:]),
+        atol=0,
+        rtol=0,
     )
     for a, b in zip(weights(second.model).values(), weights(whole.model).values(), strict=True):
         assert torch.equal(a, b)
     if whole.teacher.separate is not None:
-        for a, b in zip(weights(second.teacher.separate).values(), weights(whole.teacher.separate).values(), strict=True):
+        for a, b in zip(
+            weights(second.teacher.separate).values(), weights(whole.teacher.separate).values(), strict=True
+        ):
             assert torch.equal(a, b)
     assert second.experience.state_dict() == whole.experience.state_dict()
     assert {row["step"] for stem, row in kept if stem == "rollouts"} == {4, 5, 6}
@@ -58,4 +62,6 @@ def test_a_torn_checkpoint_is_not_resumed_from(tmp_path):
 def test_resuming_with_another_teacher_is_refused(tmp_path):
     trainer(tmp_path, "sdpo", save_strategy="steps", save_steps=2, max_steps=2).train()
     with pytest.raises(ValueError, match="the checkpoint's was ema, this run's is frozen"):
-        trainer(tmp_path, "sdpo", teacher="frozen", max_steps=4).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        trainer(tmp_path, "sdpo", teacher="frozen", max_steps=4).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-2")
+        )

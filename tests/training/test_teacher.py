@@ -3,10 +3,10 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-
-from errata.experts import SelfTeacher
 from tests.tiny import build_model
 from tests.training.worlds import TOKENIZER, trainer, weights
+
+from errata.experts import SelfTeacher
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 
@@ -108,7 +108,10 @@ def test_save_and_load(tmp_path):
     teacher.save(tmp_path)
     other = SelfTeacher(build_model(len(TOKENIZER)), "ema", 0.5)
     other.load(tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(weights(other.separate).values(), weights(teacher.separate).values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(weights(other.separate).values(), weights(teacher.separate).values(), strict=True)
+    )
     (tmp_path / "teacher.safetensors").unlink()
     with pytest.raises(ValueError, match="written without an EMA teacher"):
         other.load(tmp_path)
@@ -117,7 +120,9 @@ def test_save_and_load(tmp_path):
 @pytest.mark.parametrize("kind", ["live", "frozen", "ema"])
 def test_lora_trains_and_resumes(tmp_path, kind):
     def run(folder, **changes):
-        return trainer(folder, "distil", teacher=kind, teacher_rate=0.3, peft_config=LoraConfig(**LORA), max_steps=4, **changes)
+        return trainer(
+            folder, "distil", teacher=kind, teacher_rate=0.3, peft_config=LoraConfig(**LORA), max_steps=4, **changes
+        )
 
     whole = run(tmp_path / "a")
     whole.train()

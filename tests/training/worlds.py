@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from datasets import Dataset
+from tests.tiny import build_model, build_tokenizer
 
 from errata import methods
 from errata.records import Verdict
 from errata.training.config import ErrataConfig
 from errata.training.trainer import ErrataTrainer
-from tests.tiny import build_model, build_tokenizer
 
 TOKENIZER = build_tokenizer()
 
@@ -62,10 +62,24 @@ def settings(folder: Any, **changes: Any) -> dict[str, Any]:
     return {**base, **changes}
 
 
-def trainer(folder: Any, method: Any = "distil", *, model: Any = None, verifiers: Any = None, keep: Any = None, peft_config: Any = None,
-            method_args: Any = None, eval_rows: int = 0, **changes: Any) -> ErrataTrainer:  # fmt: skip
+def trainer(
+    folder: Any,
+    method: Any = "distil",
+    *,
+    model: Any = None,
+    verifiers: Any = None,
+    keep: Any = None,
+    peft_config: Any = None,
+    method_args: Any = None,
+    eval_rows: int = 0,
+    **changes: Any,
+) -> ErrataTrainer:
     decided = methods.get(method, **(method_args or {})) if isinstance(method, str) else method
-    config = ErrataConfig(**settings(folder, eval_k=4, eval_batch_size=8, context_template="{{ prompt }} {{ solution }}{{ feedback }}", **changes))
+    config = ErrataConfig(
+        **settings(
+            folder, eval_k=4, eval_batch_size=8, context_template="{{ prompt }} {{ solution }}{{ feedback }}", **changes
+        )
+    )
     return ErrataTrainer(
         build_model(len(TOKENIZER)) if model is None else model,
         verifiers or [verifier],

@@ -54,7 +54,9 @@ def choose(
             siblings = group.successes(threshold, other_than=rollout)
             if siblings:
                 best = pick(siblings)
-                return shown("sibling", f"rollout {best.index} of its group succeeded (reward {best.reward:g})", best.completion)
+                return shown(
+                    "sibling", f"rollout {best.index} of its group succeeded (reward {best.reward:g})", best.completion
+                )
         elif source == "buffer":
             texts = [text for text in stored if text != rollout.completion]
             if texts:

@@ -119,7 +119,9 @@ class Renderer:
             return self._template.render(prompt=prompt, **sections)
         last = prompt[-1]
         if last.get("role") != "user":
-            raise ValueError(f"prompt: must end with a user turn to show its teacher anything, ends with {last.get('role')!r}")
+            raise ValueError(
+                f"prompt: must end with a user turn to show its teacher anything, ends with {last.get('role')!r}"
+            )
         content = last["content"]
         if isinstance(content, list):  # multimodal: only the text part is rewritten
             text = "".join(part.get("text", "") for part in content if part.get("type") == "text")

@@ -121,7 +121,9 @@ class SelfTeacher:
             return
         path = folder / FILE
         if not path.is_file():
-            raise ValueError(f"{path}: missing, this checkpoint was written without an EMA teacher; start afresh or set teacher: frozen")
+            raise ValueError(
+                f"{path}: missing, this checkpoint was written without an EMA teacher; start afresh or set teacher: frozen"
+            )
         saved = load_file(path)
         if saved.keys() != weights.keys():
             raise ValueError(f"{path}: holds another model's weights; resume with the model it was trained from")
@@ -131,7 +133,9 @@ class SelfTeacher:
 
 def _copy_of(model: Any) -> nn.Module:
     if any(p.numel() == 0 and getattr(p, "ds_id", None) is not None for p in model.parameters()):
-        raise ValueError("teacher: frozen and ema need the weights whole, DeepSpeed ZeRO-3 shards them; use FSDP, LoRA or teacher: live")
+        raise ValueError(
+            "teacher: frozen and ema need the weights whole, DeepSpeed ZeRO-3 shards them; use FSDP, LoRA or teacher: live"
+        )
     # A forward patched onto the instance would still run the student's weights.
     patched = model.__dict__.pop("forward", None)
     try:

@@ -43,7 +43,9 @@ class DistIL(Method):
         _one_of("cost", self.cost, ("ce", "kl"))
         _one_of("baseline", self.baseline, ("none", "position", "leave_one_out"))
         if self.divergence not in ("forward_ce", "forward_kl"):
-            raise ValueError(f"divergence: DistIL's is forward_ce or forward_kl, got {self.divergence!r}; see methods sdpo, opsd")
+            raise ValueError(
+                f"divergence: DistIL's is forward_ce or forward_kl, got {self.divergence!r}; see methods sdpo, opsd"
+            )
 
     def signals(self, batch: Batch) -> Signals:
         scores = batch.scores

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from errata.ops.rhythm import rhythm
 from errata.ops.routing import Difficulty, difficulty_bins, difficulty_gates, paper_weights, released_weights
 from errata.records import Group, Rollout, TeacherContext
 
+
 @dataclass(frozen=True, kw_only=True)
 class DRIFT(Method):
     """Two stages (METHODS section 6; arXiv 2606.30345). Defaults are the released code's where it differs from the paper.
@@ -25,7 +26,9 @@ class DRIFT(Method):
     of its teacher at an anchor of the derivation.
     """
 
-    idea: ClassVar[str] = "route each problem by difficulty and each token by rhythm between reward and self-distillation"
+    idea: ClassVar[str] = (
+        "route each problem by difficulty and each token by rhythm between reward and self-distillation"
+    )
     paper: ClassVar[str] = "arXiv 2606.30345"
     needs: ClassVar[str] = "a score, and successful siblings; feedback where there is none"
     needs_scores: ClassVar[bool] = True
@@ -38,7 +41,7 @@ class DRIFT(Method):
     """released: soft gates of the decayed pass rate. paper: bins at 0.2 and 0.8. none: every problem counts as medium."""
     binary_routing: bool = True
     """False: right attempts at hard problems are distilled too, with weight 0.7 * hard (released code)."""
-    decay_per: str = "visit"
+    decay_per: Literal["step", "visit"] = "visit"
     """Of the released ledger: step (as released) or visit, which remembers a problem that recurs once an epoch and puts it
     in the right bin more often (benchmarks/ledger_decay.py)."""
     ledger_reset_every: int | None = None
@@ -76,14 +79,15 @@ class DRIFT(Method):
         _one_of("decay_per", self.decay_per, ("step", "visit"))
 
     def experience(self) -> Experience:
-        kind = "paper" if self.routing == "paper" else "released"
-        ledger = PassRateLedger(kind=kind, decay_per=self.decay_per) if kind == "released" else PassRateLedger(kind="paper")
+        ledger = PassRateLedger("paper" if self.routing == "paper" else "released", decay_per=self.decay_per)
         buffer = None
         if self.buffer == "paper":
             buffer = SuccessBuffer(kind="paper", prefer_recent=self.prefer_recent)
         elif self.buffer == "released":
             buffer = SuccessBuffer(kind="released")
-        return Experience(ledger, buffer, Curriculum(switch_step=self.warmup_steps, reset_every=self.ledger_reset_every))
+        return Experience(
+            ledger, buffer, Curriculum(switch_step=self.warmup_steps, reset_every=self.ledger_reset_every)
+        )
 
     def needs_entropy(self, stage: int) -> bool:
         return stage == 1
@@ -97,10 +101,10 @@ class DRIFT(Method):
         stored: list[str] = []
         if experience.buffer is not None:
             alone = not group.successes(self.success_threshold)
-            if alone or (self.buffer_fallback == "rollout" and not group.successes(self.success_threshold, other_than=rollout)):
-                found = experience.buffer.draw(
-                    group.problem_id, rng, exclude={rollout.completion}, epoch=epoch
-                )
+            if alone or (
+                self.buffer_fallback == "rollout" and not group.successes(self.success_threshold, other_than=rollout)
+            ):
+                found = experience.buffer.draw(group.problem_id, rng, exclude={rollout.completion}, epoch=epoch)
                 stored = [] if found is None else [found]
         context = choose(
             rollout,
@@ -143,7 +147,9 @@ class DRIFT(Method):
         mask = batch.mask.float()
         difficulty = self._difficulty(batch.pass_rate)
         if self.routing == "released":
-            branch = released_weights(difficulty, batch.success, batch.available, distil_correct=not self.binary_routing)
+            branch = released_weights(
+                difficulty, batch.success, batch.available, distil_correct=not self.binary_routing
+            )
         else:
             branch = paper_weights(difficulty, batch.success, batch.available)
         # A context that had to be dropped, or a rollout nobody judged, has no marks to learn from.

@@ -10,7 +10,10 @@ from errata.methods.sdpo import SDPO
 
 @dataclass(frozen=True, kw_only=True)
 class OPSD(SDPO):
-    """SDPO's stream with the reference as feedback, a frozen teacher and a per-token clip (METHODS section 3; arXiv 2601.18734)."""
+    """SDPO's stream with the reference as feedback, a frozen teacher and a per-token clip (METHODS section 3).
+
+    arXiv 2601.18734.
+    """
 
     idea: ClassVar[str] = "match the frozen base that reads the reference solution, each token's divergence clipped"
     paper: ClassVar[str] = "arXiv 2601.18734"

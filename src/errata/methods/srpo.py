@@ -11,7 +11,10 @@ from errata.ops.routing import entropy_weights
 
 @dataclass(frozen=True, kw_only=True)
 class SRPO(Method):
-    """Correct: GRPO. Incorrect with a teacher: JS, weighted by exp(-beta H_T). Incorrect without: GRPO (METHODS section 5; arXiv 2604.02288)."""
+    """Correct: GRPO. Incorrect with a teacher: JS, weighted by exp(-beta H_T). Incorrect without: GRPO.
+
+    METHODS section 5; arXiv 2604.02288.
+    """
 
     idea: ClassVar[str] = "reinforce right attempts, distil wrong ones, trusting a teacher less where it is unsure"
     paper: ClassVar[str] = "arXiv 2604.02288"

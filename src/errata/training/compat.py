@@ -142,7 +142,11 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}" / "errata_state"
+        folder = (
+            Path(self._get_output_dir(trial=trial))
+            / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            / "errata_state"
+        )
         if self.args.should_save:
             folder.mkdir(exist_ok=True)
         self.accelerator.wait_for_everyone()
@@ -163,7 +167,9 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
             return
         folder = Path(checkpoint) / "errata_state"
         if not folder.is_dir():
-            raise ValueError(f"{checkpoint}: has no errata_state, so it was not written by errata; start from it with --model instead")
+            raise ValueError(
+                f"{checkpoint}: has no errata_state, so it was not written by errata; start from it with --model instead"
+            )
         self.load_state(folder)
         path = folder / f"generation_batch_{self.accelerator.process_index}.pt"
         if path.is_file():

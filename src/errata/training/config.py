@@ -23,7 +23,9 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
     task: str | None = _help(None, "A task of `errata tasks`, e.g. rulebook/new-rule.")
     task_path: str | None = _help(None, "Directory or file with the task's rows, where it does not make or fetch them.")
     task_args: dict[str, Any] | str | None = _help(None, "Settings of the task's verifier, e.g. {feedback: trace}.")
-    verifier: list[str] | None = _help(None, "Verifiers instead of the task's: file.py:function or package.module:function.")
+    verifier: list[str] | None = _help(
+        None, "Verifiers instead of the task's: file.py:function or package.module:function."
+    )
     verifier_timeout_s: float = _help(60.0, "Seconds a verifier may take for a batch before its rollouts go unjudged.")
 
     method: str = _help("distil", "One of `errata methods`, or file.py:Class.")
@@ -34,7 +36,9 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
         None, "Freeze an EMA teacher once its own accuracy falls below this share of its best."
     )
     context_template: str = _help("sdpo", "Wording of a teacher's prompt: sdpo, house, a .jinja file or Jinja text.")
-    max_teacher_prompt_length: int | None = _help(None, "Longest teacher prompt in tokens; shown texts lose their middle.")
+    max_teacher_prompt_length: int | None = _help(
+        None, "Longest teacher prompt in tokens; shown texts lose their middle."
+    )
 
     eval_task: str | None = _help(None, "Task to evaluate on; `task` unless given.")
     eval_split: str = _help("test", "Split to evaluate on.")
@@ -50,10 +54,13 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
 
     # Defaults that differ from TRL's, and why.
     output_dir: str | None = _help(None, "The run directory; runs/NAME unless given.")
-    scale_rewards: str = _help("none", "No division by the group's deviation: the baseline of the papers followed here.")
+    bf16: bool | None = _help(None, "bfloat16 mixed precision; on unless fp16 where there is a GPU, else off.")
+    scale_rewards: str = _help(
+        "none", "No division by the group's deviation: the baseline of the papers followed here."
+    )
     epsilon_high: float | None = _help(0.28, "Upper clip (METHODS section 1).")
     logging_steps: float = _help(1, "Log every step: health must be visible.")
-    report_to: None | str | list[str] = _help("none", "Further trackers: trackio, tensorboard, wandb.")
+    report_to: str | list[str] | None = _help("none", "Further trackers: trackio, tensorboard, wandb.")
     disable_tqdm: bool | None = _help(True, "errata shows a progress bar of its own.")
     save_strategy: str = _help("steps", "When to write checkpoints.")
     save_steps: float = _help(50, "Optimizer steps between checkpoints.")
@@ -61,10 +68,13 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         if self.output_dir is None:
-            self.output_dir = "runs/" + (self.run_name or f"{(self.task or 'run').replace('/', '-')}-{self.method.split(':')[-1]}")
-        if self.bf16 is None and not self.fp16:
-            self.bf16 = torch.cuda.is_available()  # TRL's default is bfloat16 everywhere; on a CPU it is slower
-        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
+            self.output_dir = "runs/" + (
+                self.run_name or f"{(self.task or 'run').replace('/', '-')}-{self.method.split(':')[-1]}"
+            )
+        if not torch.cuda.is_available():
+            self.dataloader_pin_memory = False
+            # TRL's default is bfloat16 everywhere; on a CPU it is slower.
+            self.bf16 = bool(self.bf16)
         # TRL checks that a batch of its own evaluation holds whole groups; ours generates by itself.
         self.num_generations_eval = self.eval_k
         self.per_device_eval_batch_size = max(self.eval_batch_size // self.eval_k, 1) * self.eval_k

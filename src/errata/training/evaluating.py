@@ -52,7 +52,12 @@ class Evaluator:
         if teacher is not None:
             metrics["teacher_accuracy"] = teacher
             self._watch(teacher)
-        row = {"step": trainer.state.global_step, "task": args.eval_task or args.task, "split": args.eval_split, **metrics}
+        row = {
+            "step": trainer.state.global_step,
+            "task": args.eval_task or args.task,
+            "split": args.eval_split,
+            **metrics,
+        }
         if trainer.accelerator.is_main_process:
             self._write("eval", row)
         self.last_rollouts = rollouts
@@ -91,7 +96,9 @@ class Evaluator:
         columns = {k: [row[k] for row in rows] for k in rows[0] if k not in ("prompt", "completion", "completion_ids")}
         recorders = [r for r in self._trainer.recorders if isinstance(r, Recorder)]
         weights = [
-            float(w) for r, w in zip(self._trainer.recorders, self._trainer.reward_weights, strict=True) if isinstance(r, Recorder)
+            float(w)
+            for r, w in zip(self._trainer.recorders, self._trainer.reward_weights, strict=True)
+            if isinstance(r, Recorder)
         ]
         judged = [
             judge(
@@ -132,9 +139,11 @@ class Evaluator:
                 progress=False,
             )
         threshold = trainer.method.success_threshold
-        return sum((row["score"] or 0) >= threshold for row in answers) / len(answers)
+        return sum(bool((row["score"] or 0) >= threshold) for row in answers) / len(answers)
 
-    def _judge_answers(self, *, prompts: list[Any], completions: list[Any], completion_ids: Any = None, **columns: Any) -> list[Verdict]:
+    def _judge_answers(
+        self, *, prompts: list[Any], completions: list[Any], completion_ids: Any = None, **columns: Any
+    ) -> list[Verdict]:
         rows = [{"prompt": p, **{k: v[i] for k, v in columns.items()}} for i, p in enumerate(prompts)]
         return self._judge(rows, completions, completion_ids or [[] for _ in completions])
 

@@ -55,7 +55,9 @@ def head_of(model: Any) -> Head:
     return Head(layer.weight, layer.bias, scale=scale, softcap=getattr(config, "final_logit_softcapping", None))
 
 
-def completion_inputs(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor) -> dict[str, Any]:
+def completion_inputs(
+    prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor
+) -> dict[str, Any]:
     """Model inputs of left-padded prompts (B,P) followed by right-padded completions (B,T)."""
     return {
         "input_ids": torch.cat([prompt_ids, completion_ids], dim=1),
@@ -70,7 +72,9 @@ def at_completion(hidden: Tensor, length: int) -> Tensor:
 
 def top_tokens(hidden: Tensor, head: Head, n: int) -> tuple[Tensor, Tensor]:
     """The ``n`` likeliest tokens (T, n) after each of the states (T, H), and their probabilities."""
-    logits = nn.functional.linear(hidden.float(), head.weight.detach().float(), None if head.bias is None else head.bias.detach().float())
+    logits = nn.functional.linear(
+        hidden.float(), head.weight.detach().float(), None if head.bias is None else head.bias.detach().float()
+    )
     logits = logits * head.scale
     if head.softcap is not None:
         logits = head.softcap * torch.tanh(logits / head.softcap)

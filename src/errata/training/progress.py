@@ -29,8 +29,13 @@ class Progressing(TrainerCallback):  # type: ignore[misc]
             return
         if sys.stdout.isatty():
             self._bar = Progress(
-                TextColumn("[bold]train"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"), console=self._console,
+                TextColumn("[bold]train"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self._console,
             )
             self._bar.start()
             self._task = self._bar.add_task("train", total=state.max_steps, completed=state.global_step, note="")
@@ -43,10 +48,14 @@ class Progressing(TrainerCallback):  # type: ignore[misc]
             self._run.write("metrics", {"step": state.global_step, **logs})
         if self._bar is not None:
             self._bar.update(self._task, completed=state.global_step, note=self._note())
-        elif "train_runtime" not in logs and state.max_steps and (
-            any(k.startswith("eval_") for k in logs) or state.global_step % max(state.max_steps // LINES, 1) == 0
+        elif (
+            "train_runtime" not in logs
+            and state.max_steps
+            and (any(k.startswith("eval_") for k in logs) or state.global_step % max(state.max_steps // LINES, 1) == 0)
         ):
-            self._console.print(f"step {state.global_step:>5}/{state.max_steps}  {self._note()}", highlight=False, markup=False)
+            self._console.print(
+                f"step {state.global_step:>5}/{state.max_steps}  {self._note()}", highlight=False, markup=False
+            )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._bar is not None:
@@ -55,6 +64,9 @@ class Progressing(TrainerCallback):  # type: ignore[misc]
 
     def _note(self) -> str:
         shown = {
-            "reward": "reward", "teacher/gap": "gap", f"eval_avg@{self._k}": f"avg@{self._k}", "eval_teacher_accuracy": "teacher",
+            "reward": "reward",
+            "teacher/gap": "gap",
+            f"eval_avg@{self._k}": f"avg@{self._k}",
+            "eval_teacher_accuracy": "teacher",
         }
         return "  ".join(f"{name} {self._last[key]:.3f}" for key, name in shown.items() if key in self._last)

@@ -99,7 +99,9 @@ def _number(value: Any) -> Any:
 def _split_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[tuple[str, str], Any]]:
     flat: list[str] = []
     nested: dict[tuple[str, str], Any] = {}
-    words = [part for word in overrides for part in (word.split("=", 1) if word.startswith("--") and "=" in word else [word])]
+    words = [
+        part for word in overrides for part in (word.split("=", 1) if word.startswith("--") and "=" in word else [word])
+    ]
     i = 0
     while i < len(words):
         outer, dot, inner = words[i].removeprefix("--").partition(".")

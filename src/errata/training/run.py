@@ -56,7 +56,7 @@ def build_trainer(recipe: Recipe, run: RunDirectory | None = None) -> ErrataTrai
     Raises ``ValueError`` in one line for anything the user can mend.
     """
     config, model_args = recipe.config, recipe.model
-    method = methods.get(config.method, **dict(config.method_args or {}))
+    method = methods.get(config.method, **sources.mapping(config.method_args))
     verifiers = sources.verifiers_of(recipe)
     train_split, test_split = "train", config.eval_split
     if config.task is None:
@@ -67,11 +67,19 @@ def build_trainer(recipe: Recipe, run: RunDirectory | None = None) -> ErrataTrai
         eval_rows = sources.rows_of(recipe, split=test_split, task=config.eval_task or config.task)
         if config.eval_problems is not None:
             eval_rows = eval_rows.select(range(min(config.eval_problems, len(eval_rows))))
-    if method.sources == ("reference",) and not any(train_rows["reference"] if "reference" in train_rows.column_names else []):
-        raise ValueError(f"method: {config.method} shows its teacher the reference, and no row has a 'reference'; use another method or add the column")
+    if method.sources == ("reference",) and not any(
+        train_rows["reference"] if "reference" in train_rows.column_names else []
+    ):
+        raise ValueError(
+            f"method: {config.method} shows its teacher the reference, and no row has a 'reference'; "
+            "use another method or add the column"
+        )
     where = sources.model_path(str(config.model))
     tokenizer = sources.load_tokenizer(where, config.trust_remote_code)
-    kwargs: dict[str, Any] = {"revision": model_args.model_revision, "attn_implementation": model_args.attn_implementation}
+    kwargs: dict[str, Any] = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+    }
     kwargs |= {"dtype": model_args.dtype or "float32", "trust_remote_code": config.trust_remote_code}
     kwargs |= {"quantization_config": get_quantization_config(model_args)}
     kwargs |= dict(config.model_init_kwargs or {})
@@ -110,10 +118,24 @@ def _open_run(recipe: Recipe, run: RunDirectory) -> Path | None:
 
 def _resolved(recipe: Recipe) -> dict[str, Any]:
     """The settings a run is told apart by: all that differ from TRL's and our defaults, and the method's, whole."""
-    config, method = recipe.config, methods.get(recipe.config.method, **dict(recipe.config.method_args or {}))
+    config, method = recipe.config, methods.get(recipe.config.method, **sources.mapping(recipe.config.method_args))
     settings = {k: v for k, v in recipe.given.items() if k not in _NOT_SETTINGS}
-    settings |= {f.name: getattr(config, f.name) for f in fields(ErrataConfig) if f.name in settings and f.name not in _NOT_SETTINGS}
-    for name in ("task", "model", "method", "num_generations", "max_completion_length", "temperature", "learning_rate", "seed", "eval_k"):
+    settings |= {
+        f.name: getattr(config, f.name)
+        for f in fields(ErrataConfig)
+        if f.name in settings and f.name not in _NOT_SETTINGS
+    }
+    for name in (
+        "task",
+        "model",
+        "method",
+        "num_generations",
+        "max_completion_length",
+        "temperature",
+        "learning_rate",
+        "seed",
+        "eval_k",
+    ):
         settings[name] = getattr(config, name)
     return {**settings, "method_settings": method.settings()}
 
@@ -150,7 +172,8 @@ def _announce(console: Console, trainer: ErrataTrainer, recipe: Recipe, checkpoi
     size = sum(p.numel() for p in trainer.model.parameters())
     teacher = "no teacher" if trainer.teacher is None else f"{trainer.teacher.kind} teacher"
     console.print(
-        f"{config.method} on {config.task or recipe.script.dataset_name}: policy {config.model} ({size / 1e6:.1f} M parameters), {teacher}, "
+        f"{config.method} on {config.task or recipe.script.dataset_name}: policy {config.model} "
+        f"({size / 1e6:.1f} M parameters), {teacher}, "
         f"{config.generation_batch_size // config.num_generations} problems x {config.num_generations} rollouts a step",
         highlight=False,
     )
@@ -184,7 +207,9 @@ def _telling(rollouts: list[Rollout], n: int = 3) -> list[Rollout]:
     for rollout in sorted(rollouts, key=lambda r: (not r.verdict.feedback, r.index)):
         chosen.setdefault(rollout.problem_id, rollout)
     solved = next((r for r in rollouts if (r.reward or 0) > 0), None)
-    found = [r for r in chosen.values() if solved is None or r.problem_id != solved.problem_id][: n - (solved is not None)]
+    found = [r for r in chosen.values() if solved is None or r.problem_id != solved.problem_id][
+        : n - (solved is not None)
+    ]
     return found if solved is None else [*found, solved]
 
 
@@ -209,7 +234,9 @@ def evaluate(args: argparse.Namespace) -> int:
         raise ValueError("task: missing; name one of `errata tasks` with --task")
     if args.k < 1:
         raise ValueError(f"k: {args.k} completions per problem; give at least 1")
-    rows = sources.checked(tasks.load(task, path=args.task_path or of_run.get("task_path"), split=args.split), f"{task} ({args.split})")
+    rows = sources.checked(
+        tasks.load(task, path=args.task_path or of_run.get("task_path"), split=args.split), f"{task} ({args.split})"
+    )
     if args.problems is not None:
         rows = rows.select(range(min(args.problems, len(rows))))
     where = sources.model_path(args.model)
@@ -229,7 +256,9 @@ def evaluate(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     if args.out is not None:
-        args.out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows), encoding="utf-8")
+        args.out.write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows), encoding="utf-8"
+        )
     Console().print_json(json.dumps({"model": args.model, "task": task, "split": args.split, **result.metrics}))
     return 0
 

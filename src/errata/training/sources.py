@@ -37,18 +37,22 @@ def model_path(name: str) -> str:
         raise ValueError(f"model: {name} holds neither a config.json nor a finished checkpoint")
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists()
     if looks_local:
-        raise ValueError(f"model: no directory {name!r}; give an existing one, a hub id such as Qwen/Qwen3-8B, or `house`")
+        raise ValueError(
+            f"model: no directory {name!r}; give an existing one, a hub id such as Qwen/Qwen3-8B, or `house`"
+        )
     return name
 
 
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", truncation_side="left", trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, padding_side="left", truncation_side="left", trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError) as error:
         raise ValueError(f"model: cannot load {path!r}: {str(error).splitlines()[0]}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def load_model(path: str, **kwargs: Any) -> Any:
@@ -87,17 +91,27 @@ def checked(rows: Dataset, where: str) -> Dataset:
     if len(rows) == 0:
         raise ValueError(f"{where}: the data set is empty; check task_path, dataset_name and the split")
     if "prompt" not in rows.column_names:
-        raise ValueError(f"{where}: no column 'prompt' (has {', '.join(rows.column_names)}); rename the one that holds the problem")
+        raise ValueError(
+            f"{where}: no column 'prompt' (has {', '.join(rows.column_names)}); rename the one that holds the problem"
+        )
     for number, prompt in enumerate(rows["prompt"]):
-        messages = isinstance(prompt, list) and bool(prompt) and all(isinstance(m, dict) and "role" in m and "content" in m for m in prompt)
+        messages = (
+            isinstance(prompt, list)
+            and bool(prompt)
+            and all(isinstance(m, dict) and "role" in m and "content" in m for m in prompt)
+        )
         if not (messages or (isinstance(prompt, str) and prompt)):
-            raise ValueError(f"{where}: row {number}, column 'prompt': must be a non-empty text or a list of messages with role and content")
+            raise ValueError(
+                f"{where}: row {number}, column 'prompt': must be a non-empty text or a list of messages with role and content"
+            )
     if "problem_id" not in rows.column_names:
         ids = [_stable_id(prompt) for prompt in rows["prompt"]]
         rows = rows.add_column("problem_id", ids)
     elif any(value is None for value in rows["problem_id"]):
         number = rows["problem_id"].index(None)
-        raise ValueError(f"{where}: row {number}, column 'problem_id': is empty; give every problem a name that stays the same between runs")
+        raise ValueError(
+            f"{where}: row {number}, column 'problem_id': is empty; give every problem a name that stays the same between runs"
+        )
     return rows
 
 
@@ -113,7 +127,7 @@ def verifiers_of(recipe: Recipe) -> list[Any]:
     if recipe.script.reward_funcs:
         return [_reward_function(name) for name in recipe.script.reward_funcs]
     if config.task is not None:
-        return [tasks.verifier(config.task, **_dict(config.task_args))]
+        return [tasks.verifier(config.task, **mapping(config.task_args))]
     raise ValueError("verifier: missing; rows of dataset_name need verifier: [file.py:function] or TRL's reward_funcs")
 
 
@@ -126,5 +140,6 @@ def _reward_function(name: str) -> Any:
     return load_verifier(f"{module}:{function}" if dot and ":" not in name else name)
 
 
-def _dict(value: Any) -> dict[str, Any]:
+def mapping(value: Any) -> dict[str, Any]:
+    """A recipe's optional mapping as one."""
     return dict(value or {})

@@ -12,7 +12,9 @@ MAX_WASTE = 0.1
 """Padding allowed in one teacher forward, as a share of its tokens."""
 
 
-def teacher_sequences(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
+def teacher_sequences(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+) -> list[tuple[int, list[int]]]:
     """(length of the prompt, prompt + completion) per rollout: the completion's tokens are the student's own, untouched.
 
     Raises ``ValueError`` naming the rollout where that does not hold, so that a mark can never land on another token.

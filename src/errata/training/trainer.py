@@ -48,6 +48,8 @@ class ErrataTrainer(compat.TRLHooks):
         kwargs: passed to TRL's trainer: processing_class, peft_config, callbacks, tools, environment_factory, ...
     """
 
+    control: Any  # transformers leaves it untyped
+
     def __init__(
         self,
         model: Any,
@@ -147,7 +149,9 @@ class ErrataTrainer(compat.TRLHooks):
 
     def _rollouts_of(self, inputs: list[dict[str, Any]], mask: Tensor) -> list[Rollout]:
         recorders = [r for r in self.recorders if isinstance(r, Recorder)]
-        weights = [float(w) for r, w in zip(self.recorders, self.reward_weights, strict=True) if isinstance(r, Recorder)]
+        weights = [
+            float(w) for r, w in zip(self.recorders, self.reward_weights, strict=True) if isinstance(r, Recorder)
+        ]
         verdicts = [combined(v, weights) for v in zip(*(r.verdicts for r in recorders), strict=True)]
         first = self.accelerator.process_index * len(inputs)
         lengths = mask.sum(1).tolist()
@@ -171,9 +175,7 @@ class ErrataTrainer(compat.TRLHooks):
         self.experience.record(groups, step=step, threshold=self.method.success_threshold)
         rng = random.Random(f"{self.args.seed}-{step}")
         epoch = float(self.state.epoch or 0.0)
-        return [
-            self.method.context(r, g, experience=self.experience, epoch=epoch, rng=rng) for g in groups for r in g
-        ]
+        return [self.method.context(r, g, experience=self.experience, epoch=epoch, rng=rng) for g in groups for r in g]
 
     def _teach(
         self, contexts: list[TeacherContext], rendered: list[Rendered], batch: dict[str, Any]
@@ -210,7 +212,7 @@ class ErrataTrainer(compat.TRLHooks):
     @property
     def _scores_in_place(self) -> bool:
         """One micro-batch is the whole generation batch and used once: the loss's own forward can be scored."""
-        return self.args.steps_per_generation == 1 and self.num_iterations == 1
+        return bool(self.args.steps_per_generation == 1 and self.num_iterations == 1)
 
     def _score_options(self) -> dict[str, Any]:
         m = self.method
@@ -234,7 +236,13 @@ class ErrataTrainer(compat.TRLHooks):
                 tokens, keep = batch["completion_ids"][rows], mask[rows]
                 part_states = states[rows] if states is not None else None
 
-                def on_head(hidden: Tensor, head: Any, tokens=tokens, keep=keep, part_states=part_states) -> TokenScores:  # type: ignore[no-untyped-def]
+                def on_head(
+                    hidden: Tensor,
+                    head: Any,
+                    tokens: Tensor = tokens,
+                    keep: Tensor = keep,
+                    part_states: list[Tensor | None] | None = part_states,
+                ) -> TokenScores:
                     return self._token_scores(at_completion(hidden, tokens.shape[1]), head, tokens, keep, part_states)
 
                 inputs = completion_inputs(
@@ -242,7 +250,7 @@ class ErrataTrainer(compat.TRLHooks):
                 )
                 with self.accelerator.autocast():
                     parts.append(self.model(**inputs, with_head=on_head))
-        return TokenScores(*(None if f[0] is None else torch.cat(f) for f in zip(*parts, strict=True)))
+        return TokenScores._make(None if f[0] is None else torch.cat(f) for f in zip(*parts, strict=True))
 
     def _token_scores(
         self, hidden: Tensor, head: Any, tokens: Tensor, mask: Tensor, states: list[Tensor | None] | None
@@ -270,7 +278,7 @@ class ErrataTrainer(compat.TRLHooks):
         mask = everyone(_generated(batch))
         whole = Batch(
             mask=mask.bool(),
-            scores=None if scores is None else TokenScores(*(None if f is None else everyone(f) for f in scores)),
+            scores=None if scores is None else TokenScores._make(None if f is None else everyone(f) for f in scores),
             reward=everyone(batch["reward"]),
             advantage=everyone(batch["advantages"]),
             group=everyone(batch["group"]),
@@ -287,10 +295,15 @@ class ErrataTrainer(compat.TRLHooks):
         n_rl, n_sd = count, count
         if self.method.denominators == "routed":
             n_rl, n_sd = (signals.rl_weight > 0).sum().float(), (signals.sd_weight > 0).sum().float()
-        rows = slice(self.accelerator.process_index * len(batch["rollout"]), (self.accelerator.process_index + 1) * len(batch["rollout"]))
+        rows = slice(
+            self.accelerator.process_index * len(batch["rollout"]),
+            (self.accelerator.process_index + 1) * len(batch["rollout"]),
+        )
         columns = batch["completion_ids"].shape[1]
         mine = {
-            "advantage": signals.advantage, "rl_weight": signals.rl_weight, "sd_weight": signals.sd_weight,
+            "advantage": signals.advantage,
+            "rl_weight": signals.rl_weight,
+            "sd_weight": signals.sd_weight,
             **{f"extra/{k}": v for k, v in signals.extras.items()},
         }
         return {**{k: v[rows, :columns] for k, v in mine.items()}, "n_rl": n_rl, "n_sd": n_sd}
@@ -337,14 +350,18 @@ class ErrataTrainer(compat.TRLHooks):
             )
         return loss  # type: ignore[no-any-return]
 
-    def _loss(self, hidden: Tensor, head: Any, tokens: Tensor, mask: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, TokenScores]:
+    def _loss(
+        self, hidden: Tensor, head: Any, tokens: Tensor, mask: Tensor, inputs: dict[str, Any]
+    ) -> tuple[Tensor, TokenScores]:
         rl_weight = inputs["rl_weight"] * self._token_weights(mask, inputs["rl_weight"], inputs["n_rl"])
         sd_weight = inputs["sd_weight"] * self._token_weights(mask, inputs["sd_weight"], inputs["n_sd"])
         if "importance_sampling_ratio" in inputs:  # vLLM sampled with slightly other probabilities
             rl_weight = rl_weight * inputs["importance_sampling_ratio"]
             sd_weight = sd_weight * inputs["importance_sampling_ratio"]
         has_states = any(s is not None for s in inputs["teacher_states"])
-        teacher_hidden = padded_states(inputs["teacher_states"], tokens.shape[1], hidden.detach()) if has_states else None
+        teacher_hidden = (
+            padded_states(inputs["teacher_states"], tokens.shape[1], hidden.detach()) if has_states else None
+        )
         m = self.method
         loss, scores = fused_loss(
             hidden,
@@ -413,9 +430,13 @@ class ErrataTrainer(compat.TRLHooks):
         if old is not None:
             ratio = (scores.student_logp - old).exp()
             advantage = inputs["advantage"]
-            clipped = ((ratio < 1 - self.epsilon_low) & (advantage < 0)) | ((ratio > 1 + self.epsilon_high) & (advantage > 0))
+            clipped = ((ratio < 1 - self.epsilon_low) & (advantage < 0)) | (
+                (ratio > 1 + self.epsilon_high) & (advantage > 0)
+            )
             named["clip_ratio/region_mean"] = total(clipped.float(), mask)
-        sums = self.accelerator.reduce(torch.stack([x.float() for pair in named.values() for x in pair]), reduction="sum").view(-1, 2)
+        sums = self.accelerator.reduce(
+            torch.stack([x.float() for pair in named.values() for x in pair]), reduction="sum"
+        ).view(-1, 2)
         for name, (value, count) in zip(named, sums.tolist(), strict=True):
             if count:
                 self.log_metric(name, value / count)
@@ -425,11 +446,15 @@ class ErrataTrainer(compat.TRLHooks):
 
     # -- evaluation and state -------------------------------------------------------------------------------------
 
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """avg@k and pass@k on the held-out rows, and the teacher's own accuracy in its contexts."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
-            raise ValueError("eval_dataset: nothing to evaluate on; name a task with a test split or set eval_strategy: no")
+            raise ValueError(
+                "eval_dataset: nothing to evaluate on; name a task with a test split or set eval_strategy: no"
+            )
         metrics = self.evaluator.evaluate(dataset)
         logged = {f"{metric_key_prefix}_{k}": v for k, v in metrics.items() if isinstance(v, int | float)}
         training = self.model.training
@@ -455,7 +480,9 @@ class ErrataTrainer(compat.TRLHooks):
         if self.teacher is not None:
             saved = state.get("teacher", {})
             if saved.get("kind") != self.teacher.kind:
-                raise ValueError(f"teacher: the checkpoint's was {saved.get('kind')}, this run's is {self.teacher.kind}; set --teacher")
+                raise ValueError(
+                    f"teacher: the checkpoint's was {saved.get('kind')}, this run's is {self.teacher.kind}; set --teacher"
+                )
             self.teacher.frozen_early = saved["frozen_early"]
             self.teacher.load(folder)
 
