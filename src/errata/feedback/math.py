@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import queue
 import re
@@ -14,7 +15,7 @@ from errata.feedback.custom import answer_text
 from errata.feedback.worker import Worker
 from errata.records import Verdict
 
-__all__ = ["MathVerifier", "last_boxed"]
+__all__ = ["MathVerifier", "grade", "last_boxed"]
 
 _SHOW = ("nothing", "answer", "reference")
 
@@ -56,7 +57,7 @@ class MathVerifier:
         self._workers = workers or min(8, max(1, (os.cpu_count() or 1) // 2))
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for _ in range(self._workers):
-            self._idle.put(Worker("errata.feedback._grade:grade"))
+            self._idle.put(Worker("errata.feedback.math:grade", preload=["math_verify"]))
 
     def __call__(self, *, completions: Sequence[Any], **columns: Any) -> list[Verdict]:
         if "answer" not in columns:
@@ -88,3 +89,29 @@ class MathVerifier:
         elif self.show != "nothing":
             said.append(f"The right answer is {answer}.")
         return Verdict(0.0, " ".join(said), kind=kind, leaks_answer=self.show != "nothing", info=info)
+
+
+def grade(question: dict[str, Any]) -> dict[str, Any]:
+    """In a worker: whether the answer given, ``boxed`` or at the end of ``text``, equals ``answer``; and what was given."""
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that the time is limited by others: by us
+    answer, given = question["answer"], question["boxed"]
+    if given is not None:
+        attempt = _read(given)
+    else:
+        anchored = [kind(try_extract_without_anchor=False) for kind in (LatexExtractionConfig, ExprExtractionConfig)]
+        attempt = parse(question["text"], extraction_config=anchored, parsing_timeout=None)
+        given = str(attempt[-1]) if attempt else None
+    right = given is not None and " ".join(given.split()) == " ".join(answer.split())
+    if not right and attempt:
+        right = verify(_read(answer), attempt, timeout_seconds=None)
+    return {"right": bool(right), "given": given}
+
+
+def _read(expression: str) -> list[Any]:
+    plain = re.sub(r"(\d)[eE]([+-]?\d+)", r"\1\\times 10^{\2}", expression.strip().strip("$"))
+    from math_verify import parse
+
+    found: list[Any] = parse(f"${plain}$", parsing_timeout=None)
+    return found
