@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from statistics import fmean as mean
 from typing import Any
 
@@ -151,6 +152,7 @@ def lengths(seed: int, *, per_length: bool) -> float:
     return float((estimate - target).norm() / target.norm())
 
 
+@cache
 def growth() -> dict[str, dict[int, dict[str, dict[str, float]]]]:
     """Qualities of the shown estimators as answers and vocabulary grow: {axis: {value: {name: qualities}}}."""
     shapes = {"horizon": {t: (2, t) for t in range(2, 8)}, "vocabulary": {v: (v, 3) for v in range(2, 6)}}
@@ -241,7 +243,6 @@ def claims(cosines: dict[int, dict[str, float]], table: Mapping[Estimator, dict[
 
 def pictures(table: Mapping[Estimator, dict[str, float]]) -> tuple[Picture, ...]:
     marks = {"none": ("other", "s"), "sum": ("kl", "o"), "mean": ("reverse_kl", "^"), "reweight": ("js", "v")}
-    growing = growth()
 
     def trade(axes: Any) -> None:
         for e, q in ((e, q) for e, q in table.items() if e.discount == 1):
@@ -273,6 +274,7 @@ def pictures(table: Mapping[Estimator, dict[str, float]]) -> tuple[Picture, ...]
 
     def grows(axis: str, quality: str, title: str, label: str, *, legend: bool = False) -> Callable[[Any], None]:
         def draw(axes: Any) -> None:
+            growing = growth()
             for name, (_, colour, style) in SHOWN.items():
                 curve = [row[name][quality] for row in growing[axis].values()]
                 axes.plot(list(growing[axis]), curve, style, color=colour, label=name)

@@ -77,7 +77,7 @@ def identity_errors(arms: int = 6) -> dict[str, float]:
     return {k: float(e.abs().max()) for k, e in errors.items()} | {"mixture": float(mixed.abs().max())}
 
 
-def path(world: World, student: Tensor, *, length: float = 4.0, rate: float = 0.01) -> tuple[list[float], list[float]]:
+def path(world: World, student: Tensor, *, length: float = 4.0, rate: float = 0.02) -> tuple[list[float], list[float]]:
     """Time and J while following the natural direction of local forward CE."""
     times, values = [], []
     for n in range(int(length / rate)):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -79,11 +80,13 @@ def tree(rollouts: Iterable[Prefix], vocabulary: int) -> Tree:
     return Tree(tokens, mask, state, tuple(index), allowed)
 
 
+@cache
 def full_tree(vocabulary: int, horizon: int) -> Tree:
     """Every rollout of exactly T tokens."""
     return tree(itertools.product(range(vocabulary), repeat=horizon), vocabulary)
 
 
+@cache
 def stopping_tree(vocabulary: int, horizon: int, stop: int = 0) -> Tree:
     """Every rollout that ends with its first ``stop`` token, or after T tokens."""
     whole = itertools.product(range(vocabulary), repeat=horizon)
