@@ -1,0 +1,107 @@
+"""Self-evaluation: a model, the policy itself or another, criticises failed attempts, and the critique is the feedback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+from errata.feedback.custom import answer_text
+from errata.records import Messages, Rollout, Verdict
+
+__all__ = ["Critic"]
+
+_DEFAULT = "contexts/templates/critique.jinja"
+
+
+class Critic:
+    """A stage after the verifier: ``critic(rollouts)`` gives their verdicts, with a critique as the feedback of the failed.
+
+    Args:
+        generate: continues a batch of chats, one text each. Called once for all failed rollouts, and not at all if none.
+        count_tokens: the length of a text, for the cost: ``info["critique_tokens"]`` were written by the model, thinking
+            included, and ``info["critique_prompt_tokens"]`` read.
+        template: Jinja text, or the path of a ``.jinja`` file, with ``problem``, ``attempt``, ``feedback`` and
+            ``reference``; ``contexts/templates/critique.jinja`` by default, which does not show the reference.
+        threshold: rollouts scored below it have failed.
+    Raises:
+        ValueError: a template that is missing or has a syntax error; at a call, a wrong number of texts.
+
+    A critique that was written with the answer in view counts as leaking it: with a template that uses ``reference``, or
+    one that uses ``feedback`` on a rollout whose feedback leaks.
+    """
+
+    def __init__(
+        self,
+        generate: Callable[[list[Messages]], list[str]],
+        *,
+        count_tokens: Callable[[str], int],
+        template: str | None = None,
+        threshold: float = 1.0,
+    ) -> None:
+        import jinja2
+        import jinja2.meta
+
+        text = _text_of(template)
+        environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
+        try:
+            self._uses = jinja2.meta.find_undeclared_variables(environment.parse(text))
+            self._template = environment.from_string(text)
+        except jinja2.TemplateSyntaxError as error:
+            raise ValueError(f"template: line {error.lineno}: {error.message}") from error
+        unknown = self._uses - {"problem", "attempt", "feedback", "reference"}
+        if unknown:
+            raise ValueError(f"template: no {min(unknown)!r}; it may use problem, attempt, feedback and reference")
+        self._generate, self._count, self._threshold = generate, count_tokens, threshold
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[Verdict]:
+        """One verdict per rollout, in order; only its feedback, kind, leak and info differ from the rollout's own."""
+        failed = [r for r in rollouts if r.reward is not None and r.reward < self._threshold]
+        prompts = [self._prompt(r) for r in failed]
+        texts = self._generate(prompts) if prompts else []
+        if len(texts) != len(prompts):
+            raise ValueError(f"generate: returned {len(texts)} texts for {len(prompts)} prompts; return one each")
+        new = {id(r): self._verdict(r, p, t) for r, p, t in zip(failed, prompts, texts, strict=True)}
+        return [new.get(id(r), r.verdict) for r in rollouts]
+
+    def _prompt(self, rollout: Rollout) -> Messages:
+        filled = self._template.render(
+            problem=_problem(rollout.prompt),
+            attempt=answer_text(rollout.completion).strip() or rollout.completion.strip(),
+            feedback=rollout.verdict.feedback,
+            reference=rollout.reference or "",
+        )
+        return [{"role": "user", "content": filled}]
+
+    def _verdict(self, rollout: Rollout, prompt: Messages, text: str) -> Verdict:
+        verdict, critique = rollout.verdict, answer_text(text).strip()
+        info = {
+            **verdict.info,
+            "critique_tokens": self._count(text),
+            "critique_prompt_tokens": self._count(prompt[0]["content"]),
+        }
+        if not critique:
+            return replace(verdict, info=info)
+        in_view = ("reference" in self._uses and bool(rollout.reference)) or (
+            "feedback" in self._uses and verdict.leaks_answer
+        )
+        if verdict.feedback:
+            info["judged"] = verdict.feedback
+        return Verdict(verdict.score, critique, kind="critique", leaks_answer=in_view, info=info)
+
+
+def _text_of(template: str | None) -> str:
+    if template is None:
+        return (resources.files("errata") / _DEFAULT).read_text(encoding="utf-8")
+    if not template.endswith(".jinja"):
+        return template
+    if not Path(template).is_file():
+        raise ValueError(f"template: no file {template!r}")
+    return Path(template).read_text(encoding="utf-8")
+
+
+def _problem(prompt: Messages | str) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(str(m["content"]) for m in prompt if m.get("role") != "system")

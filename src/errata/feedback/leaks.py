@@ -1,0 +1,49 @@
+"""Does a completion speak of feedback that its policy never saw? A student that learned the teacher's context by heart does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from errata.feedback.custom import completion_text
+
+__all__ = ["mentions_feedback"]
+
+_ANSWER = r"(?:solution|answer|attempt|response)"
+_SOURCE = (
+    r"(?P<source>hints?|feedback|critiques?|corrections?|error message|traceback|"
+    rf"(?:reference|provided|given|correct|known|shown|earlier|previous) {_ANSWER})"
+    r"(?! (?:choices?|options?|format))"
+)
+_PATTERNS = [
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"\b(?:as|per|according to|based on|following|given|from|using|considering|in line with) "
+        rf"(?:the|this|that|your|my) {_SOURCE}\b",
+        rf"\b(?:the|this|that|your) {_SOURCE}(?: above)? "
+        r"(?:says|said|states|stated|suggests?|suggested|indicates?|indicated|mentions|mentioned|tells|told|"
+        r"points out|pointed out|reveals|confirms|confirmed)\b",
+        rf"\b(?:my|your) (?P<source>(?:earlier|previous|first|last|failed|unsuccessful) {_ANSWER})\b",
+        r"\b(?:I|we) (?:was|were|am|are|have been) "
+        r"(?P<source>(?:told|shown)\b[^.]{0,40}\b(?:solution|answer|feedback|hint))\b",
+        r"\b(?:as )?the (?P<source>judge|grader|verifier|checker) (?:says|said|expects|expected|wants|wanted|told)\b",
+    )
+]
+
+
+def mentions_feedback(
+    completion: str | Sequence[Mapping[str, Any]], prompt: str | Sequence[Mapping[str, Any]] = ""
+) -> str | None:
+    """The first words by which a completion refers to feedback, a shown solution or an earlier attempt; else ``None``.
+
+    ``mentions_feedback("As the hint says, x = 3.") == "As the hint"``. What the prompt itself speaks of does not count:
+    a problem may come with a hint. A wording test: use the share of completions that have it as a metric, not as a judge.
+    """
+    asked = prompt if isinstance(prompt, str) else " ".join(str(m.get("content") or "") for m in prompt)
+    text = " ".join(completion_text(completion).split())
+    for pattern in _PATTERNS:
+        for match in pattern.finditer(text):
+            if match["source"].casefold() not in asked.casefold():
+                return match[0]
+    return None
