@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 
     theory = commands.add_parser("theory", help="the papers' claims, computed exactly")
     theory.add_argument("--json", action="store_true", help="print the numbers")
-    theory.add_argument("--out", type=Path, default=Path("theory.html"), help="where the page with the plots goes")
+    theory.add_argument("--out", type=Path, help="where the page with the plots goes (theory.html)")
     theory.set_defaults(run=_theory)
     return parser
 

@@ -60,7 +60,8 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
     )
     epsilon_high: float | None = _help(0.28, "Upper clip (METHODS section 1).")
     logging_steps: float = _help(1, "Log every step: health must be visible.")
-    report_to: str | list[str] | None = _help("none", "Further trackers: trackio, tensorboard, wandb.")
+    # None first, as transformers' argument parser wants it.
+    report_to: None | str | list[str] = _help("none", "Further trackers: trackio, tensorboard, wandb.")  # noqa: RUF036
     disable_tqdm: bool | None = _help(True, "errata shows a progress bar of its own.")
     save_strategy: str = _help("steps", "When to write checkpoints.")
     save_steps: float = _help(50, "Optimizer steps between checkpoints.")

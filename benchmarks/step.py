@@ -1,0 +1,169 @@
+"""What one optimizer step costs: errata's methods beside TRL's GRPO and SDPO trainers, on the same batch.
+
+    python benchmarks/step.py [--model house|qwen] [--only NAME ...] [--repeat 3]
+
+Every variant runs in a process of its own, so that its peak memory is its own (the operating system's accounting, less what
+the process held before the first step). Completions are the same fixed tokens for all, so generation costs nothing; what
+real generation would add is measured once and printed beside. Ratios are to TRL's GRPO trainer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+SHAPES = {
+    "house": {"vocab": 200, "hidden": 128, "layers": 3, "heads": 4, "length": 64, "prompts": 16, "group": 8},
+    # Qwen3's vocabulary and head shape on four layers: the logits dominate, as they do in the small real models.
+    "qwen": {"vocab": 151_936, "hidden": 896, "layers": 4, "heads": 14, "length": 64, "prompts": 2, "group": 4},
+}
+VARIANTS = {
+    "trl grpo": ("trl-grpo", {}),
+    "trl sdpo sampled": ("trl-sdpo", {"distillation_mode": "sampled_token", "distillation_alpha": 1.0}),
+    "trl sdpo top-k 100": ("trl-sdpo", {"distillation_mode": "topk_logits", "distillation_topk": 100}),
+    "trl sdpo full": ("trl-sdpo", {"distillation_mode": "full_logits"}),
+    "grpo": ("errata", {"method": "grpo"}),
+    "sdpo": ("errata", {"method": "sdpo"}),
+    "sdpo-science (top-k 100)": ("errata", {"method": "sdpo-science"}),
+    "srpo": ("errata", {"method": "srpo"}),
+    "distil": ("errata", {"method": "distil"}),
+    "distil-science (top-k 100)": ("errata", {"method": "distil-science"}),
+    "drift": ("errata", {"method": "drift", "method_args": {"warmup_steps": 0}}),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=SHAPES, default="qwen")
+    parser.add_argument("--only", nargs="*", default=list(VARIANTS))
+    parser.add_argument("--repeat", type=int, default=3, help="processes per variant, interleaved; medians are printed")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps in each process, after one warm-up step")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(measure(args.child, SHAPES[args.model], args.steps, args.threads)))
+        return
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in args.only}
+    for _ in range(args.repeat):
+        for name in args.only:
+            command = [sys.executable, __file__, "--model", args.model, "--steps", str(args.steps), "--threads", str(args.threads)]
+            done = subprocess.run([*command, "--child", name], capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(f"{name}: {done.stderr[-2000:]}")
+            found[name].append(json.loads(done.stdout.splitlines()[-1]))
+    median = {n: {k: statistics.median(r[k] for r in rows) for k in rows[0]} for n, rows in found.items()}
+    base = median.get("trl grpo") or next(iter(median.values()))
+    shape = SHAPES[args.model]
+    tokens = shape["prompts"] * shape["group"] * shape["length"]
+    print(f"{args.model}: {tokens} completion tokens a step, vocabulary {shape['vocab']:,}, {args.threads} threads, medians of {args.repeat}")
+    print(f"{'':28}{'step s':>9}{'ratio':>8}{'peak MB':>10}{'ratio':>8}")
+    for name, row in median.items():
+        print(f"{name:28}{row['seconds']:9.3f}{row['seconds'] / base['seconds']:8.2f}{row['peak']:10.0f}{row['peak'] / base['peak']:8.2f}")
+    print(f"real generation of that batch would add {base['generation']:.2f} s to each")
+    if {"distil", "grpo"} <= median.keys():
+        forward = median["distil"]["teacher_forward"]
+        floor = median["grpo"]["seconds"] + forward
+        print(f"distil / (grpo + one teacher forward of {forward:.3f} s) = {median['distil']['seconds'] / floor:.2f}")
+
+
+def measure(name: str, shape: dict[str, Any], steps: int, threads: int) -> dict[str, float]:
+    """Seconds per step and peak memory in MB above what the process held before training."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import torch
+    from transformers import PrinterCallback, TrainerCallback, logging
+
+    torch.set_num_threads(threads)
+    logging.set_verbosity_error()
+    model, tokenizer, rows = _world(shape)
+    ids = torch.randint(10, 100, (shape["prompts"] * shape["group"], shape["length"]), generator=torch.Generator().manual_seed(0))
+    real_generate = model.generate
+    model.generate = lambda input_ids, **kw: torch.cat([input_ids, ids[: len(input_ids)]], dim=1)
+    trainer = _trainer(name, shape, model, tokenizer, rows, steps)
+    times: list[float] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *a: Any, **k: Any) -> None:
+            times.append(-time.perf_counter())
+
+        def on_step_end(self, *a: Any, **k: Any) -> None:
+            times[-1] += time.perf_counter()
+
+    trainer.add_callback(Clock())
+    trainer.remove_callback(PrinterCallback)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    trainer.train()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    prompts = torch.randint(10, 100, (len(ids), 24))
+    with torch.no_grad():
+        started = time.perf_counter()
+        real_generate(input_ids=prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=shape["length"], min_new_tokens=shape["length"], do_sample=True)
+        generation = time.perf_counter() - started
+        both = torch.cat([prompts, prompts, ids], dim=1)  # a teacher's prompt is longer by what it is shown
+        model.base_model(both)
+        started = time.perf_counter()
+        model.base_model(both)
+        forward = time.perf_counter() - started
+    return {"seconds": statistics.median(times[1:]), "peak": peak / 1024, "generation": generation, "teacher_forward": forward}
+
+
+def _world(shape: dict[str, Any]) -> tuple[Any, Any, Any]:
+    import torch
+    from datasets import Dataset
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+    from errata.house import HOUSE_PATH
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(str(HOUSE_PATH), padding_side="left")
+    config = Qwen3Config(
+        vocab_size=shape["vocab"], hidden_size=shape["hidden"], intermediate_size=3 * shape["hidden"], num_hidden_layers=shape["layers"],
+        num_attention_heads=shape["heads"], num_key_value_heads=2, head_dim=64 if shape["hidden"] > 200 else 32, tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+    )
+    rows = Dataset.from_list(
+        [{"problem_id": str(i), "prompt": [{"role": "user", "content": f"{i % 10}+3*4-2=?"}], "reference": "a" * 16} for i in range(64)]
+    )
+    return Qwen3ForCausalLM(config), tokenizer, rows
+
+
+def _trainer(name: str, shape: dict[str, Any], model: Any, tokenizer: Any, rows: Any, steps: int) -> Any:
+    kind, options = VARIANTS[name]
+    batch = shape["prompts"] * shape["group"]
+    common = {
+        "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": batch, "num_generations": shape["group"],
+        "max_completion_length": shape["length"], "max_steps": steps + 1, "learning_rate": 1e-6, "gradient_checkpointing": False,
+        "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "bf16": False, "use_cpu": True,
+    }
+
+    def reward(completions: list[Any], **columns: Any) -> list[float]:
+        return [float(i % 2 == 0) for i in range(len(completions))]  # half of every group succeeds
+
+    if kind == "trl-grpo":
+        from trl import GRPOConfig, GRPOTrainer
+
+        return GRPOTrainer(model=model, reward_funcs=[reward], args=GRPOConfig(**common), train_dataset=rows, processing_class=tokenizer)
+    if kind == "trl-sdpo":
+        from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
+
+        arguments = SDPOConfig(**common, **options)
+        return SDPOTrainer(model=model, reward_funcs=[reward], args=arguments, train_dataset=rows, processing_class=tokenizer)
+    from errata import methods
+    from errata.training.config import ErrataConfig
+    from errata.training.trainer import ErrataTrainer
+
+    arguments = ErrataConfig(**common, rollouts_saved=0, context_template="sdpo")
+    method = methods.get(options["method"], **options.get("method_args", {}))
+    return ErrataTrainer(model, [reward], arguments, method=method, train_dataset=rows, processing_class=tokenizer)
+
+
+if __name__ == "__main__":
+    main()
