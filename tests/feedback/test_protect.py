@@ -193,6 +193,22 @@ def test_a_verifier_for_the_main_thread_says_how():
     assert call(alarmed, ["a"], timeout_s=None) == [Verdict(1.0)]
 
 
+def test_a_verifier_that_limits_its_own_time_has_no_other_limit():
+    def slow(completions, **_):
+        time.sleep(0.3)
+        return [1.0] * len(completions)
+
+    assert call(slow, ["a"], timeout_s=0.1)[0].score is None
+    slow.limits_own_time = True
+    assert call(slow, ["a"], timeout_s=0.1) == [Verdict(1.0)]
+    assert call(combine([slow, slow]), ["a"], timeout_s=0.1)[0].score == 2.0
+
+    def other(completions, **_):
+        return [0.0] * len(completions)
+
+    assert call(combine([slow, other]), ["a"], timeout_s=0.1)[0].score is None
+
+
 def test_logged_columns_stay_complete_when_a_rollout_is_lost():
     extra, metrics = {}, {}
 

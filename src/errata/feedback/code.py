@@ -143,6 +143,8 @@ class CodeVerifier:
         RuntimeError: programs cannot be isolated here; says what to do.
     """
 
+    limits_own_time = True
+
     def __init__(
         self,
         *,

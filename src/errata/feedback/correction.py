@@ -53,6 +53,8 @@ def with_correction(
         return verdicts
 
     corrected.__name__ = name
+    own = source is ask_person or getattr(verifier, "limits_own_time", False)
+    corrected.limits_own_time = own  # type: ignore[attr-defined]
     return corrected
 
 
@@ -70,7 +72,7 @@ def _corrected(verdict: Verdict, text: str, leaks_answer: bool) -> Verdict:
 def ask_person(rollout: Rollout) -> str | None:
     """Shows an attempt in the terminal and reads a correction, any lines up to an empty one; nothing is no comment.
 
-    Raises ``RuntimeError`` where there is no terminal. A person takes time: give the verifier none as its time limit.
+    Raises ``RuntimeError`` where there is no terminal. A person takes time, so no limit is put on the verifier.
     """
     if not sys.stdin.isatty():
         raise RuntimeError("asking a person needs a terminal; give a column or a program as the source of corrections")

@@ -138,6 +138,7 @@ def combine(verifiers: Sequence[Verifier], weights: Sequence[float] | None = Non
 
     chosen: Verifier = combined_async if any(_is_async(p) for p in parts) else combined
     chosen.__name__ = "+".join(names)
+    chosen.limits_own_time = all(getattr(p, "limits_own_time", False) for p in parts)  # type: ignore[attr-defined]
     return chosen
 
 

@@ -47,6 +47,8 @@ class MathVerifier:
         ImportError: math-verify is not installed; says how to get it.
     """
 
+    limits_own_time = True
+
     def __init__(self, *, show: str = "nothing", timeout_s: float = 5.0, workers: int | None = None) -> None:
         if show not in _SHOW:
             raise ValueError(f"show: {show!r} is none of {', '.join(_SHOW)}")

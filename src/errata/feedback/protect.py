@@ -35,10 +35,11 @@ def judge(
     """Calls a verifier on a batch; the rollouts it fails on get ``Verdict(None, kind="error", info={"error": ...})``.
 
     If the call on the batch raises or exceeds ``timeout_s`` seconds, each rollout is tried alone, so that only the
-    guilty are lost (and all that remain, once these retries took four times the limit). ``timeout_s=None`` calls in
-    this thread without a limit, for verifiers that need the main thread. ``columns`` are TRL's keyword arguments: the
-    rows' columns (lists, one value per completion) and, as TRL passes them, ``trainer_state``, ``log_extra``,
-    ``log_metric`` and ``environments``.
+    guilty are lost (and all that remain, once these retries took four times the limit). ``timeout_s=None``, or a
+    verifier with an attribute ``limits_own_time = True``, is called in this thread without a limit: for verifiers that
+    need the main thread, or bound each rollout's time themselves. ``columns`` are TRL's keyword arguments: the rows'
+    columns (lists, one value per completion) and, as TRL passes them, ``trainer_state``, ``log_extra``, ``log_metric``
+    and ``environments``.
 
     A hung verifier is asked to stop; where it sits in C code it cannot hear that, and its daemon thread is left behind.
     Raises ``ValueError`` as :func:`~errata.feedback.custom.as_verdicts` does, or if ``prompts`` or ``completion_ids``
@@ -51,6 +52,8 @@ def judge(
     for argument in ("prompts", "completion_ids"):
         if len(arguments.get(argument, completions)) != n:
             raise ValueError(f"{argument}: {len(arguments[argument])} for {n} completions; give one each")
+    if getattr(verifier, "limits_own_time", False):
+        timeout_s = None
     kept: list[_Call] = []
 
     def attempt(which: Sequence[int]) -> list[Verdict]:
