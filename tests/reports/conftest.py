@@ -165,7 +165,7 @@ def runs(tmp_path_factory):
     """Three methods, two seeds each, by name."""
     folder = tmp_path_factory.mktemp("runs")
     return {
-        f"{method}-{seed}": make_run(folder / f"{method}-{seed}", method=method, seed=seed)
+        f"{method}-{seed}": make_run(folder / f"{method}-{seed}", method=method, seed=seed, steps=40, every=10)
         for method in ("grpo", "distil", "drift")
         for seed in (0, 1)
     }

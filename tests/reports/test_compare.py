@@ -178,7 +178,7 @@ def test_the_table_as_a_user_reads_it(runs):
     found = compare(load(runs.values()))
     Console(file=out, width=120).print(table(found))
     text = " ".join(out.getvalue().split())
-    assert text.startswith("2 seeds, 60 steps, 7680 rollouts")
+    assert text.startswith("2 seeds, 40 steps, 5120 rollouts")
     assert "distil" in text
     assert "~ tie with the best" in text
     assert "steps" not in [c.name for c in layout(found)[0]]
