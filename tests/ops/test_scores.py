@@ -448,6 +448,28 @@ def test_plain_tensors_with_biases_do_as_well_as_heads():
     assert all(torch.equal(a, b) for a, b in zip(by_head, by_tensor, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(("kind", "support"), [*((kind, "full") for kind in KINDS), ("js", "student_topk")])
+def test_a_tile_waits_for_no_value_of_its_device(dtype, kind, support, monkeypatch):
+    """On tensors without values, where any read of one raises: a GPU is never waited for within the engine. Half-precision
+    operands take the products with float32 sums that a GPU offers, as far as shapes and types go."""
+    half = (torch.bfloat16, torch.float16)
+    monkeypatch.setattr(tiles, "product_dtype", lambda dtype, device, acc: dtype if dtype in half else acc)
+    hidden, weight, bias = (
+        torch.empty(*shape, dtype=dtype, device="meta") for shape in ((300, 64), (1000, 64), (1000,))
+    )
+    side = tiles.Side(hidden, weight, bias, 1.0, 5.0, 0.7, dtype)
+    sums = tiles.Gradients(*(torch.empty_like(x, dtype=torch.float32) for x in (hidden, weight, bias)))
+    tokens = torch.empty(300, dtype=torch.long, device="meta")
+
+    def slopes(rows, logp, divergence):
+        return torch.ones_like(logp), None if divergence is None else torch.ones_like(divergence)
+
+    with torch.no_grad():
+        scores = tiles.sweep(side, side, tokens, 200, tiles.Measure(kind, 0.5, support, 9, True), slopes, sums)
+    assert all(x.shape == (300,) and x.dtype == torch.float32 for x in scores)
+
+
 class LargestTensor(TorchDispatchMode):
     """Remembers the most elements any operation gave back."""
 

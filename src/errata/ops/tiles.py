@@ -425,9 +425,8 @@ class Distribution(NamedTuple):
 
 
 def product_dtype(dtype: torch.dtype, device: torch.device, acc: torch.dtype) -> torch.dtype:
-    """What a product's operands are stored in. A CPU multiplies half-precision numbers exactly, in float32, and no
-    slower."""
-    return dtype if device.type != "cpu" and dtype in (torch.bfloat16, torch.float16) else acc
+    """What a product's operands are stored in: half precision only where a product can sum in float32."""
+    return dtype if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) else acc
 
 
 def operand(tensor: Tensor, dtype: torch.dtype, acc: torch.dtype) -> Tensor:
