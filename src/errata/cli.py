@@ -56,6 +56,22 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--out", type=Path, help="write the judged completions here as JSON lines")
     evaluate.set_defaults(run=_eval)
 
+    compare = commands.add_parser("compare", help="methods side by side: same data, same budget, several seeds", allow_abbrev=False)
+    compare.add_argument("recipe", help="YAML as for train; `compare:` holds what differs by method")
+    compare.add_argument("--methods", required=True, help="methods or labels of the recipe's `compare`, with commas")
+    compare.add_argument("--seeds", type=int, default=3, help="runs per method (default 3)")
+    compare.add_argument("--jobs", type=int, help="runs at a time; as many as there are cores or GPUs unless given")
+    compare.add_argument("--tune", type=int, default=0, help="learning rates each method tries first, on training problems")
+    compare.add_argument("--target", type=float, help="avg@k whose reaching is timed; half way to the best unless given")
+    compare.set_defaults(run=_compare)
+
+    report = commands.add_parser("report", help="one self-contained report.html of one or several runs")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="run directory, or a comparison's")
+    report.add_argument("--out", type=Path, help="the page; report.html in a single run's directory, else here")
+    report.add_argument("--plots", type=Path, metavar="DIR", help="write the curves there as SVG and PNG too")
+    report.add_argument("--target", type=float, help="avg@k whose reaching is timed; half way to the best unless given")
+    report.set_defaults(run=_report)
+
     tasks = commands.add_parser("tasks", help="list the tasks, or show rows of one")
     tasks.add_argument("name", nargs="?")
     tasks.add_argument("--task_path")
@@ -84,6 +100,25 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
     from errata.training.run import evaluate
 
     return evaluate(args)
+
+
+def _compare(args: argparse.Namespace, rest: list[str]) -> int:
+    from errata.training.compare import compare
+
+    names = [name.strip() for name in args.methods.split(",") if name.strip()]
+    return compare(args.recipe, names, args.seeds, args.jobs, args.tune, rest, target=args.target)
+
+
+def _report(args: argparse.Namespace, rest: list[str]) -> int:
+    from errata.reports.html import write_report
+
+    page = write_report(args.runs, args.out, target=args.target)
+    print(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)")
+    if args.plots is not None:
+        from errata.reports.plots import write_plots
+
+        print(f"plots: {len(write_plots(args.runs, args.plots))} files in {args.plots}")
+    return 0
 
 
 def _tasks(args: argparse.Namespace, rest: list[str]) -> int:
