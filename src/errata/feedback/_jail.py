@@ -8,7 +8,8 @@ to a pipe. It is started for every program, so it imports next to nothing. Its s
              the memory; when it ends, the kernel kills all that is left
     program  an unprivileged user with resource limits; a fresh Python interpreter
 
-With ``mode`` "inside" (under bubblewrap) the first stage is already done, with "local" there is none.
+With ``mode`` "inside" (under bubblewrap) the first stage is already done. With "landlock" there is none: the program is
+confined by ``_confine.py``; with "local" it is not.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 NOBODY = 65534
 BOX = "/box"
+_NAMESPACED = ("namespaces", "inside")
 _NEW_ROOT = "/proc"  # an empty place to mount the new root on that exists everywhere and hides no file we need
 _NAMESPACES = 0x10000000 | 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000  # user mount pid net ipc uts
 _RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT, _BIND, _REC, _PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
@@ -195,10 +197,12 @@ def keep(settings: dict[str, str], box: str) -> dict[str, float]:
         now = time.monotonic()
         if now > deadline:
             outcome["timeout"] = 1
-        elif settings["mode"] != "local" and now > next_look:
+        elif now > next_look:
             next_look = now + 0.1
-            if _memory_of_all() > memory_bytes:
+            if settings["mode"] in _NAMESPACED and _memory_of_all() > memory_bytes:
                 outcome["memory"] = 1
+            elif settings["mode"] not in _NAMESPACED and _bytes_in(box) > int(settings["scratch_bytes"]):
+                outcome["output"] = 1
         if outcome:
             os.kill(program, signal.SIGKILL)
             os.waitpid(program, 0)
@@ -224,12 +228,24 @@ def _memory_of_all() -> int:
     return total
 
 
+def _bytes_in(folder: str) -> int:
+    """What its files take, 16 KB each at least; an ordinary folder knows no limit of its own."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += max(os.lstat(f"{place}/{name}").st_size, 1 << 14)
+            except OSError:
+                continue
+    return total
+
+
 # -- the program --
 
 
 def become_program(settings: dict[str, str], box: str) -> NoReturn:
     try:
-        if settings["mode"] == "local":
+        if settings["mode"] not in _NAMESPACED:
             os.setsid()
         limits = {
             "AS": int(settings["memory_bytes"]),
@@ -238,7 +254,7 @@ def become_program(settings: dict[str, str], box: str) -> NoReturn:
             "CORE": 0,
             "NOFILE": 128,
         }
-        if settings["mode"] != "local":  # elsewhere the user's other processes would count
+        if settings["mode"] in _NAMESPACED:  # elsewhere the user's other processes would count
             limits["NPROC"] = int(settings["processes"])
         if sys.platform == "linux":
             _prctl(_NO_NEW_PRIVS, 1)
@@ -250,6 +266,11 @@ def become_program(settings: dict[str, str], box: str) -> NoReturn:
             if sys.platform == "linux" or name != "AS":  # elsewhere address space cannot be limited
                 resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
         os.chdir(box)
+        if settings["mode"] == "landlock":
+            sys.path.append(os.path.dirname(os.path.abspath(__file__)))
+            from _confine import confine  # type: ignore[import-not-found]
+
+            confine(settings["paths"].split(":"), box)
         environment = {"PATH": "/usr/bin:/bin", "HOME": box, "TMPDIR": box, "LANG": "C.UTF-8"}
         os.closerange(3, 256)
         os.execve(settings["python"], ["python", "-I", "-S", "-B", "-X", "utf8", "-c", _START], environment)
@@ -287,7 +308,7 @@ def main() -> None:
         if settings["mode"] == "namespaces":
             enter_namespaces()
             build_root(settings["paths"].split(":"), int(settings["scratch_bytes"]))
-        elif settings["mode"] == "local":
+        elif settings["mode"] not in _NAMESPACED:
             import tempfile
 
             box = tempfile.mkdtemp(prefix="errata-")
@@ -295,7 +316,7 @@ def main() -> None:
                 _prctl(_SUBREAPER, 1)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)  # which process 1 does not hear from inside
-        if settings["mode"] == "local":
+        if settings["mode"] not in _NAMESPACED:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         with open(int(settings["source_fd"]), "rb") as source, open(f"{box}/solution.py", "wb") as file:
             file.write(source.read())
@@ -303,7 +324,7 @@ def main() -> None:
     except OSError as error:
         report = f"setup={error}"
     finally:
-        if settings["mode"] == "local":
+        if settings["mode"] not in _NAMESPACED:
             import shutil
 
             _kill_descendants()

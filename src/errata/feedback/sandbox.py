@@ -3,8 +3,8 @@
 A program sees no network, no home directory, no environment, a read-only system and a scratch folder of its own; its
 CPU time, wall time, memory, processes, file sizes and output are limited, and all it started dies with it. On Linux
 this is done by bubblewrap where it is installed (Debian package ``bubblewrap``, 0.8 or newer), else by user namespaces
-directly (see ``_jail.py``). Where neither works nothing is run, unless the caller says ``unsafe_local=True``, which
-keeps only the limits.
+directly (see ``_jail.py``), else, as in most containers, by Landlock and seccomp (see ``_confine.py``). Where none of them
+works nothing is run, unless the caller says ``unsafe_local=True``, which keeps only the limits.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PROCESSES = 16
 
 _JAIL = str(Path(__file__).with_name("_jail.py"))
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache")
-_INSTALL = "install bubblewrap (Debian: apt-get install bubblewrap), allow user namespaces, or set unsafe_local: true"
+_INSTALL = "install bubblewrap (Debian: apt-get install bubblewrap), allow user namespaces or Landlock, or set unsafe_local: true"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class SandboxResult:
     """What became of a program."""
 
     status: Status
-    """``ok`` (ended with code 0), ``error`` (any other end), ``timeout``, ``memory``, ``output`` (too much of it) or
-    ``refused`` (not run, because it cannot be isolated here; ``stderr`` says why)."""
+    """``ok`` (ended with code 0), ``error`` (any other end), ``timeout``, ``memory``, ``output`` (too much of it, or in the
+    scratch folder) or ``refused`` (not run, because it cannot be isolated here; ``stderr`` says why)."""
     stdout: str
     stderr: str
     """Both as UTF-8, other bytes replaced."""
@@ -73,7 +73,7 @@ def run_python(
 
 
 def isolation() -> str:
-    """How programs are isolated on this machine: ``"bubblewrap"``, ``"namespaces"`` or ``""``, not at all."""
+    """How programs are isolated here: by ``"bubblewrap"``, ``"namespaces"`` or ``"landlock"``; ``""`` is not at all."""
     return _isolation()[0]
 
 
@@ -92,8 +92,8 @@ def _isolation() -> tuple[str, str]:
 def _ways() -> list[str]:
     if sys.platform != "linux":
         return []
-    # For root only our own way limits processes: it runs the program as another user, and limits do not bind root.
-    return ["bubblewrap", "namespaces"] if os.geteuid() != 0 and _bubblewrap() else ["namespaces"]
+    # As root, bubblewrap could not limit processes: our own way runs the program as another user, for limits bind not root.
+    return [*(["bubblewrap"] if os.geteuid() != 0 and _bubblewrap() else []), "namespaces", "landlock"]
 
 
 @functools.cache
@@ -219,7 +219,7 @@ def _result(ended: str, stdout: bytes, stderr: bytes, report: bytes, seconds: fl
     status: Status
     if "setup" in outcome:
         return SandboxResult("refused", out, outcome["setup"], None, seconds)
-    if ended == "output":
+    if ended == "output" or outcome.get("output"):
         status = "output"
     elif ended == "deadline" or outcome.get("timeout") or code == -signal.SIGXCPU:
         status = "timeout"
