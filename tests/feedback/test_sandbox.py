@@ -318,8 +318,8 @@ def test_nothing_stays_behind(how):
 def test_many_at_once_without_leaks():
     descriptors = len(os.listdir("/proc/self/fd"))
     with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(lambda i: run(f"print({i} ** 2)"), range(40)))
-    assert [r.stdout for r in results] == [f"{i**2}\n" for i in range(40)]
+        results = list(pool.map(lambda i: run(f"print({i} ** 2)"), range(24)))
+    assert [r.stdout for r in results] == [f"{i**2}\n" for i in range(24)]
     assert len(os.listdir("/proc/self/fd")) == descriptors
     assert not children()
 

@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 from errata.feedback.custom import answer_text
-from errata.feedback.sandbox import OUTPUT_BYTES, SandboxResult, run_python
+from errata.feedback.sandbox import OUTPUT_BYTES, SandboxResult, isolation, run_python
 from errata.records import Verdict
 
 __all__ = ["CodeVerifier", "read_code", "same_output"]
@@ -162,9 +162,8 @@ class CodeVerifier:
         self.show, self.budget, self.partial = show, budget, partial
         self.workers = workers or os.cpu_count() or 1
         self.__name__ = "code"
-        tried = run_python("pass", unsafe_local=unsafe_local)
-        if tried.status == "refused":
-            raise RuntimeError(tried.stderr)
+        if not (isolation() or unsafe_local):
+            raise RuntimeError(run_python("").stderr)
 
     def __call__(self, *, completions: Sequence[Any], **columns: Any) -> list[Verdict]:
         if "tests" not in columns:
