@@ -37,7 +37,7 @@ def test_splits_never_overlap(splits):
 def test_a_problem_keeps_its_id(splits):
     name = splits["train"][0]["task"]
     assert load(name)["expression"] == splits["train"]["expression"]
-    known = {"rulebook/sharpen": "3+4*1*8*3*8*8", "rulebook/new-rule": "6-9*7+4-3"}
+    known = {"rulebook/sharpen": "3a*7b*4c*8d*1e*3f+3", "rulebook/new-rule": "6a-9b*7c+4d-3"}
     assert splits["train"][17]["expression"] == known[name]
 
 
@@ -50,7 +50,7 @@ def test_the_reference_solves_its_problem_and_ends_in_the_answer(splits):
 
 def test_stars_come_in_equal_shares(splits):
     stars = splits["train"]["n_star"]
-    length = len(splits["train"][0]["expression"]) // 2
+    length = len(splits["train"][0]["expression"]) // 3
     counts = [stars.count(k) for k in range(length)]
     assert sum(counts) == 1024
     assert max(counts) - min(counts) <= 1
@@ -69,7 +69,7 @@ def test_the_prompt_does_not_tell_the_rule(splits):
 
 def test_the_verifier_takes_its_settings_by_name():
     judge = verifier("rulebook/new-rule", feedback="bit")
-    assert judge(completions=["0*4=0;=0"], expression=["0*4"], rulebook=["x*n+3"])[0].kind == ""
+    assert judge(completions=["0a*4=0"], expression=["0a*4"], rulebook=["x*n+3"])[0].kind == ""
 
 
 def test_mistakes_are_named():

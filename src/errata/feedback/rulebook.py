@@ -1,8 +1,8 @@
 """The embedded world's judge: step-by-step arithmetic mod 10 under a rulebook.
 
-A problem is a chain of operators read from left to right, ``7+3*4``; an attempt writes every step and the answer,
-``7+3=0;0*4=3;=3``. A rulebook says what each operator means; each is the usual one plus a constant, mod 10:
-``"x+n, x-n, x*n+3"``. Every step is executed on the digits the attempt itself wrote: one slip is one error.
+A problem is a chain of lettered steps, ``7a+3b*4c-2``. An attempt writes it down with the result after every step, the last
+being the answer: ``7a+3=0b*4=3c-2=1``. A rulebook says what each operator means, the usual operation plus a constant, mod
+10: ``"x+n, x-n, x*n+3"``. Every step is executed on the digit the attempt itself wrote before it: one slip is one error.
 """
 
 from __future__ import annotations
@@ -13,21 +13,20 @@ from typing import Any
 
 from errata.records import Verdict
 
-__all__ = ["USUAL", "RulebookVerifier", "judge", "rule_of", "solve"]
+__all__ = ["USUAL", "RulebookVerifier", "judge", "rule_of", "solve", "steps_of"]
 
 Rule = Callable[[int, str, int], int]
 """``rule(x, operator, n)`` is the next digit."""
 
 Completion = str | Sequence[Mapping[str, Any]]
 """A text or a chat."""
-Step = tuple[str, str, str, str]
-"""Digit, operator, digit, result, as written."""
 
 USUAL = "x+n, x-n, x*n"
 """The rulebook everyone knows."""
 
 _RULE = re.compile(r"x([-+*])n(?:\+(\d))?")
-_STEP = re.compile(r"([0-9])([-+*])([0-9])=([0-9]);")
+_STEP = re.compile(r"([a-z][-+*][0-9])=([0-9])")
+_SHAPE = re.compile(rf"[0-9](?:{_STEP.pattern})*")
 _FEEDBACK = ("trace", "correction", "bit")
 _TRACE = ("first", "all")
 
@@ -51,48 +50,50 @@ def rule_of(rulebook: str) -> Rule:
     return rule
 
 
+def steps_of(expression: str) -> list[str]:
+    """``steps_of("7a+3b*4") == ["a+3", "b*4"]``."""
+    return [expression[k : k + 3] for k in range(1, len(expression), 3)]
+
+
 def solve(expression: str, rule: Rule) -> str:
-    """The right solution in full: ``solve("7+3*4", rule_of("x+n, x-n, x*n+3")) == "7+3=0;0*4=3;=3"``."""
-    x, steps = int(expression[0]), []
-    for operator, n in _operations(expression):
-        value = rule(x, operator, int(n))
-        steps.append(f"{x}{operator}{n}={value};")
-        x = value
-    return "".join(steps) + f"={x}"
+    """The right solution in full: ``solve("7a+3b*4", rule_of("x+n, x-n, x*n+3")) == "7a+3=0b*4=3"``."""
+    solution = expression[0]
+    for step in steps_of(expression):
+        solution += f"{step}={rule(int(solution[-1]), step[1], int(step[2]))}"
+    return solution
 
 
 def judge(attempt: str, expression: str, rule: Rule, *, feedback: str = "trace", trace: str = "all") -> Verdict:
     """Executes one attempt: score 1.0 if every step and the answer are right, else 0.0 with what there is to say.
 
     ``feedback="trace"`` names each wrong step with the result of its own digits and the one written,
-    ``"2:0*4=3 not 0"``, and stops at the first with ``trace="first"``. ``"correction"`` is an expert's corrected version
-    of the attempt, kept up to its first error. ``"bit"`` says nothing. A malformed attempt is told the format instead
-    of a trace.
+    ``"0b*4=3 not 0"``, and stops at the first with ``trace="first"``. ``"correction"`` is an expert's corrected
+    version of the attempt, kept up to its first error. ``"bit"`` says nothing. A malformed attempt is told the format
+    instead of a trace.
     """
     right = solve(expression, rule)
-    parsed = _parse(attempt.strip(), len(expression) // 2)
-    errors = _errors(expression, *parsed, rule) if parsed else []
-    if parsed and not errors:
+    attempt = attempt.strip()
+    well_formed = _SHAPE.fullmatch(attempt) is not None and len(attempt) == len(right)
+    errors = _errors(attempt, expression, rule) if well_formed else []
+    if well_formed and not errors:
         return Verdict(1.0)
     if feedback == "bit":
         return Verdict(0.0)
-    info = {"wrong_steps": [k for k, _, _ in errors]}
+    info = {"wrong_steps": [letter for letter, _ in errors]}
     if feedback == "correction":
         # The world is deterministic: an attempt kept up to its first error and mended from there is the right solution.
         return Verdict(0.0, right, kind="correction", leaks_answer=True, info=info)
-    if not parsed:
-        return Verdict(0.0, f"write {len(expression) // 2} steps like 7+3=0; then the answer like =0", kind="format")
-    shown = errors[:1] if trace == "first" else errors
-    told = ";".join(f"{expected} not {got}" for _, expected, got in shown)
-    # Where all before the last result is right, the value expected there is the answer.
-    leaks = errors[0][0] >= len(expression) // 2
+    if not well_formed:
+        return Verdict(0.0, "write the result after every step: 7a+3=0", kind="format")
+    told = ";".join(text for _, text in (errors[:1] if trace == "first" else errors))
+    leaks = errors[0][0] == expression[-3]  # all before the answer is right, so what is expected of it is the answer
     return Verdict(0.0, told, kind="trace", leaks_answer=leaks, info=info)
 
 
 class RulebookVerifier:
     """Called like a TRL reward function, ``verifier(completions=..., **columns)``, but returns verdicts.
 
-    Reads the columns ``expression`` (``"7+3*4"``) and ``rulebook`` (``"x+n, x-n, x*n+3"``). ``feedback`` is one of
+    Reads the columns ``expression`` (``"7a+3b*4"``) and ``rulebook`` (``"x+n, x-n, x*n+3"``). ``feedback`` is one of
     ``"trace"``, ``"correction"``, ``"bit"``, and ``trace`` of ``"all"``, ``"first"``: see :func:`judge`. Raises
     ``ValueError`` for others.
     """
@@ -123,30 +124,18 @@ class RulebookVerifier:
         ]
 
 
-def _operations(expression: str) -> list[tuple[str, str]]:
-    return list(zip(expression[1::2], expression[2::2], strict=True))
-
-
-def _parse(attempt: str, n_steps: int) -> tuple[list[Step], str] | None:
-    """The steps and the answer; ``None`` if the attempt is not exactly ``n_steps`` steps and an answer."""
-    shape = re.fullmatch(rf"((?:{_STEP.pattern}){{{n_steps}}})=(\d)", attempt)
-    return (_STEP.findall(shape[1]), shape[shape.lastindex or 0]) if shape else None
-
-
-def _errors(expression: str, steps: Sequence[Step], answer: str, rule: Rule) -> list[tuple[int, str, str]]:
-    """Step number, what was expected and what was written, for each step that is wrong on the digits before it."""
-    errors = []
-    running = expression[0]
-    for k, (step, (operator, n)) in enumerate(zip(steps, _operations(expression), strict=True), start=1):
-        *written, value = step
-        expected = str(rule(int(running), operator, int(n)))
-        if written != [running, operator, n]:
-            errors.append((k, f"{k}:{running}{operator}{n}={expected}", "{}{}{}={}".format(*step)))
-        elif value != expected:
-            errors.append((k, f"{k}:{running}{operator}{n}={expected}", value))
-        running = value
-    if answer != running:
-        errors.append((len(steps) + 1, f"={running}", f"={answer}"))
+def _errors(attempt: str, expression: str, rule: Rule) -> list[tuple[str, str]]:
+    """Letter and trace of each step that is wrong after the digit written before it; a miscopied start counts to the first."""
+    steps = steps_of(expression)
+    errors = [] if attempt[0] == expression[0] else [(steps[0][0], f"{expression[0]} not {attempt[0]}")]
+    before = attempt[0]
+    for step, (written, got) in zip(steps, _STEP.findall(attempt), strict=True):
+        expected = str(rule(int(before), step[1], int(step[2])))
+        if written != step:
+            errors.append((step[0], f"{before}{step}={expected} not {written}={got}"))
+        elif got != expected:
+            errors.append((step[0], f"{before}{step}={expected} not {got}"))
+        before = got
     return errors
 
 

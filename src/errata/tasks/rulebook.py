@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from errata.feedback.rulebook import USUAL, RulebookVerifier, rule_of, solve
@@ -16,7 +17,7 @@ from errata.feedback.rulebook import USUAL, RulebookVerifier, rule_of, solve
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["NEW_RULE", "load", "split_of", "verifier"]
+__all__ = ["NEW_RULE", "load", "split_of", "verifier", "write_expression"]
 
 NEW_RULE = "x+n, x-n, x*n+3"
 _SIZES = {"train": 1024, "test": 256}
@@ -63,6 +64,12 @@ def split_of(expression: str) -> str:
     return "test" if zlib.crc32(expression.encode()) % 8 == 0 else "train"
 
 
+def write_expression(start: int, operations: Sequence[tuple[str, int]]) -> str:
+    """``write_expression(7, [("+", 3), ("*", 4)]) == "7a+3b*4"``."""
+    letters = zip("abcdefghijklmnopqrstuvwxyz", operations, strict=False)
+    return str(start) + "".join(f"{letter}{operator}{n}" for letter, (operator, n) in letters)
+
+
 def _expressions(split: str, length: int) -> list[str]:
     """Distinct chains with 0, 1, 2, ... ``length - 1`` stars in equal shares, in the order drawn."""
     rng = random.Random(f"{split} {length}")
@@ -70,7 +77,7 @@ def _expressions(split: str, length: int) -> list[str]:
     while len(found) < _SIZES[split]:
         stars = rng.sample(range(length), k=len(found) % length)
         operators = ["*" if k in stars else rng.choice("+-") for k in range(length)]
-        expression = str(rng.randrange(10)) + "".join(f"{o}{rng.randrange(1, 10)}" for o in operators)
+        expression = write_expression(rng.randrange(10), [(o, rng.randrange(1, 10)) for o in operators])
         if split_of(expression) == split:
             found[expression] = None
     return list(found)

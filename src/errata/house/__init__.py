@@ -1,0 +1,11 @@
+"""The house policy: a Qwen3 of well under a million parameters, pre-trained for the embedded world. See its card, README.md.
+
+``AutoModelForCausalLM.from_pretrained(HOUSE_PATH)`` and ``AutoTokenizer.from_pretrained(HOUSE_PATH)`` load it.
+"""
+
+from pathlib import Path
+
+__all__ = ["HOUSE_PATH"]
+
+HOUSE_PATH = str(Path(__file__).parent)
+"""Directory of the weights, the tokenizer and the chat template."""
