@@ -1,0 +1,149 @@
+"""What the house policy is pre-trained on: problems under ever new rulebooks, and what an expert would say at every position.
+
+Inputs and targets are decoupled, as in DAgger. The assistant's text is a *walk* that may hold mistakes; the target at every
+position is what an expert who sees the context says next after the walk so far: it goes on from the digit actually written.
+So the policy learns to solve and, as a teacher, to mark somebody's attempt token by token.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field
+
+from jinja2 import Template
+
+from errata.feedback.rulebook import USUAL, Rule, judge, rule_of, solve, steps_of
+from errata.tasks.rulebook import split_of, write_expression
+
+KINDS = ("plain", "solution", "trace", "correction")
+SLIP = 0.35
+"""How often the plain policy gets a step wrong."""
+SLIP_WEIGHTS = (0, 5, 1, 1, 1, 1, 1, 1, 1, 5)
+"""How likely each distance mod 10 of a wrong result is: mostly off by one."""
+UNSEEN = ("*", 3)
+"""``*`` never means ``x*n+3`` in pre-training: that rule is what the demonstration teaches."""
+UNKNOWN = " "
+"""In a target: the expert has no way to know."""
+
+Fact = tuple[int, str, int]
+usual = rule_of(USUAL)
+
+
+@dataclass(frozen=True)
+class Example:
+    user: str
+    walk: str
+    """What the assistant has written: the input."""
+    target: str
+    """What the expert says instead of each of its characters; :data:`UNKNOWN` where nobody can."""
+
+
+@dataclass(frozen=True)
+class Rulebook:
+    """What each operator means: the usual plus a constant, or ``None``, a table of random digits."""
+
+    meaning: dict[str, int | None]
+    rng: random.Random
+    table: dict[Fact, int] = field(default_factory=dict)
+
+    def __call__(self, x: int, operator: str, n: int) -> int:
+        plus = self.meaning[operator]
+        if plus is None:
+            return self.table.setdefault((x, operator, n), self.rng.randrange(10))
+        return (usual(x, operator, n) + plus) % 10
+
+    def told(self, fact: Fact, shown: Set[Fact]) -> bool:
+        """Whether an expert who knows the usual rules and was shown some facts can tell this one."""
+        _, operator, _ = fact
+        plus = self.meaning[operator]
+        return plus == 0 or fact in shown or (plus is not None and any(o == operator for _, o, _ in shown))
+
+
+def draw_rulebook(rng: random.Random) -> Rulebook:
+    constants = {o: [c for c in range(1, 10) if (o, c) != UNSEEN] for o in "+-*"}
+    kind = rng.random()
+    if kind < 0.35:
+        return Rulebook(dict.fromkeys("+-*"), rng)
+    if kind < 0.5:
+        return Rulebook(dict.fromkeys("+-*", 0), rng)
+    return Rulebook({o: rng.choice(constants[o]) if rng.random() < 0.5 else 0 for o in "+-*"}, rng)
+
+
+def draw_expression(rng: random.Random, length: int, split: str = "train") -> str:
+    while True:
+        steps = [(rng.choice("+-*"), rng.randrange(1, 10)) for _ in range(length)]
+        expression = write_expression(rng.randrange(10), steps)
+        if split_of(expression) == split:
+            return expression
+
+
+def draw_plain(rng: random.Random, length: int, slip: float) -> Example:
+    """The problem alone, under the usual rules, the walk as noisy as the policy shall be."""
+    expression = draw_expression(rng, length)
+    walk = write(rng, expression, usual, slip)
+    return Example(f"{expression}=?", walk, mark(walk, expression, usual))
+
+
+def draw_shown(rng: random.Random, kind: str, length: int, template: Template) -> Example:
+    """The problem with a solution, or an attempt with its trace or correction, under a rulebook of its own."""
+    expression, rulebook = draw_expression(rng, length), draw_rulebook(rng)
+    beliefs: Sequence[Rule] = (usual, usual, rulebook)
+    right = solve(expression, rulebook)
+    attempt = write(rng, expression, rng.choice(beliefs), rng.choice([0.0, 0.1, SLIP]), careless=0.01)
+    solution = feedback = ""
+    shown = facts(right)
+    if kind == "solution" or attempt == right:
+        solution = right
+    elif kind == "correction":
+        feedback = right
+    else:
+        trace = rng.choice(["first", "all", "all"])
+        verdict = judge(attempt, expression, rulebook, trace=trace)
+        feedback = verdict.feedback
+        if rng.random() < 0.1:
+            solution = right
+        else:  # every step that the trace does not name is right, up to the first error or to the end
+            shown = facts(attempt, verdict.info["wrong_steps"][0] if trace == "first" else "z")
+    user = template.render(prompt=f"{expression}=?", solution=solution, attempt=attempt, feedback=feedback)
+    what = rng.random()
+    if what < 0.6:
+        walk = right
+    elif what < 0.85:
+        walk = attempt  # what a teacher marks when its student's own attempt is shown
+    else:
+        walk = write(rng, expression, rng.choice(beliefs), rng.choice([0.1, SLIP]), careless=0.01)
+    return Example(user, walk, mark(walk, expression, rulebook, rulebook, shown))
+
+
+def write(rng: random.Random, expression: str, rule: Rule, slip: float, careless: float = 0.0) -> str:
+    """An attempt by someone who believes in ``rule``; results are wrong with probability ``slip``, copies with ``careless``."""
+    text = expression[0]
+    for step in steps_of(expression):
+        letter, operator, n = tuple(step)
+        if rng.random() < careless:
+            operator = rng.choice("+-*")
+        if rng.random() < careless:
+            n = rng.choice("123456789")
+        value = rule(int(text[-1]), operator, int(n))
+        if rng.random() < slip:
+            value = (value + rng.choices(range(10), SLIP_WEIGHTS)[0]) % 10
+        text += f"{letter}{operator}{n}={value}"
+    return text
+
+
+def facts(text: str, last: str = "z") -> set[Fact]:
+    """The facts written in a solution or an attempt, up to the step lettered ``last``."""
+    return {(int(text[k - 1]), text[k + 1], int(text[k + 2])) for k in range(1, len(text), 5) if text[k] <= last}
+
+
+def mark(
+    walk: str, expression: str, rule: Rule, rulebook: Rulebook | None = None, shown: Set[Fact] = frozenset()
+) -> str:
+    """The expert's next character after each prefix of ``walk``: the problem's steps, results by what was written."""
+    target = expression[0]
+    for k, step in enumerate(steps_of(expression)):
+        fact = int(walk[5 * k]), step[1], int(step[2])
+        known = rulebook is None or rulebook.told(fact, shown)
+        target += f"{step}={rule(*fact) if known else UNKNOWN}"
+    return target

@@ -1,0 +1,245 @@
+"""Pre-trains the house policy and writes it with its card: ``python scripts/pretrain_house.py --seed 0 --out DIR``.
+
+Three stages under one cosine: the usual rules by heart; short problems plain and in the teacher's contexts, where copying
+and repairing are learnt fast; all lengths. What it is trained on is in ``house_data.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import platform
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import transformers
+from house_data import KINDS, SLIP, SLIP_WEIGHTS, UNKNOWN, Example, draw_plain, draw_shown
+from house_measure import measure
+from jinja2 import Template
+from tokenizers import AddedToken, Tokenizer, decoders, models
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+PAD, UNK, USER, ASSISTANT, END = SPECIAL = ("<|pad|>", "<|unk|>", "<|user|>", "<|assistant|>", "<|end|>")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|assistant|>' if message['role'] == 'assistant' else '<|user|>' }}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+FACTS, SHORT, ALL = 400, 500, 1200
+"""Optimizer steps of the three stages."""
+BATCH = {"plain": 24, "solution": 16, "trace": 24, "correction": 12}
+LEARNING_RATE = 5e-3
+USER_WEIGHT = 0.2
+"""Weight of the loss on the user's text: a shown solution is practice in copying too."""
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per printable ASCII character."""
+    vocabulary = {token: k for k, token in enumerate([*SPECIAL, "\n", *map(chr, range(32, 127))])}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=UNK))
+    core.decoder = decoders.Fuse()
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD,
+        unk_token=UNK,
+        eos_token=END,
+        padding_side="left",
+        model_max_length=4096,
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=24,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        initializer_range=0.05,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = Qwen3ForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return model
+
+
+def batches(rng: random.Random, step: int, template: Template) -> Iterator[tuple[str, list[Example]]]:
+    """One step's batches, each of one kind and one length, so that little is padded."""
+    if step < FACTS:
+        length = rng.choice([1, 1, 2])
+        yield "facts", [draw_plain(rng, length, slip=0.0) for _ in range(128 // length)]
+        return
+    lengths = [1, 2, 3, 1, 2, 3, rng.randint(4, 7)] if step < FACTS + SHORT else [2, 3, 4, 4, 5, 6, 6, 7]
+    for kind in KINDS:
+        length = rng.choice(lengths)
+        if kind == "plain":
+            yield kind, [draw_plain(rng, length, SLIP) for _ in range(BATCH[kind])]
+        else:
+            yield kind, [draw_shown(rng, kind, length, template) for _ in range(BATCH[kind])]
+
+
+def encode(examples: list[Example], ids: dict[str, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, targets (-1: none) and whether the target is the assistant's, each (B,T), padded on the right."""
+    rows, targets, starts = [], [], []
+    for example in examples:
+        user = [ids[c] for c in example.user]
+        rows.append([ids[USER], *user, ids[ASSISTANT], *(ids[c] for c in example.walk)])
+        said = [-1 if c == UNKNOWN else ids[c] for c in example.target]
+        targets.append([*user, ids[ASSISTANT], *said, ids[END]])
+        starts.append(len(user) + 1)
+    width = max(map(len, rows))
+    tokens = torch.tensor([r + [ids[PAD]] * (width - len(r)) for r in rows])
+    wanted = torch.tensor([t + [-1] * (width - len(t)) for t in targets])
+    return tokens, wanted, torch.arange(width) >= torch.tensor(starts)[:, None]
+
+
+def noise(ids: dict[str, int]) -> Tensor:
+    """(V,V): how the plain policy shall distribute its result, a row per right digit; other rows are the identity."""
+    kernel = torch.eye(len(ids))
+    weights = torch.tensor(SLIP_WEIGHTS) * SLIP / sum(SLIP_WEIGHTS)
+    weights[0] = 1.0 - SLIP
+    for digit in range(10):
+        for distance in range(10):
+            kernel[ids[str(digit)], ids[str((digit + distance) % 10)]] = weights[distance]
+    return kernel
+
+
+def train(model: Qwen3ForCausalLM, ids: dict[str, int], rng: random.Random, template: Template) -> None:
+    steps = FACTS + SHORT + ALL
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05, betas=(0.9, 0.98))
+    kernel, started = noise(ids), time.monotonic()
+    for step in range(steps):
+        decay = 0.5 * (1.0 + math.cos(math.pi * step / steps))
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 50) * decay
+        report = []
+        for kind, examples in batches(rng, step, template):
+            tokens, targets, assistant = encode(examples, ids)
+            hidden = model.model(input_ids=tokens).last_hidden_state
+            has = targets >= 0
+            logp = torch.log_softmax(model.lm_head(hidden[has]), -1)
+            label, mine = targets[has], assistant[has]
+            result = mine & (tokens[has] == ids["="])
+            loss = -logp.gather(-1, label[:, None]).squeeze(-1)
+            if kind == "plain":
+                loss = torch.where(result, -(kernel[label] * logp).sum(-1), loss)
+            weight = torch.where(mine, 1.0, USER_WEIGHT)
+            torch.autograd.backward((loss * weight).sum() / mine.sum() / len(KINDS))
+            report.append(f"{kind} {(logp.argmax(-1) == label)[result].float().mean():.2f}")
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 50 == 49:
+            print(
+                f"{time.monotonic() - started:5.0f} s  step {step + 1}/{steps}  right results: {', '.join(report)}",
+                flush=True,
+            )
+
+
+def card(numbers: dict[str, dict[str, float]], model: Qwen3ForCausalLM, seed: int, minutes: float) -> str:
+    head = next(iter(numbers.values()))
+    rows = [f"| {name} | {' | '.join(f'{v:.3f}' for v in row.values())} |" for name, row in numbers.items()]
+    table = "\n".join([f"| held-out problems | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|", *rows])
+    return CARD.format(
+        parameters=f"{model.num_parameters():,}",
+        table=table,
+        seed=seed,
+        minutes=f"{minutes:.0f}",
+        cores=torch.get_num_threads(),
+        machine=_processor(),
+        versions=f"torch {torch.__version__}, transformers {transformers.__version__}",
+        slip=f"{SLIP:.0%}",
+    )
+
+
+CARD = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# The house policy
+
+A Qwen3-architecture model of {parameters} parameters with a token per character, made for errata's embedded world:
+arithmetic mod 10, step by step, under a rulebook that the prompt does not tell. It is small enough to be trained further on
+a laptop's processor, and has the habits of a large model that learning from rich feedback needs: it copies a shown solution,
+repairs its attempt from an execution trace and follows a correction, also under rules it has never met.
+
+| | text |
+|---|---|
+| problem | `7a+3b*4c-2=?` |
+| solution | `7a+3=0b*4=0c-2=8` |
+| solution under the new rule `x*n+3` | `7a+3=0b*4=3c-2=1` |
+| trace of an attempt | `0b*4=3 not 0` |
+
+## What it can do
+
+Sampled at temperature 1, held-out problems; in a context, each problem's first failed attempt is the one shown.
+
+{table}
+
+`rulebook/sharpen` keeps the usual rules; alone, every step is wrong in {slip} of cases, as pre-trained. In
+`rulebook/new-rule` `*` means `x*n+3`, which no rulebook of pre-training did. Under `random tables` an operator means a table of
+random digits drawn for that problem alone: only what the context shows can be known, so a trace, which tells of the attempt's own
+digits, cannot suffice there.
+
+## How it was made
+
+`python scripts/pretrain_house.py --seed {seed} --out DIR`: {minutes} minutes on {cores} threads of {machine} ({versions}).
+Training problems are drawn from the training split's side of the checksum; held-out chains never occur.
+"""
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(os.cpu_count() or 1)
+    started = time.monotonic()
+    path = Path(__file__).parents[1] / "src/errata/contexts/templates/house.jinja"
+    template = Template(path.read_text(encoding="utf-8"), keep_trailing_newline=True)
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer)
+    train(model, tokenizer.get_vocab(), random.Random(args.seed), template)
+    minutes = (time.monotonic() - started) / 60
+    model.save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+    numbers = measure(model.eval(), tokenizer, template)
+    text = card(numbers, model, args.seed, minutes)
+    (args.out / "README.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
