@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from errata.feedback.worker import Worker
+from errata.feedback.worker import Worker, processors
 
 MODULE = """
 import os, sys, time
@@ -71,6 +71,16 @@ def test_a_call_that_fails_does_not_spoil_the_next(worker, how, error, message):
     assert time.monotonic() - start < 5.0
     after = misbehave.call({"how": "well"}, timeout_s=10.0)["fine"]
     assert (after == before) == (how in ("raise", "memory"))
+
+
+def test_ranks_on_one_machine_share_its_processors(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert processors() == 16
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert processors() == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "32")
+    assert processors() == 1
 
 
 def test_its_process_ends_with_it(worker):

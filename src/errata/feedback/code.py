@@ -7,7 +7,6 @@ JSON, one a line, and its value as JSON. What a test expects never enters the sa
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 from errata.feedback.custom import answer_text
 from errata.feedback.sandbox import OUTPUT_BYTES, SandboxResult, isolation, run_python
+from errata.feedback.worker import processors
 from errata.records import Verdict
 
 __all__ = ["CodeVerifier", "read_code", "same_output"]
@@ -137,7 +137,7 @@ class CodeVerifier:
         memory_mb: memory of one test; AtCoder's limit by default.
         show: failing tests that the feedback describes.
         budget: characters of feedback at most, about; long inputs and outputs lose their middle.
-        workers: programs run at a time; as many as there are processors by default.
+        workers: programs run at a time; by default this process's share of the processors.
         unsafe_local: allow running programs without isolation where there is none.
     Raises:
         RuntimeError: programs cannot be isolated here; says what to do.
@@ -160,7 +160,7 @@ class CodeVerifier:
             raise ValueError(f"show must be at least 1 and budget at least 200, not {show} and {budget}")
         self.timeout_s, self.memory_mb, self.unsafe_local = timeout_s, memory_mb, unsafe_local
         self.show, self.budget, self.partial = show, budget, partial
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = workers or processors()
         self.__name__ = "code"
         if not (isolation() or unsafe_local):
             raise RuntimeError(run_python("").stderr)

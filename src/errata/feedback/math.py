@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import queue
 import re
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from errata.feedback.custom import answer_text
-from errata.feedback.worker import Worker
+from errata.feedback.worker import Worker, processors
 from errata.records import Verdict
 
 __all__ = ["MathVerifier", "grade", "last_boxed"]
@@ -41,7 +40,7 @@ class MathVerifier:
         show: what the feedback on a wrong answer reveals beside that it is wrong: ``"nothing"``, the right ``"answer"``, or
             the ``"reference"`` solution (the answer where there is none); the latter two leak the answer.
         timeout_s: time to compare one answer. Some expressions take for ever; the rollout is then not judged.
-        workers: processes that compare; half as many as there are processors by default, at most eight.
+        workers: processes that compare; by default half of this process's share of the processors, at most eight.
     Raises:
         ValueError: an unknown ``show``, or at a call a missing column.
         ImportError: math-verify is not installed; says how to get it.
@@ -56,7 +55,7 @@ class MathVerifier:
             raise ImportError("grading mathematics needs math-verify: pip install 'errata[math]'")
         self.show, self.timeout_s = show, timeout_s
         self.__name__ = "math"
-        self._workers = workers or min(8, max(1, (os.cpu_count() or 1) // 2))
+        self._workers = workers or min(8, max(1, processors() // 2))
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for _ in range(self._workers):
             self._idle.put(Worker("errata.feedback.math:grade", preload=["math_verify"]))

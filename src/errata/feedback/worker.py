@@ -17,9 +17,14 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["Worker", "serve"]
+__all__ = ["Worker", "processors", "serve"]
 
 _MEMORY_BYTES = 4 << 30
+
+
+def processors() -> int:
+    """This machine's, shared with the other processes that train on it (torchrun and accelerate say how many)."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class Worker:
