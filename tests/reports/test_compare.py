@@ -122,7 +122,15 @@ def test_a_difference_that_changes_its_sign_is_a_tie(tmp_path):
 
 def test_equal_results_tie(tmp_path):
     paths = three_seeds(tmp_path, "grpo", [0.5, 0.5]) + three_seeds(tmp_path, "distil", [0.5, 0.5])
-    assert [(e.best, e.tie) for e in rows(compare(load(paths)), "avg@4").values()] == [(True, False), (False, True)]
+    assert [(e.best, e.tie) for e in rows(compare(load(paths)), "avg@4").values()] == [(False, True)] * 2
+
+
+def test_equal_best_share_the_crown(tmp_path):
+    ends = {"grpo": [0.5, 0.5], "distil": [0.9, 0.9], "drift": [0.9, 0.9]}
+    paths = [path for method, values in ends.items() for path in three_seeds(tmp_path, method, values)]
+    assert {label: e.best for label, e in rows(compare(load(paths)), "avg@4").items()} == {
+        "grpo": False, "distil": True, "drift": True,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("other", "apart"), [(0.62, False), (0.5, True)])

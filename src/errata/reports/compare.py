@@ -281,8 +281,11 @@ def _mark_best(
     apart = {label: told_apart(groups[winner], groups[label], column) for label in known if label != winner}
     if apart and all(verdict is None for verdict in apart.values()):
         return
+    equal = {label for label, e in known.items() if e.mean == known[winner].mean}
     for label, e in known.items():
-        rows[label][column.name] = replace(e, best=label == winner, tie=apart.get(label) is False)
+        best = label in equal and (len(known) == 1 or len(equal) < len(known))
+        tie = not best and (label in equal or apart[label] is False)
+        rows[label][column.name] = replace(e, best=best, tie=tie)
 
 
 def told_apart(first: Sequence[Run], second: Sequence[Run], column: Column) -> bool | None:
