@@ -8,7 +8,7 @@ So the policy learns to solve and, as a teacher, to mark somebody's attempt toke
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence, Set
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 from jinja2 import Template
@@ -60,20 +60,19 @@ class Rulebook:
         return plus == 0 or fact in shown or (plus is not None and any(o == operator for _, o, _ in shown))
 
 
-def draw_rulebook(rng: random.Random) -> Rulebook:
-    constants = {o: [c for c in range(1, 10) if (o, c) != UNSEEN] for o in "+-*"}
-    kind = rng.random()
-    if kind < 0.35:
-        return Rulebook(dict.fromkeys("+-*"), rng)
-    if kind < 0.5:
-        return Rulebook(dict.fromkeys("+-*", 0), rng)
-    return Rulebook({o: rng.choice(constants[o]) if rng.random() < 0.5 else 0 for o in "+-*"}, rng)
+def draw_rulebook(rng: random.Random, tables: bool) -> Rulebook:
+    """The usual rules; or, with ``tables``, tables alone; or each operator usual or not."""
+    kinds = ("usual", "table", "table", "mixed", "mixed", "mixed") if tables else ("usual", "mixed", "mixed")
+    kind = rng.choice(kinds)
+    changed = [o for o in "+-*" if kind == "mixed" and rng.choice((False, True))]
+    constant = {o: rng.choice([c for c in range(1, 10) if (o, c) != UNSEEN]) for o in "+-*"}
+    return Rulebook({o: None if kind == "table" else constant[o] if o in changed else 0 for o in "+-*"}, rng)
 
 
 def draw_expression(rng: random.Random, length: int, split: str = "train") -> str:
     while True:
-        steps = [(rng.choice("+-*"), rng.randrange(1, 10)) for _ in range(length)]
-        expression = write_expression(rng.randrange(10), steps)
+        start = rng.randrange(10)
+        expression = write_expression(start, [(rng.choice("+-*"), rng.randrange(1, 10)) for _ in range(length)])
         if split_of(expression) == split:
             return expression
 
@@ -87,24 +86,25 @@ def draw_plain(rng: random.Random, length: int, slip: float) -> Example:
 
 def draw_shown(rng: random.Random, kind: str, length: int, template: Template) -> Example:
     """The problem with a solution, or an attempt with its trace or correction, under a rulebook of its own."""
-    expression, rulebook = draw_expression(rng, length), draw_rulebook(rng)
-    beliefs: Sequence[Rule] = (usual, usual, rulebook)
+    expression = draw_expression(rng, length)
+    # A trace tells of the attempt's own digits: of a table that is too little to go on, so tables are rarer there.
+    rulebook = draw_rulebook(rng, tables=kind != "trace" or rng.random() < 0.3)
+    attempt = write(rng, expression, rng.choice((usual, usual, rulebook)), rng.choice((0.0, 0.1, SLIP)), careless=0.01)
     right = solve(expression, rulebook)
-    attempt = write(rng, expression, rng.choice(beliefs), rng.choice([0.0, 0.1, SLIP]), careless=0.01)
     solution = feedback = ""
-    shown = facts(right)
-    if kind == "solution" or attempt == right:
-        solution = right
-    elif kind == "correction":
-        feedback = right
-    else:
-        trace = rng.choice(["first", "all", "all"])
+    shown = facts(right, expression)
+    if kind == "trace":
+        trace = rng.choice(("first", "all", "all"))
         verdict = judge(attempt, expression, rulebook, trace=trace)
         feedback = verdict.feedback
-        if rng.random() < 0.1:
+        if not feedback or rng.random() < 0.1:
             solution = right
-        else:  # every step that the trace does not name is right, up to the first error or to the end
-            shown = facts(attempt, verdict.info["wrong_steps"][0] if trace == "first" else "z")
+        else:  # a step that the trace does not name is right, up to the first error or to the end
+            shown = facts(attempt, expression, verdict.info["wrong_steps"][0] if trace == "first" else "z")
+    elif kind == "correction" and attempt != right:
+        feedback = right
+    else:
+        solution = right
     user = template.render(prompt=f"{expression}=?", solution=solution, attempt=attempt, feedback=feedback)
     what = rng.random()
     if what < 0.6:
@@ -112,7 +112,7 @@ def draw_shown(rng: random.Random, kind: str, length: int, template: Template) -
     elif what < 0.85:
         walk = attempt  # what a teacher marks when its student's own attempt is shown
     else:
-        walk = write(rng, expression, rng.choice(beliefs), rng.choice([0.1, SLIP]), careless=0.01)
+        walk = write(rng, expression, rng.choice((usual, rulebook)), rng.choice((0.1, SLIP)), careless=0.01)
     return Example(user, walk, mark(walk, expression, rulebook, rulebook, shown))
 
 
@@ -132,9 +132,10 @@ def write(rng: random.Random, expression: str, rule: Rule, slip: float, careless
     return text
 
 
-def facts(text: str, last: str = "z") -> set[Fact]:
-    """The facts written in a solution or an attempt, up to the step lettered ``last``."""
-    return {(int(text[k - 1]), text[k + 1], int(text[k + 2])) for k in range(1, len(text), 5) if text[k] <= last}
+def facts(text: str, expression: str, last: str = "z") -> set[Fact]:
+    """What a solution, or an attempt together with its trace, tells of the problem's steps up to the one lettered ``last``."""
+    steps = steps_of(expression)
+    return {(int(text[5 * k]), step[1], int(step[2])) for k, step in enumerate(steps) if step[0] <= last}
 
 
 def mark(

@@ -72,7 +72,7 @@ def test_a_trace_leaks_the_answer_only_where_all_steps_before_the_last_are_right
 
 def test_the_right_attempt_needs_no_feedback():
     for feedback in ("trace", "correction", "bit"):
-        assert judge("7a+3=0b*4=3c-2=1", "7a+3b*4c-2", NEW, feedback=feedback) == Verdict(1.0)
+        assert judge("7a+3=0b*4=3c-2=1", "7a+3b*4c-2", NEW, feedback=feedback) == Verdict(1.0, info={"chosen": "1"})
 
 
 def test_the_right_answer_by_a_wrong_step_does_not_count():
@@ -86,7 +86,9 @@ def test_a_correction_is_the_attempt_mended():
 
 
 def test_bit_says_nothing():
-    assert judge("7a+3=0b*4=0c-2=8", "7a+3b*4c-2", NEW, feedback="bit") == Verdict(0.0)
+    assert judge("7a+3=0b*4=0c-2=8", "7a+3b*4c-2", NEW, feedback="bit") == Verdict(
+        0.0, info={"chosen": "8", "wrong_steps": ["b"]}
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,6 +98,7 @@ def test_a_malformed_attempt_is_told_the_format(attempt):
     verdict = judge(attempt, "7a+3b*4c-2", NEW)
     assert (verdict.score, verdict.kind) == (0.0, "format")
     assert verdict.feedback == "write the result after every step: 7a+3=0"
+    assert "chosen" not in verdict.info
 
 
 @settings(deadline=None)
@@ -125,7 +128,7 @@ def test_the_verifier_is_called_like_a_trl_reward_function():
         rulebook=["x*n+3", "x*n+3"],
         trainer_state=None,
     )
-    assert verdicts[0] == Verdict(1.0)
+    assert verdicts[0] == Verdict(1.0, info={"chosen": "3"})
     assert (verdicts[1].score, verdicts[1].feedback) == (0.0, "0a*4=3 not 0")
 
 

@@ -69,17 +69,17 @@ def judge(attempt: str, expression: str, rule: Rule, *, feedback: str = "trace",
     ``feedback="trace"`` names each wrong step with the result of its own digits and the one written,
     ``"0b*4=3 not 0"``, and stops at the first with ``trace="first"``. ``"correction"`` is an expert's corrected
     version of the attempt, kept up to its first error. ``"bit"`` says nothing. A malformed attempt is told the format
-    instead of a trace.
+    instead of a trace. ``info`` holds the answer it gave, ``chosen``, and the letters of its ``wrong_steps``.
     """
     right = solve(expression, rule)
     attempt = attempt.strip()
     well_formed = _SHAPE.fullmatch(attempt) is not None and len(attempt) == len(right)
     errors = _errors(attempt, expression, rule) if well_formed else []
     if well_formed and not errors:
-        return Verdict(1.0)
+        return Verdict(1.0, info={"chosen": attempt[-1]})
+    info = {"chosen": attempt[-1], "wrong_steps": [letter for letter, _ in errors]} if well_formed else {}
     if feedback == "bit":
-        return Verdict(0.0)
-    info = {"wrong_steps": [letter for letter, _ in errors]}
+        return Verdict(0.0, info=info)
     if feedback == "correction":
         # The world is deterministic: an attempt kept up to its first error and mended from there is the right solution.
         return Verdict(0.0, right, kind="correction", leaks_answer=True, info=info)
