@@ -80,6 +80,7 @@ def test_by_hand():
     mask = torch.tensor([[1, 1, 1, 0], [0, 1, 0, 0]])
     torch.testing.assert_close(token_weights(mask, "dapo"), mask / 4)
     torch.testing.assert_close(token_weights(mask, "dapo", total=torch.tensor(10)), mask / 10)
+    torch.testing.assert_close(token_weights(mask, "dapo", total=0.5), mask / 0.5)  # few tokens over many processes
     torch.testing.assert_close(token_weights(mask, "bnpo", accumulation=2), mask / 8)
     torch.testing.assert_close(token_weights(mask, "dr_grpo", max_length=5), mask / 10)
     expected = torch.tensor([[1 / 6, 1 / 6, 1 / 6, 0], [0, 1 / 2, 0, 0]])

@@ -15,8 +15,9 @@ from .divergence import importance_weight
 def clipped_surrogate(
     logp: Tensor, old_logp: Tensor | None, advantage: Tensor, *, clip_low: float = 0.2, clip_high: float = 0.28
 ) -> Tensor:
-    """-min(ρA, clip(ρ, 1-clip_low, 1+clip_high)·A) per token, to be minimised; ρ = exp(logp - old_logp).  [PPO;
-    DAPO's asymmetric clip]
+    """-min(ρA, clip(ρ, 1-clip_low, 1+clip_high)·A) per token, to be minimised; ρ = exp(logp - old_logp).
+
+    PPO's (arXiv 1707.06347) with DAPO's two-sided bounds (arXiv 2503.14476).
 
     Args:
         logp: (B, T) log-probability of the sampled tokens, with gradient.
@@ -36,8 +37,10 @@ def clipped_surrogate(
 
 
 def importance_surrogate(logp: Tensor, old_logp: Tensor | None, advantage: Tensor, *, clip: float = 2.0) -> Tensor:
-    """-sg min(ρ, clip)·A·logp per token, to be minimised: the form of DistIL's released code. Shapes as
-    ``clipped_surrogate``."""
+    """-sg min(ρ, clip)·A·logp per token, to be minimised: the form of DistIL's released code.
+
+    Shapes and errors as ``clipped_surrogate``.
+    """
     logp, old, advantage = _aligned(logp, old_logp, advantage)
     return -importance_weight(logp, old, clip=clip) * advantage * logp
 
@@ -48,7 +51,8 @@ def group_advantage(reward: Tensor | Sequence[float | None], group: Tensor, *, s
 
     Args:
         reward: (B,); NaN (or ``None`` in a list) marks a response nobody could judge: it is left out of mean and
-        deviation. group: (B,) integer ids.
+            deviation.
+        group: (B,) integer ids.
         scale: ``none``; ``group`` divides by the group's standard deviation + 1e-4; ``batch`` by that of the whole
             batch (both with the n-1 denominator, as TRL's).
 

@@ -3,6 +3,7 @@ streams separate."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .checks import as_float, masked, one_of, two_dimensional
@@ -44,14 +45,8 @@ def token_weights(
     one_of("kind", kind, KINDS)
     valid = as_float(mask.bool())
     if kind == "dapo":
-        denominator = (
-            valid.sum()
-            if total is None
-            else valid.new_tensor(total)
-            if isinstance(total, int | float)
-            else as_float(total)
-        )
-        return masked(valid / denominator.clamp(min=1.0), mask)
+        count = valid.sum() if total is None else torch.as_tensor(total, dtype=valid.dtype, device=valid.device)
+        return masked(valid / count.clamp(min=1.0 if total is None else torch.finfo(valid.dtype).tiny), mask)
     if kind == "bnpo":
         weight = valid / valid.sum().clamp(min=1.0)
     elif kind == "grpo":

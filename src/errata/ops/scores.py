@@ -150,10 +150,11 @@ def fused_loss(
         rl_weight, sd_weight: (B, T) weights of the two streams; ``None`` is 0 everywhere.
         old_logp: (B, T) log-probabilities at sampling time; ``None``: the policy has not moved since (ρ = 1).
         mask: (B, T); ``None``: the tokens with any weight.
-        surrogate: ``clipped`` (with ``clip_low``, ``clip_high``) or ``importance`` (ρ cut at ``importance_clip``, or
-        2). importance_clip: ``None`` leaves the divergence as it is.
+        surrogate: ``clipped`` (with ``clip_low``, ``clip_high``) or ``importance`` (ρ cut at ``importance_clip``, else 2).
+        importance_clip: ``None`` leaves the divergence as it is.
         token_clip: largest divergence of a token; ``None``: no limit.
-        teacher_mask: (B, T) tokens to score the teacher at; ``None``: those with ``sd_weight``.
+        teacher_mask: (B, T) tokens to score the teacher at; elsewhere ``sd_weight`` counts as 0. ``None``: those with
+            ``sd_weight``.
 
         The others as ``token_scores``.
 
