@@ -100,7 +100,8 @@ def rollout(rng, step, skill, *, method="distil", hostile=False):
         "step": step, "problem_id": f"rulebook/new-rule/train/{sum(map(ord, question)) % 1024}", "prompt": prompt,
         "completion": text, "tokens": [*text, "<|end|>"], "generated": [1] * (len(text) + 1), "reward": float(solved),
         "kind": "" if solved else "trace", "feedback": "" if solved else ";".join(expected), "info": {},
-        "pass_rate": round(min(max(skill + rng.gauss(0, 0.2), 0), 1), 4),
+        "pass_rate": round(min(max(skill + rng.gauss(0, 0.2), 0), 1), 4) if method == "drift" else 0.5,
+        "group_rate": rng.choice([0.0, 0.125, 0.5, 0.75, 1.0]),
         "context": {
             "kind": "none" if not taught else "sibling" if solved else "feedback",
             "why": "no success in its group, no feedback, no reference" if not taught

@@ -105,6 +105,13 @@ def test_a_row_is_packed_to_what_is_shown():
     assert packed["context"] == {"kind": "sibling", "why": "rollout 3"}
 
 
+def test_a_pass_rate_that_nobody_kept_is_the_groups():
+    row = ROW | {"pass_rate": 0.5, "group_rate": 0.125}
+    assert pack(row)["rate"] == 0.5
+    assert pack(row, ledger=False)["rate"] == 0.125
+    assert pack(ROW, ledger=False)["rate"] is None
+
+
 def test_a_row_of_a_method_without_a_teacher():
     row = {k: v for k, v in ROW.items() if k not in ("alternatives", "context", "signals", "generated")}
     packed = pack(row)

@@ -71,6 +71,7 @@ def test_it_opens_without_a_word_and_fits_the_screen(browser, reports, name, con
         page.page.wait_for_selector(".plot canvas")
         assert page.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert page.page.locator(".token").count() > 10
+        assert not {"null", "undefined", "NaN"} & set(page.text("body").split())
 
 
 def test_dark_is_dark(browser, reports):

@@ -28,11 +28,12 @@ def attempts(runs: Sequence[Run], budget: int) -> tuple[list[dict[str, Any]], in
     recorded = 0
     for index, run in enumerate(runs):
         rows = run.rollouts()
+        ledger = any("ledger/problems" in row for row in run.metrics)
         recorded += len(rows)
         left, misses = budget // len(runs), 0
         mine: dict[int, dict[str, Any]] = {}
         for number in _spread([int(row["step"]) for row in rows]):
-            packed = pack(rows[number]) | {"run": index}
+            packed = pack(rows[number], ledger=ledger) | {"run": index}
             size = len(embedded(packed)) + 1
             if size <= left:
                 mine[number] = packed
@@ -52,8 +53,12 @@ def embedded(value: Any) -> bytes:
     return text.encode("utf-8", "backslashreplace")  # half of a surrogate pair becomes its JSON escape
 
 
-def pack(row: Mapping[str, Any]) -> dict[str, Any]:
-    """One row of ``rollouts.jsonl`` as the page reads it. What the row lacks, the packed one lacks."""
+def pack(row: Mapping[str, Any], *, ledger: bool = True) -> dict[str, Any]:
+    """One row of ``rollouts.jsonl`` as the page reads it. What the row lacks, the packed one lacks.
+
+    ``ledger``: the run keeps pass rates; without, a row's ``pass_rate`` says nothing, and its group's share of right
+    attempts stands in for it.
+    """
     tokens = [str(token) for token in row.get("tokens") or [row.get("completion", "")]]
     context = row.get("context") or {}
     generated = row.get("generated") or [1] * len(tokens)
@@ -65,7 +70,7 @@ def pack(row: Mapping[str, Any]) -> dict[str, Any]:
         "reward": row.get("reward"),
         "kind": row.get("kind") or "",
         "feedback": shortened(row.get("feedback") or "", MAX_TEXT),
-        "rate": row.get("pass_rate"),
+        "rate": row.get("pass_rate" if ledger else "group_rate"),
         "context": {key: context[key] for key in ("kind", "why", "leaks_answer", "cut", "dropped") if context.get(key)},
         "signals": {k: _values(_kept(v)) for k, v in (row.get("signals") or {}).items() if len(v) == len(tokens)},
     }

@@ -36,6 +36,7 @@
     if (!READ.has(key)) SIGNALS.push({ key, name: key.replaceAll("_", " "), look: "sign", about: "Recorded by the method." });
   }
 
+  const RATE = "The ledger's smoothed pass rate of the problem; for a method without a ledger, the share of its group that was right.";
   const SPECIAL = /^<[|｜].*[|｜]>$|^<\/?s>$/;
 
   function at(values, t) {
@@ -118,7 +119,7 @@
     if (counts.size < 2) continue;
     const select = el("select", { id: `filter-${key}`, onchange: () => { wanted[key] = select.value; filter(); } }, el("option", { value: "" }, "all"),
       ...[...counts].sort().map(([value, count]) => el("option", { value }, `${value} (${count})`)));
-    const title = key === "difficulty" ? "By the problem's smoothed pass rate: hard below 0.3, easy above 0.7" : null;
+    const title = key === "difficulty" ? `Hard: pass rate below 0.3; easy: above 0.7. ${RATE}` : null;
     bar.append(el("label", { title }, name, select));
   }
   const steps = rows.map((row) => row.step);
@@ -206,9 +207,9 @@
       const box = strip.getBoundingClientRect();
       choose(Math.floor(((event.clientX - box.left) / box.width) * row.tokens.length), true);
     });
-    sheet.replaceChildren(
+    sheet.replaceChildren(...[
       el("div", { class: "headline" }, el("span", { class: `verdict ${look}` }, word), el("span", {}, `step ${row.step}`),
-        row.rate === null || row.rate === undefined ? null : el("span", { title: "The problem's smoothed pass rate" }, `pass rate ${number(row.rate)} (${difficultyOf(row)})`),
+        row.rate === null || row.rate === undefined ? null : el("span", { title: RATE }, `pass rate ${number(row.rate)} (${difficultyOf(row)})`),
         el("span", { class: "id" }, row.problem, data.runs.length > 1 ? ` · ${data.runs[row.run].name}` : ""),
         el("span", { class: "turn" }, el("button", { onclick: () => turn(-1), disabled: place <= 0, "aria-label": "Previous attempt" }, "←"), " ",
           el("button", { onclick: () => turn(1), disabled: place >= found.length - 1, "aria-label": "Next attempt" }, "→"))),
@@ -216,7 +217,7 @@
       el("h3", {}, "The problem"), ...row.prompt.map(([role, said]) => (role === "system"
         ? el("details", { class: "system" }, el("summary", {}, "system message"), message("", said)) : message(role, said))),
       el("h3", {}, "The attempt"), chooser, about, el("div", { class: "work" }, scale, strip, text, keys(), inspector),
-      ...feedback(row), ...shown(row));
+      ...feedback(row), ...shown(row)].filter(Boolean));
     for (const input of chooser.querySelectorAll("input")) input.disabled = !has(SIGNALS.find((s) => s.key === input.value), row);
     paint(signal);
     const worst = row.tokens.findIndex((_, t) => correction(row, t) !== null);
