@@ -111,7 +111,8 @@ def policy(tmp_path_factory):
 def test_a_comparison_for_real(tmp_path, policy, capsys):
     recipe = write(
         tmp_path, model=policy, context_template="house", per_device_train_batch_size=8, num_generations=4,
-        max_completion_length=12, gradient_checkpointing=False, eval_on_start=True, eval_problems=3, eval_k=2, save_steps=2, eval_teacher_problems=2,
+        max_completion_length=12, gradient_checkpointing=False, eval_on_start=True, eval_problems=3,
+        eval_k=2, save_steps=2, eval_teacher_problems=2,
     )  # fmt: skip
     out = tmp_path / "out"
     words = [
