@@ -138,12 +138,20 @@ def reached(run: Run, name: str, target: float) -> int | None:
 def table(comparison: Comparison) -> Table:
     """For the terminal: the best bold and starred, ties with it marked, what all have in common said once."""
     shown, common = layout(comparison)
-    out = Table(box=SIMPLE_HEAD, title_justify="left", title_style="", caption_justify="left", caption_style="dim")
+    out = Table(
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title_justify="left",
+        title_style="",
+        caption_justify="left",
+        caption_style="dim",
+    )
     out.title = Text(", ".join(common)) if common else None
     out.caption = Text(footnote(comparison))
-    out.add_column("")
+    out.add_column("", overflow="fold", min_width=8, max_width=30)
     for column in shown:
-        out.add_column(column.name, justify="right", no_wrap=True)
+        # Headings in two lines: the whole fits a terminal of 80 columns.
+        out.add_column("\n".join(column.name.rsplit(" ", 1)), justify="right", overflow="fold")
     for label, row in comparison.rows.items():
         cells = [Text(cell(e := row[c.name], c), "bold" if e is not None and e.best else "") for c in shown]
         out.add_row(Text(row_name(comparison, label)), *cells)
