@@ -1,8 +1,7 @@
 """What a run says over time, as curves to be drawn: which metrics belong together, means and bands over seeds.
 
 Evaluations keep their points. Training metrics are noisy: drawn is the running mean over about a twentieth of the run
-(``smoothed``), behind it the raw values where there is a single run. A band is, for a single run, the evaluation's 95 %
-interval over problems; for several seeds Student's 95 % interval of their mean.
+(``smoothed``), behind it the raw values where there is a single run. Bands are explained by :func:`bands`.
 """
 
 from __future__ import annotations
@@ -164,6 +163,17 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     return [section for section in found if section.panels]
 
 
+def bands(runs: Sequence[Run]) -> str:
+    """What a band around a line is, in words."""
+    sizes = {len(group) for group in grouped(runs).values()}
+    said = {
+        1: "of a single run: the evaluation's 95 % interval over problems",
+        2: "of two seeds: from one to the other",
+        3: "of several seeds: the 95 % interval of their mean (Student's t)",
+    }
+    return "Bands " + "; ".join(said[n] for n in sorted({min(size, 3) for size in sizes})) + "."
+
+
 def clocks(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
     """By label: ``step``, and at each the mean ``tokens`` generated and ``minutes`` of training."""
     found = {}
@@ -246,9 +256,19 @@ def _series(
     curves = [[float(row[step][key]) for step in steps] for row in rows]
     smooth = [_running_mean(curve, window) for curve in curves]
     if len(group) > 1:
-        estimates = [interval(values, share=share) for values in zip(*smooth, strict=True)]
-        ends = [[e.low for e in estimates], [e.high for e in estimates]]
-        return Series(name, colour, label, *_thinned(steps, [e.mean for e in estimates], *ends, None))
+        at_steps = list(zip(*smooth, strict=True))
+        mean = [statistics.fmean(values) for values in at_steps]
+        if len(group) == 2:  # Student's interval of two is twelve times their spread and hides all else
+            return Series(
+                name,
+                colour,
+                label,
+                *_thinned(steps, mean, [min(v) for v in at_steps], [max(v) for v in at_steps], None),
+            )
+        found = [interval(values, share=share) for values in at_steps]
+        return Series(
+            name, colour, label, *_thinned(steps, mean, [e.low for e in found], [e.high for e in found], None)
+        )
     ends = [[rows[0][step].get(f"{key}_{end}") for step in steps] for end in ("low", "high")]
     low, high = ends if any(v is not None for v in ends[0]) else (None, None)
     return Series(name, colour, label, *_thinned(steps, smooth[0], low, high, curves[0] if window > 1 else None))

@@ -19,7 +19,7 @@ import jinja2
 from markupsafe import Markup
 
 from errata.reports.compare import cell, compare, final, footnote, layout, number, row_name, warnings, worst_drop
-from errata.reports.curves import clocks, sections
+from errata.reports.curves import bands, clocks, sections
 from errata.reports.marked import attempts, embedded
 from errata.reports.runs import PLAN, Run, grouped, load
 
@@ -82,6 +82,7 @@ def page(runs: Sequence[Run], *, title: str | None = None, target: float | None 
         title=title or (runs[0].name if len(runs) == 1 else f"{len(runs)} runs"),
         subtitle=_subtitle(runs),
         warnings=warnings(runs),
+        bands=bands(runs),
         facts=_facts(runs[0]) if len(runs) == 1 else [],
         table=_table(runs, target) if len(runs) > 1 else None,
         environments=[{"name": run.name, "facts": _environment(run.env)} for run in runs],

@@ -33,7 +33,7 @@
       this.values = panel.series.map(() => el("b"));
       this.box = el("div", { class: "plot", tabindex: "0", role: "img", "aria-label": this.summary(), onkeydown: (e) => this.key(e) });
       const legend = panel.series.map((series, i) =>
-        el("li", {}, el("i", { class: "swatch", "data-colour": series.colour % errata.lines }), panel.series.length > 1 ? `${series.name} ` : "", this.values[i]));
+        el("li", {}, el("i", { class: "swatch", "data-colour": series.colour % errata.lines }), series.name === panel.title ? "" : `${series.name} `, this.values[i]));
       const smoothed = panel.smoothed > 1 ? ` Running mean over ${panel.smoothed} steps.` : "";
       const unit = panel.unit && panel.unit !== "share" ? el("small", {}, ` ${panel.unit}`) : null;
       this.figure = el("figure", {}, el("h4", {}, panel.title, unit), el("ul", { class: "legend" }, ...legend), this.box,
