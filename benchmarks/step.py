@@ -55,7 +55,16 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in args.only}
     for _ in range(args.repeat):
         for name in args.only:
-            command = [sys.executable, __file__, "--model", args.model, "--steps", str(args.steps), "--threads", str(args.threads)]
+            command = [
+                sys.executable,
+                __file__,
+                "--model",
+                args.model,
+                "--steps",
+                str(args.steps),
+                "--threads",
+                str(args.threads),
+            ]
             done = subprocess.run([*command, "--child", name], capture_output=True, text=True, check=False)
             if done.returncode:
                 raise SystemExit(f"{name}: {done.stderr[-2000:]}")
@@ -64,10 +73,14 @@ def main() -> None:
     base = median.get("trl grpo") or next(iter(median.values()))
     shape = SHAPES[args.model]
     tokens = shape["prompts"] * shape["group"] * shape["length"]
-    print(f"{args.model}: {tokens} completion tokens a step, vocabulary {shape['vocab']:,}, {args.threads} threads, medians of {args.repeat}")
+    print(
+        f"{args.model}: {tokens} completion tokens a step, vocabulary {shape['vocab']:,}, {args.threads} threads, medians of {args.repeat}"
+    )
     print(f"{'':28}{'step s':>9}{'ratio':>8}{'peak MB':>10}{'ratio':>8}")
     for name, row in median.items():
-        print(f"{name:28}{row['seconds']:9.3f}{row['seconds'] / base['seconds']:8.2f}{row['peak']:10.0f}{row['peak'] / base['peak']:8.2f}")
+        print(
+            f"{name:28}{row['seconds']:9.3f}{row['seconds'] / base['seconds']:8.2f}{row['peak']:10.0f}{row['peak'] / base['peak']:8.2f}"
+        )
     print(f"real generation of that batch would add {base['generation']:.2f} s to each")
     if {"distil", "grpo"} <= median.keys():
         forward = median["distil"]["teacher_forward"]
@@ -84,7 +97,9 @@ def measure(name: str, shape: dict[str, Any], steps: int, threads: int) -> dict[
     torch.set_num_threads(threads)
     logging.set_verbosity_error()
     model, tokenizer, rows = _world(shape)
-    ids = torch.randint(10, 100, (shape["prompts"] * shape["group"], shape["length"]), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(
+        10, 100, (shape["prompts"] * shape["group"], shape["length"]), generator=torch.Generator().manual_seed(0)
+    )
     real_generate = model.generate
     model.generate = lambda input_ids, **kw: torch.cat([input_ids, ids[: len(input_ids)]], dim=1)
     trainer = _trainer(name, shape, model, tokenizer, rows, steps)
@@ -105,14 +120,25 @@ def measure(name: str, shape: dict[str, Any], steps: int, threads: int) -> dict[
     prompts = torch.randint(10, 100, (len(ids), 24))
     with torch.no_grad():
         started = time.perf_counter()
-        real_generate(input_ids=prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=shape["length"], min_new_tokens=shape["length"], do_sample=True)
+        real_generate(
+            input_ids=prompts,
+            attention_mask=torch.ones_like(prompts),
+            max_new_tokens=shape["length"],
+            min_new_tokens=shape["length"],
+            do_sample=True,
+        )
         generation = time.perf_counter() - started
         both = torch.cat([prompts, prompts, ids], dim=1)  # a teacher's prompt is longer by what it is shown
         model.base_model(both)
         started = time.perf_counter()
         model.base_model(both)
         forward = time.perf_counter() - started
-    return {"seconds": statistics.median(times[1:]), "peak": peak / 1024, "generation": generation, "teacher_forward": forward}
+    return {
+        "seconds": statistics.median(times[1:]),
+        "peak": peak / 1024,
+        "generation": generation,
+        "teacher_forward": forward,
+    }
 
 
 def _world(shape: dict[str, Any]) -> tuple[Any, Any, Any]:
@@ -125,12 +151,23 @@ def _world(shape: dict[str, Any]) -> tuple[Any, Any, Any]:
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(str(HOUSE_PATH), padding_side="left")
     config = Qwen3Config(
-        vocab_size=shape["vocab"], hidden_size=shape["hidden"], intermediate_size=3 * shape["hidden"], num_hidden_layers=shape["layers"],
-        num_attention_heads=shape["heads"], num_key_value_heads=2, head_dim=64 if shape["hidden"] > 200 else 32, tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+        vocab_size=shape["vocab"],
+        hidden_size=shape["hidden"],
+        intermediate_size=3 * shape["hidden"],
+        num_hidden_layers=shape["layers"],
+        num_attention_heads=shape["heads"],
+        num_key_value_heads=2,
+        head_dim=64 if shape["hidden"] > 200 else 32,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
     )
     rows = Dataset.from_list(
-        [{"problem_id": str(i), "prompt": [{"role": "user", "content": f"{i % 10}+3*4-2=?"}], "reference": "a" * 16} for i in range(64)]
+        [
+            {"problem_id": str(i), "prompt": [{"role": "user", "content": f"{i % 10}+3*4-2=?"}], "reference": "a" * 16}
+            for i in range(64)
+        ]
     )
     return Qwen3ForCausalLM(config), tokenizer, rows
 
@@ -139,9 +176,18 @@ def _trainer(name: str, shape: dict[str, Any], model: Any, tokenizer: Any, rows:
     kind, options = VARIANTS[name]
     batch = shape["prompts"] * shape["group"]
     common = {
-        "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": batch, "num_generations": shape["group"],
-        "max_completion_length": shape["length"], "max_steps": steps + 1, "learning_rate": 1e-6, "gradient_checkpointing": False,
-        "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "bf16": False, "use_cpu": True,
+        "output_dir": tempfile.mkdtemp(),
+        "per_device_train_batch_size": batch,
+        "num_generations": shape["group"],
+        "max_completion_length": shape["length"],
+        "max_steps": steps + 1,
+        "learning_rate": 1e-6,
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "bf16": False,
+        "use_cpu": True,
     }
 
     def reward(completions: list[Any], **columns: Any) -> list[float]:
@@ -150,12 +196,20 @@ def _trainer(name: str, shape: dict[str, Any], model: Any, tokenizer: Any, rows:
     if kind == "trl-grpo":
         from trl import GRPOConfig, GRPOTrainer
 
-        return GRPOTrainer(model=model, reward_funcs=[reward], args=GRPOConfig(**common), train_dataset=rows, processing_class=tokenizer)
+        return GRPOTrainer(
+            model=model,
+            reward_funcs=[reward],
+            args=GRPOConfig(**common),
+            train_dataset=rows,
+            processing_class=tokenizer,
+        )
     if kind == "trl-sdpo":
         from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
         arguments = SDPOConfig(**common, **options)
-        return SDPOTrainer(model=model, reward_funcs=[reward], args=arguments, train_dataset=rows, processing_class=tokenizer)
+        return SDPOTrainer(
+            model=model, reward_funcs=[reward], args=arguments, train_dataset=rows, processing_class=tokenizer
+        )
     from errata import methods
     from errata.training.config import ErrataConfig
     from errata.training.trainer import ErrataTrainer

@@ -56,13 +56,19 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--out", type=Path, help="write the judged completions here as JSON lines")
     evaluate.set_defaults(run=_eval)
 
-    compare = commands.add_parser("compare", help="methods side by side: same data, same budget, several seeds", allow_abbrev=False)
+    compare = commands.add_parser(
+        "compare", help="methods side by side: same data, same budget, several seeds", allow_abbrev=False
+    )
     compare.add_argument("recipe", help="YAML as for train; `compare:` holds what differs by method")
     compare.add_argument("--methods", required=True, help="methods or labels of the recipe's `compare`, with commas")
     compare.add_argument("--seeds", type=int, default=3, help="runs per method (default 3)")
     compare.add_argument("--jobs", type=int, help="runs at a time; as many as there are cores or GPUs unless given")
-    compare.add_argument("--tune", type=int, default=0, help="learning rates each method tries first, on training problems")
-    compare.add_argument("--target", type=float, help="avg@k whose reaching is timed; half way to the best unless given")
+    compare.add_argument(
+        "--tune", type=int, default=0, help="learning rates each method tries first, on training problems"
+    )
+    compare.add_argument(
+        "--target", type=float, help="avg@k whose reaching is timed; half way to the best unless given"
+    )
     compare.set_defaults(run=_compare)
 
     report = commands.add_parser("report", help="one self-contained report.html of one or several runs")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.training.worlds import TOKENIZER, build_model
 
 from errata.cli import main
 from errata.training.compat import complete_checkpoints
-from tests.training.worlds import TOKENIZER, build_model
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("ERRATA_DATA", ROOT.parent / "shared" / "data"))
@@ -31,11 +31,25 @@ def policy(tmp_path_factory):
 
 def recipe(folder, policy, **changes):
     settings = {
-        "model": str(policy), "task": "rulebook/new-rule", "method": "distil", "context_template": "house",
-        "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 12, "max_steps": 4, "learning_rate": 1e-3,
-        "gradient_checkpointing": False, "eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True, "eval_problems": 3,
-        "eval_k": 2, "save_steps": 2, "output_dir": str(folder / "run"), "eval_teacher_problems": 2,
-    }  # fmt: skip
+        "model": str(policy),
+        "task": "rulebook/new-rule",
+        "method": "distil",
+        "context_template": "house",
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "max_completion_length": 12,
+        "max_steps": 4,
+        "learning_rate": 1e-3,
+        "gradient_checkpointing": False,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "eval_on_start": True,
+        "eval_problems": 3,
+        "eval_k": 2,
+        "save_steps": 2,
+        "output_dir": str(folder / "run"),
+        "eval_teacher_problems": 2,
+    }
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump({**settings, **changes}))
     return path
@@ -58,13 +72,35 @@ def test_a_run_directory_says_everything(tmp_path, policy, capsys):
     metrics = lines(run / "metrics.jsonl")
     assert [row["step"] for row in metrics] == [1, 2, 3, 4]
     health = {
-        "reward", "groups/solve_all", "groups/solve_none", "context/none", "context/feedback", "context/cut", "teacher/gap", "entropy",
-        "teacher/entropy", "future_credit", "future_share", "completions/mean_length", "completions/clipped_ratio", "rollouts/unjudged",
-    }  # fmt: skip
+        "reward",
+        "groups/solve_all",
+        "groups/solve_none",
+        "context/none",
+        "context/feedback",
+        "context/cut",
+        "teacher/gap",
+        "entropy",
+        "teacher/entropy",
+        "future_credit",
+        "future_share",
+        "completions/mean_length",
+        "completions/clipped_ratio",
+        "rollouts/unjudged",
+    }
     assert health <= metrics[0].keys()
     evaluations = lines(run / "eval.jsonl")
     assert [row["step"] for row in evaluations] == [0, 2, 4]
-    assert {"task", "split", "n_problems", "k", "avg@2", "avg@2_low", "avg@2_high", "pass@2", "teacher_accuracy"} <= evaluations[0].keys()
+    assert {
+        "task",
+        "split",
+        "n_problems",
+        "k",
+        "avg@2",
+        "avg@2_low",
+        "avg@2_high",
+        "pass@2",
+        "teacher_accuracy",
+    } <= evaluations[0].keys()
     rollout = lines(run / "rollouts.jsonl")[0]
     signals = rollout["signals"]
     assert {len(v) for v in signals.values()} == {len(rollout["tokens"])}
@@ -75,7 +111,9 @@ def test_a_run_directory_says_everything(tmp_path, policy, capsys):
     assert main(["train", str(recipe(tmp_path, policy))]) == 0  # finished: shown again, not run again
     assert "finished" in capsys.readouterr().out
     assert lines(run / "metrics.jsonl") == metrics
-    assert main(["train", str(recipe(tmp_path, policy, learning_rate=1e-2))]) == 2  # another run of that name is not overwritten
+    assert (
+        main(["train", str(recipe(tmp_path, policy, learning_rate=1e-2))]) == 2
+    )  # another run of that name is not overwritten
     assert "learning_rate" in capsys.readouterr().err
 
     assert main(["eval", str(run), "--k", "2", "--problems", "3"]) == 0
@@ -86,7 +124,9 @@ def test_a_killed_run_resumes_to_the_identical_result(tmp_path, policy):
     def start(folder):
         folder.mkdir()
         command = [sys.executable, "-m", "errata", "train", str(recipe(folder, policy, max_steps=16))]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        return subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
 
     whole = start(tmp_path / "whole")
     assert whole.wait(timeout=200) == 0
@@ -103,8 +143,12 @@ def test_a_killed_run_resumes_to_the_identical_result(tmp_path, policy):
     clock = {"step_time", "epoch"}
     for stream in ("metrics.jsonl", "eval.jsonl", "rollouts.jsonl"):
         found, expected = (lines(tmp_path / name / "run" / stream) for name in ("cut", "whole"))
-        assert [{k: v for k, v in r.items() if k not in clock} for r in found] == [{k: v for k, v in r.items() if k not in clock} for r in expected]
-    weights = [(complete_checkpoints(tmp_path / n / "run")[-1] / "model.safetensors").read_bytes() for n in ("cut", "whole")]
+        assert [{k: v for k, v in r.items() if k not in clock} for r in found] == [
+            {k: v for k, v in r.items() if k not in clock} for r in expected
+        ]
+    weights = [
+        (complete_checkpoints(tmp_path / n / "run")[-1] / "model.safetensors").read_bytes() for n in ("cut", "whole")
+    ]
     assert weights[0] == weights[1]
 
 
@@ -131,7 +175,16 @@ def test_bad_input_is_one_line_before_any_compute(tmp_path, policy, capsys, chan
 
 @pytest.mark.skipif(not (DATA / "sciknoweval").is_dir(), reason="the real SciKnowEval rows are not here")
 def test_real_science_rows(tmp_path, policy, capsys):
-    arguments = ["--task_path", str(DATA / "sciknoweval"), "--max_steps", "2", "--model", str(policy), "--output_dir", str(tmp_path / "run")]
+    arguments = [
+        "--task_path",
+        str(DATA / "sciknoweval"),
+        "--max_steps",
+        "2",
+        "--model",
+        str(policy),
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
     assert main(["train", str(ROOT / "recipes" / "sciknoweval.yaml"), *arguments]) == 0
     rollouts = lines(tmp_path / "run" / "rollouts.jsonl")
     assert {r["context"]["kind"] for r in rollouts} == {"reference"}
