@@ -74,12 +74,14 @@ def main() -> None:
     shape = SHAPES[args.model]
     tokens = shape["prompts"] * shape["group"] * shape["length"]
     print(
-        f"{args.model}: {tokens} completion tokens a step, vocabulary {shape['vocab']:,}, {args.threads} threads, medians of {args.repeat}"
+        f"{args.model}: {tokens} completion tokens a step, vocabulary {shape['vocab']:,}, "
+        f"{args.threads} threads, medians of {args.repeat}"
     )
     print(f"{'':28}{'step s':>9}{'ratio':>8}{'peak MB':>10}{'ratio':>8}")
     for name, row in median.items():
         print(
-            f"{name:28}{row['seconds']:9.3f}{row['seconds'] / base['seconds']:8.2f}{row['peak']:10.0f}{row['peak'] / base['peak']:8.2f}"
+            f"{name:28}{row['seconds']:9.3f}{row['seconds'] / base['seconds']:8.2f}"
+            f"{row['peak']:10.0f}{row['peak'] / base['peak']:8.2f}"
         )
     print(f"real generation of that batch would add {base['generation']:.2f} s to each")
     if {"distil", "grpo"} <= median.keys():
