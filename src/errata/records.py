@@ -18,7 +18,7 @@ Messages = list[dict[str, Any]]
 class Verdict:
     """What the world answers to one attempt.
 
-    ``Verdict(0.0, "step 2: 4*3 gave 2, expected 5", kind="trace")``
+    ``Verdict(0.0, "0b*4=3 not 0", kind="trace")``
     """
 
     score: float | None
@@ -45,7 +45,7 @@ class Rollout:
     prompt: Messages | str
     """What the student was asked."""
     completion: str
-    """What it answered, as text without special tokens: ``"7+3=0;0*4=3;"``."""
+    """What it answered, as text without special tokens: ``"7a+3=0b*4=3"``."""
     verdict: Verdict
     """What the world said to it."""
     length: int = 0
@@ -90,7 +90,7 @@ class Group:
 class TeacherContext:
     """What one rollout's teacher is shown, and why.
 
-    ``TeacherContext("sibling", "rollout 3 of its group, reward 1", text="7+3=0;0*4=3;")``
+    ``TeacherContext("sibling", "rollout 3 of its group, reward 1", text="7a+3=0b*4=3")``
     """
 
     kind: str

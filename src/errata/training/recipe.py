@@ -48,6 +48,7 @@ def read(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
             of the wrong type, or settings that contradict each other.
     """
     given = _yaml(Path(path)) if path is not None else {}
+    given.pop("compare", None)  # what `errata compare` varies
     on_gpu = given.pop("on_gpu", None) or {}
     if not isinstance(on_gpu, dict):
         raise ValueError(f"{path}: on_gpu: must be a mapping of argument names to values")

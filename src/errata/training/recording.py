@@ -14,7 +14,7 @@ from errata.records import Rollout, TeacherContext
 
 
 class RolloutLog:
-    """Writes the first ``keep`` rollouts of each step's first micro-batch to ``rollouts.jsonl``, from one process."""
+    """Writes ``keep`` rollouts of each step's first micro-batch to ``rollouts.jsonl``, of as many problems as can be."""
 
     def __init__(self, write: Callable[[str, dict[str, Any]], None], processing_class: Any, keep: int) -> None:
         self._write, self._keep, self._last = write, keep, -1
@@ -35,7 +35,10 @@ class RolloutLog:
         if step == self._last:
             return
         self._last = step
-        for row in range(min(self._keep, len(mask))):
+        groups: dict[str, list[Rollout]] = {}
+        for rollout in rollouts:
+            groups.setdefault(rollout.problem_id, []).append(rollout)
+        for row in self._varied([rollouts[i].problem_id for i in inputs["rollout"].tolist()]):
             rollout = rollouts[int(inputs["rollout"][row])]
             context = contexts[int(inputs["rollout"][row])]
             prompt = rendered[int(inputs["rollout"][row])]
@@ -66,6 +69,7 @@ class RolloutLog:
                 "feedback": rollout.verdict.feedback,
                 "info": dict(rollout.verdict.info),
                 "pass_rate": round(float(inputs["pass_rate"][row]), 4),
+                "group_rate": round(_solved(groups[rollout.problem_id]), 4),
                 "context": {
                     "kind": context.kind,
                     "why": context.why,
@@ -83,3 +87,17 @@ class RolloutLog:
                     for ids, ps in zip(tokens.tolist(), probabilities.tolist(), strict=True)
                 ]
             self._write("rollouts", record)
+
+    def _varied(self, problems: Sequence[str]) -> list[int]:
+        """Rows to keep: one of each problem first, in the batch's order."""
+        seen: dict[str, int] = {}
+        turn = []
+        for row, problem in enumerate(problems):
+            turn.append((seen.get(problem, 0), row))
+            seen[problem] = seen.get(problem, 0) + 1
+        return [row for _, row in sorted(turn)[: self._keep]]
+
+
+def _solved(group: Sequence[Rollout]) -> float:
+    """Share of this process's rollouts of a problem that were rewarded at all."""
+    return sum((r.reward or 0) > 0 for r in group) / len(group)

@@ -134,6 +134,7 @@ def _resolved(recipe: Recipe) -> dict[str, Any]:
         "temperature",
         "learning_rate",
         "seed",
+        "generation_batch_size",
         "eval_k",
     ):
         settings[name] = getattr(config, name)
