@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from tests.training.worlds import trainer, weights
 
 PARTS = {
