@@ -94,7 +94,7 @@ class TeacherContext:
     """
 
     kind: str
-    """``sibling``, ``feedback``, ``reference``, ``buffer`` or ``none``; any other word a method of yours invents."""
+    """``sibling``, ``feedback``, ``reference``, ``buffer``, ``expert`` or ``none``; any other word a method of yours invents."""
     why: str = ""
     """One line for the run directory."""
     solution: str = ""
@@ -108,8 +108,8 @@ class TeacherContext:
 
     @property
     def informs(self) -> bool:
-        """Whether the teacher sees anything the student did not."""
-        return bool(self.solution or self.feedback)
+        """Whether the teacher knows anything the student did not: by what it is shown, or as an expert of its own."""
+        return bool(self.solution or self.feedback) or self.kind == "expert"
 
 
 def strip_thinking(text: str) -> str:

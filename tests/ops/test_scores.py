@@ -475,11 +475,12 @@ def test_a_tile_waits_for_no_value_of_its_device(dtype, kind, support, monkeypat
     sums = tiles.Gradients(*(torch.empty_like(x, dtype=torch.float32) for x in (hidden, weight, bias)))
     tokens = torch.empty(300, dtype=torch.long, device="meta")
 
-    def slopes(rows, logp, divergence):
-        return torch.ones_like(logp), None if divergence is None else torch.ones_like(divergence)
+    def slopes(rows, scores, marked):
+        return torch.ones_like(scores.student_logp[rows]), torch.ones_like(scores.divergence[rows]) if marked else None
 
     with torch.no_grad():
-        scores = tiles.sweep(side, side, tokens, 200, tiles.Measure(kind, 0.5, support, 9, True), slopes, sums)
+        teachers = ((200, side), (100, None))
+        scores = tiles.sweep(side, teachers, tokens, tiles.Measure(kind, 0.5, support, 9, True), slopes, sums)
     assert all(x.shape == (300,) and x.dtype == torch.float32 for x in scores)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from errata.records import Group, Rollout, TeacherContext, strip_thinking
 
-SOURCES = ("sibling", "buffer", "feedback", "reference")
+SOURCES = ("sibling", "buffer", "feedback", "reference", "expert")
 Pick = Callable[[list[Rollout]], Rollout]
 """Which of several successful siblings to show."""
 
@@ -70,6 +70,8 @@ def choose(
         elif source == "reference":
             if rollout.reference and allow_leaks:
                 return shown("reference", "the data set's reference", rollout.reference)
+        elif source == "expert":
+            return TeacherContext("expert", "an expert that needs to be shown nothing")
         else:
             raise ValueError(f"sources: {source!r} is none of {', '.join(SOURCES)}")
     if beside:

@@ -80,6 +80,8 @@ class Renderer:
 
     def render(self, rollout: Rollout, context: TeacherContext) -> Rendered:
         """The teacher's prompt. The problem and the generation prompt are never cut; shown texts lose their middle."""
+        if not (context.solution or context.feedback):
+            return Rendered(rollout.prompt)  # an expert of its own is asked what the student was asked
         sections = {
             "attempt": strip_thinking(rollout.completion) if context.feedback else "",
             "feedback": context.feedback,

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from errata.contexts import choose
+from errata.contexts import SOURCES, choose
 from errata.experience import Experience
 from errata.ops.scores import TokenScores
 from errata.records import Group, Rollout, TeacherContext
@@ -45,11 +45,19 @@ class Batch:
     """(B,) the ledger's smoothed pass rate of the rollout's problem, this batch included; 0.5 without a ledger."""
     stage: int = 1
     """The curriculum's stage; 1 without one."""
+    asked: Tensor | None = None
+    """(B,T) what each mark counts for in sums over a rollout's tokens, where an expert was asked at some states alone: 0 at
+    the others. ``None``: every token of a rollout with a teacher was marked."""
 
     @property
     def taught(self) -> Tensor:
-        """(B,T) bool: tokens that a teacher marked."""
+        """(B,T) bool: tokens of rollouts that a teacher marked."""
         return self.mask & self.has_teacher[:, None]
+
+    @property
+    def marks(self) -> Tensor:
+        """(B,T) what each token's mark counts for: 1 where a teacher marked it, else 0; see ``asked``."""
+        return self.taught.float() if self.asked is None else self.asked * self.taught
 
     @property
     def judged(self) -> Tensor:
@@ -87,11 +95,15 @@ class Method:
     """Whether any rollout is ever shown to a teacher."""
     needs_scores: ClassVar[bool] = False
     """Whether ``signals`` reads ``batch.scores`` (then a batch is scored before its loss)."""
+    looks_ahead: ClassVar[bool] = False
+    """Whether what ``signals`` gives a token depends on the scores of that token and of *later* ones alone, in whatever
+    rollout. Then one walk from the rollouts' ends both scores and learns, where a batch is in one piece."""
 
     success_threshold: float = 1.0
     """Reward from which an attempt counts as solved (SDPO's and DRIFT's released code: 1)."""
     sources: tuple[str, ...] = ("sibling", "feedback")
-    """What a teacher may be shown, best first: sibling, buffer, feedback, reference."""
+    """What a teacher may be shown, best first: sibling, buffer, feedback, reference; ``expert`` is an expert that knows better
+    by itself and is shown nothing."""
     with_feedback: bool = False
     """Show the feedback also beside a solution."""
     allow_leaks: bool = True
@@ -130,9 +142,9 @@ class Method:
             raise ValueError(f"top_k: support {self.support!r} needs a number of tokens, got {self.top_k}")
         if not 0 <= self.teacher_rate <= 1:
             raise ValueError(f"teacher_rate: {self.teacher_rate} is not in [0, 1]")
-        unknown = set(self.sources) - {"sibling", "buffer", "feedback", "reference"}
+        unknown = set(self.sources) - set(SOURCES)
         if unknown:
-            raise ValueError(f"sources: {sorted(unknown)[0]!r} is none of sibling, buffer, feedback, reference")
+            raise ValueError(f"sources: {sorted(unknown)[0]!r} is none of {', '.join(SOURCES)}")
 
     def experience(self) -> Experience:
         """State this method keeps across steps, fresh. None unless overridden."""
@@ -162,6 +174,14 @@ class Method:
 
     def signals(self, batch: Batch) -> Signals:
         raise NotImplementedError
+
+    def least_answer(self) -> tuple[str, str]:
+        """The least an expert must give (``samples``, ``topk`` or ``full``, see ``errata.experts``), and why not less."""
+        if self.support == "student_topk":
+            return "full", "support: student_topk asks for its probabilities of the tokens the student likes best"
+        if self.divergence != "forward_ce":
+            return "topk", f"divergence: {self.divergence} compares with its probabilities"
+        return "samples", ""
 
     def settings(self) -> dict[str, Any]:
         """The method's fields as plain values."""

@@ -23,6 +23,7 @@ class DistIL(Method):
     paper: ClassVar[str] = "arXiv 2606.05152"
     needs: ClassVar[str] = "successful siblings, textual feedback or references; samples of an expert suffice"
     needs_scores: ClassVar[bool] = True
+    looks_ahead: ClassVar[bool] = True
 
     sources: tuple[str, ...] = ("sibling", "feedback", "reference")
     credit: str = "sum"
@@ -47,11 +48,15 @@ class DistIL(Method):
                 f"divergence: DistIL's is forward_ce or forward_kl, got {self.divergence!r}; see methods sdpo, opsd"
             )
 
+    def least_answer(self) -> tuple[str, str]:
+        if self.cost == "kl" and self.credit != "none" and self.support != "student_topk":
+            return "topk", "cost: kl subtracts its entropy, and method_args: {cost: ce} does without"
+        return super().least_answer()
+
     def signals(self, batch: Batch) -> Signals:
         scores = batch.scores
         assert scores is not None and scores.divergence is not None and scores.teacher_entropy is not None
-        taught = batch.taught
-        weight = taught.float()
+        taught, weight = batch.taught, batch.marks
         if self.credit == "none":
             return Signals(advantage=zeros(batch), rl_weight=zeros(batch), sd_weight=weight)
 
@@ -69,7 +74,7 @@ class DistIL(Method):
         metrics["future_share"] = _share(self.future_weight * credit.abs(), cost, taught)
         return Signals(
             advantage=-credit,
-            rl_weight=self.future_weight * weight,
+            rl_weight=self.future_weight * taught.float(),
             sd_weight=weight,
             extras={"future_credit": future},
             metrics=metrics,

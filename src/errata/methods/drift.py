@@ -142,7 +142,7 @@ class DRIFT(Method):
 
     def signals(self, batch: Batch) -> Signals:
         if batch.stage == 1:
-            return Signals(zeros(batch), zeros(batch), batch.taught.float(), metrics={"curriculum/stage": 1.0})
+            return Signals(zeros(batch), zeros(batch), batch.marks, metrics={"curriculum/stage": 1.0})
         assert batch.scores is not None
         mask = batch.mask.float()
         difficulty = self._difficulty(batch.pass_rate)
@@ -173,7 +173,7 @@ class DRIFT(Method):
                 ceiling=self.ceiling,
             )
             pace, gate = torch.where(heard, found.weights, mask), found.gate
-        rl_weight, sd_weight = rl[:, None] * pace * mask, sd[:, None] * mask
+        rl_weight, sd_weight = rl[:, None] * pace * mask, sd[:, None] * batch.marks
         return Signals(
             advantage=batch.advantage[:, None] * mask,
             rl_weight=rl_weight,

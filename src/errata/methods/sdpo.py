@@ -24,4 +24,4 @@ class SDPO(Method):
     denominators: str = "routed"
 
     def signals(self, batch: Batch) -> Signals:
-        return Signals(advantage=zeros(batch), rl_weight=zeros(batch), sd_weight=batch.taught.float())
+        return Signals(advantage=zeros(batch), rl_weight=zeros(batch), sd_weight=batch.marks)

@@ -27,9 +27,9 @@ class SRPO(Method):
 
     def signals(self, batch: Batch) -> Signals:
         assert batch.scores is not None and batch.scores.teacher_entropy is not None
-        distilled = batch.taught & (~batch.success & batch.judged)[:, None]
-        reinforced = batch.mask & ~distilled
-        weight = entropy_weights(batch.scores.teacher_entropy, distilled, beta=self.entropy_beta)
+        wrong = (~batch.success & batch.judged)[:, None]
+        distilled, reinforced = batch.taught & wrong, batch.mask & ~(batch.taught & wrong)
+        weight = entropy_weights(batch.scores.teacher_entropy, distilled, beta=self.entropy_beta) * batch.marks
         return Signals(
             advantage=batch.advantage[:, None] * reinforced,
             rl_weight=reinforced.float(),

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from .checks import as_float, one_of
 from .divergence import FLOOR, KINDS, clip_tokens, importance_weight
 from .policy_gradient import clipped_surrogate, importance_surrogate
-from .tiles import Gradients, Measure, RowScores, Side, Slopes, accumulation_dtype, sweep
+from .tiles import Gradients, Measure, Named, RowScores, Side, Slopes, Teachers, accumulation_dtype, sweep
 
 
 class TokenScores(NamedTuple):
@@ -54,6 +54,30 @@ class Head:
     softcap: float | None = None
     """Gemma's ``final_logit_softcapping``."""
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., H) → (..., V) in float32, without gradient to the head: for a few states at a time."""
+        weight, bias = self.weight.detach().float(), None if self.bias is None else self.bias.detach().float()
+        logits = torch.nn.functional.linear(hidden.float(), weight, bias) * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+class SparseTeacher(NamedTuple):
+    """A teacher known at some states by some tokens alone: a server's top-k log-probabilities, or a black box's samples.
+
+    ``SparseTeacher(samples, torch.full(samples.shape, -math.log(n)), asked, tail=False)`` makes forward cross-entropy
+    -mean log π_S(a'), an unbiased estimate of the exact one for samples a' of the teacher (METHODS section 7).
+    """
+
+    tokens: Tensor
+    """(B, T, K) ids in [0, V); anything where ``logp`` is -inf."""
+    logp: Tensor
+    """(B, T, K) log-weights of these tokens; -inf where a state has fewer."""
+    mask: Tensor
+    """(B, T) the states it is known at."""
+    tail: bool
+    """True: the rest of the weights is one further bucket, all other tokens of either model. False: there is no rest, the
+    student's log-probabilities stay as they are, and teacher_logp and teacher_entropy are not known (0)."""
+
 
 def token_scores(
     student_hidden: Tensor,
@@ -72,6 +96,7 @@ def token_scores(
     k: int = 100,
     tail: bool | None = None,
     teacher_mask: Tensor | None = None,
+    sparse: SparseTeacher | None = None,
 ) -> TokenScores:
     """Scores of every sampled token in bounded memory.
 
@@ -90,6 +115,7 @@ def token_scores(
         student_bias, teacher_bias: (V,) for heads given as tensors. -inf is read as 10⁴ below the largest bias.
         support, k, tail: as ``ops.divergence.topk_divergence``, or ``full``.
         teacher_mask: (B, T) tokens that have a teacher; elsewhere its fields are 0 and cost nothing. ``None``: all.
+        sparse: a teacher known by some tokens alone; where its mask is set it takes ``teacher_hidden``'s place.
 
     Returns:
         ``TokenScores``, float32 (float64 for float64 inputs).
@@ -106,9 +132,14 @@ def token_scores(
         teacher_mask,
         _measure(divergence, alpha, support, k, tail),
         temperature,
+        sparse,
     )
     apply: Any = _TokenScores.apply
     return call.spread(RowScores(*apply(*leaves, call)))
+
+
+Decide = Callable[[TokenScores], tuple[Tensor, Tensor, Tensor]]
+"""Scores known so far → advantage, weights of the two streams, each (B, T)."""
 
 
 def fused_loss(
@@ -137,6 +168,8 @@ def fused_loss(
     student_bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
     teacher_mask: Tensor | None = None,
+    sparse: SparseTeacher | None = None,
+    decide: Decide | None = None,
 ) -> tuple[Tensor, TokenScores]:
     """Σ rl_weight·PG + Σ sd_weight·D', with its gradient formed on the way: what the training step calls.
 
@@ -155,6 +188,12 @@ def fused_loss(
         token_clip: largest divergence of a token; ``None``: no limit.
         teacher_mask: (B, T) tokens to score the teacher at; elsewhere ``sd_weight`` counts as 0. ``None``: those with
             ``sd_weight``.
+        sparse: a teacher known by some tokens alone; where its mask is set it takes ``teacher_hidden``'s place.
+        decide: gives (advantage, rl_weight, sd_weight), (B, T) each, of the scores known so far, in place of these three
+            arguments: for credit that a token gets from *later* tokens. Responses are then walked through from their
+            ends, so that no token is scored twice. What it gives a token must depend on the scores of that token and of
+            later ones alone, in any response; earlier ones are still 0. With ``decide``, ``mask`` is needed, and one
+            kind of teacher only.
 
         The others as ``token_scores``.
 
@@ -169,8 +208,12 @@ def fused_loss(
     one_of("surrogate", surrogate, ("clipped", "importance"))
     if rl_weight is not None and advantage is None:
         raise ValueError("advantage: rl_weight is given but there is nothing to weigh; pass advantages")
-    if sd_weight is not None and teacher_hidden is None:
+    if sd_weight is not None and teacher_hidden is None and sparse is None:
         raise ValueError("teacher_hidden: sd_weight is given but there is no teacher; pass its hidden states and head")
+    if decide is not None and mask is None:
+        raise ValueError("mask: needed with decide, which learns the weights only on the way")
+    if decide is not None and sparse is not None and teacher_hidden is not None:
+        raise ValueError("sparse: decide cannot walk through two kinds of teacher at once; give one of them")
     for name, value in {"rl_weight": rl_weight, "sd_weight": sd_weight, "old_logp": old_logp}.items():
         _agree(name, value, tokens.shape)
     if advantage is not None and advantage.shape == tokens.shape[:-1]:
@@ -180,7 +223,7 @@ def fused_loss(
         weighed = [w != 0 for w in (rl_weight, sd_weight) if w is not None]
         mask = torch.stack(weighed).any(0) if weighed else torch.zeros_like(tokens, dtype=torch.bool)
     if teacher_mask is None:
-        teacher_mask = torch.zeros_like(tokens) if sd_weight is None else sd_weight != 0
+        teacher_mask = mask if decide else torch.zeros_like(tokens) if sd_weight is None else sd_weight != 0
     leaves, call = _prepare(
         ("student", student_hidden, student_head, student_bias),
         ("teacher", teacher_hidden, teacher_head, teacher_bias),
@@ -189,11 +232,17 @@ def fused_loss(
         teacher_mask,
         _measure(divergence, alpha, support, k, tail),
         temperature,
+        sparse,
+        from_the_end=decide is not None,
     )
-    w_rl, w_sd, a, old = (call.gather(x) for x in (rl_weight, sd_weight, advantage, old_logp))
+    old, decided = call.gather(old_logp), [call.gather(x) for x in (advantage, rl_weight, sd_weight)]
 
-    def objective(rows: slice, logp: Tensor, value: Tensor | None) -> Tensor:
+    def objective(rows: slice, so_far: RowScores | None, logp: Tensor, value: Tensor | None) -> Tensor:
         """The weighted loss of some tokens, (n,), as a function of their own scores."""
+        if decide is not None and so_far is not None:
+            with torch.no_grad():
+                decided[:] = [call.gather(x) for x in decide(call.spread(so_far))]
+        a, w_rl, w_sd = decided
         before = logp.detach() if old is None else old[rows]
         loss = torch.zeros_like(logp)
         if w_rl is not None and a is not None:
@@ -214,27 +263,31 @@ def fused_loss(
     return loss, call.spread(RowScores(*outputs))
 
 
-Objective = Callable[[slice, Tensor, Tensor | None], Tensor]
+Objective = Callable[[slice, RowScores | None, Tensor, Tensor | None], Tensor]
+"""(tokens, all scores so far if they are news, logp, divergence) → their loss."""
 _Leaves = tuple[Tensor, Tensor, Tensor | None]
 _End = tuple[str, Tensor | None, Tensor | Head | None, Tensor | None]
 
 
 @dataclass(frozen=True)
 class _Call:
-    """What one call knows besides the differentiable tensors. Tokens are rows: ``taught`` with a teacher, then those
-    without."""
+    """What one call knows besides the differentiable tensors. Tokens are rows: those with a teacher first."""
 
     head: Head
     """The student's, for its scale and softcap."""
     dtype: torch.dtype
-    teacher: Side | None
+    teachers: Teachers
     tokens: Tensor
-    taught: int
     where: Tensor
     """Each row's place in the flattened (B, T)."""
     shape: torch.Size
     measure: Measure
     temperature: float
+
+    @property
+    def taught(self) -> bool:
+        """Whether any teacher was asked."""
+        return any(by is not None for _, by in self.teachers)
 
     def gather(self, value: Tensor | None) -> Tensor | None:
         """(B, T) → rows."""
@@ -245,7 +298,7 @@ class _Call:
         logp, teacher_logp, entropy, teacher_entropy, divergence = (
             row.new_zeros(self.shape.numel()).index_put((self.where,), row).view(self.shape) for row in rows
         )
-        if self.teacher is None:
+        if not self.taught:
             return TokenScores(logp, None, entropy, None, None)
         return TokenScores(logp, teacher_logp, entropy, teacher_entropy, divergence)
 
@@ -262,7 +315,7 @@ class _Call:
         student = Side(hidden, weight, bias, self.head.scale, self.head.softcap, self.temperature, self.dtype)
         gradients = Gradients(*totals) if any(total is not None for total in totals) else None
         with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-            scores = sweep(student, self.teacher, self.tokens, self.taught, self.measure, slopes, gradients)
+            scores = sweep(student, self.teachers, self.tokens, self.measure, slopes, gradients)
         return scores, totals
 
 
@@ -281,11 +334,11 @@ class _TokenScores(torch.autograd.Function):
     def backward(ctx: Any, by_logp: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
         by_divergence, call, leaves = others[-1], ctx.call, ctx.saved_tensors
         if by_divergence is None:  # the teacher's logits are not wanted again
-            call = replace(call, teacher=None, taught=0)
+            call = replace(call, teachers=((call.tokens.shape[0], None),))
 
-        def slopes(rows: slice, logp: Tensor, value: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            first = torch.zeros_like(logp) if by_logp is None else by_logp[rows]
-            return first, None if by_divergence is None or value is None else by_divergence[rows]
+        def slopes(rows: slice, scores: RowScores, marked: bool) -> tuple[Tensor, Tensor | None]:
+            first = torch.zeros_like(scores.student_logp[rows]) if by_logp is None else by_logp[rows]
+            return first, by_divergence[rows] if marked and by_divergence is not None else None
 
         _, gradients = call.run(leaves, slopes, ctx.needs_input_grad[:3])
         return *(_like(g, leaf) for g, leaf in zip(gradients, leaves, strict=True)), None
@@ -302,11 +355,13 @@ class _FusedLoss(torch.autograd.Function):
         objective: Objective,
         grad_enabled: bool,
     ) -> tuple[Tensor, ...]:
-        def slopes(rows: slice, logp: Tensor, value: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        news = True
+
+        def slopes(rows: slice, scores: RowScores, marked: bool) -> tuple[Tensor, Tensor | None]:
             with torch.enable_grad():
-                logp = logp.detach().requires_grad_()
-                value = None if value is None else value.detach().requires_grad_()
-                total = objective(rows, logp, value).sum()
+                logp = scores.student_logp[rows].clone().requires_grad_()
+                value = scores.divergence[rows].clone().requires_grad_() if marked else None
+                total = objective(rows, scores if news else None, logp, value).sum()
                 if not total.requires_grad:
                     return torch.zeros_like(logp), None if value is None else torch.zeros_like(value)
                 if value is None:
@@ -321,9 +376,12 @@ class _FusedLoss(torch.autograd.Function):
         ctx.save_for_backward(*leaves)
         ctx.dtypes = [None if leaf is None else leaf.dtype for leaf in leaves]
         ctx.mark_non_differentiable(*scores)
-        taught, alone = slice(0, call.taught), slice(call.taught, None)
-        loss = objective(taught, scores.student_logp[taught], scores.divergence[taught]).sum()
-        loss = loss + objective(alone, scores.student_logp[alone], None).sum()
+        loss, last = scores.student_logp.new_zeros(()), 0
+        for count, by in call.teachers:
+            rows, last = slice(last, last + count), last + count
+            value = None if by is None else scores.divergence[rows]
+            loss = loss + objective(rows, scores, scores.student_logp[rows], value).sum()
+        news = False  # whatever a later backward asks again is decided
         return loss, *scores
 
     @staticmethod
@@ -346,8 +404,10 @@ def _prepare(
     teacher_mask: Tensor | None,
     measure: Measure,
     temperature: float,
+    sparse: SparseTeacher | None = None,
+    from_the_end: bool = False,
 ) -> tuple[_Leaves, _Call]:
-    """Check everything, and gather the valid tokens' rows."""
+    """Check everything, and gather the valid tokens' rows, the last of each response first if ``from_the_end``."""
     if not temperature > 0:
         raise ValueError(f"temperature: {temperature} must be positive")
     _agree("mask", mask, tokens.shape)
@@ -355,16 +415,20 @@ def _prepare(
     hidden, head = _checked(student, tokens.shape)
     vocabulary = head.weight.shape[0]
     keep = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
+    named = torch.zeros_like(keep)
+    if sparse is not None:
+        _check_sparse(sparse, tokens.shape, measure)
+        named = keep & sparse.mask.bool()
     shared = torch.zeros_like(keep)
     if teacher[1] is not None:
-        shared = keep if teacher_mask is None else keep & teacher_mask.bool()
-    # The two numbers of rows are all the host waits for.
-    taught_rows, alone = shared.flatten().nonzero().squeeze(1), (keep & ~shared).flatten().nonzero().squeeze(1)
-    where = torch.cat([taught_rows, alone])
+        shared = (keep if teacher_mask is None else keep & teacher_mask.bool()) & ~named
+    # The numbers of rows are all the host waits for.
+    rows, named_rows, alone = (_rows(part, keep, from_the_end) for part in (shared, named, keep & ~shared & ~named))
+    where = torch.cat([rows, named_rows, alone])
     ids = tokens.flatten()[where]
     if bool(((ids < 0) | (ids >= vocabulary)).any()):
         raise ValueError(f"tokens: an id outside the vocabulary of {vocabulary}; mask such tokens")
-    side = None
+    teachers: list[tuple[int, Side | Named | None]] = []
     if teacher[1] is not None:
         teacher_hidden, teacher_head = _checked(teacher, tokens.shape)
         if teacher_head.weight.shape[0] != vocabulary:
@@ -373,7 +437,7 @@ def _prepare(
                 "cut both to the tokens they share, or pad one with rows of bias -inf"
             )
         side = Side(
-            teacher_hidden.detach().flatten(0, -2)[taught_rows],
+            teacher_hidden.detach().flatten(0, -2)[rows],
             teacher_head.weight.detach(),
             None if teacher_head.bias is None else teacher_head.bias.detach(),
             teacher_head.scale,
@@ -381,18 +445,47 @@ def _prepare(
             temperature,
             _operand_dtype(teacher_hidden, teacher_head.weight),
         )
+        teachers.append((rows.shape[0], side))
+    if sparse is not None:
+        ids_named, logp = (x.detach().flatten(0, -2)[named_rows] for x in (sparse.tokens, sparse.logp))
+        by_name = Named(ids_named, logp, sparse.tail)
+        if bool(((by_name.tokens < 0) | (by_name.tokens >= vocabulary))[by_name.logp > -torch.inf].any()):
+            raise ValueError(
+                f"sparse: its tokens hold an id outside the vocabulary of {vocabulary}; give it the weight -inf"
+            )
+        teachers.append((named_rows.shape[0], by_name))
     call = _Call(
         replace(head, weight=head.weight.detach(), bias=None),
         _operand_dtype(hidden, head.weight),
-        side,
+        (*teachers, (alone.shape[0], None)),
         ids,
-        taught_rows.shape[0],
         where,
         tokens.shape,
         measure,
         temperature,
     )
     return (hidden.flatten(0, -2)[where], head.weight, head.bias), call
+
+
+def _rows(part: Tensor, keep: Tensor, from_the_end: bool) -> Tensor:
+    """Places of ``part`` in the flattened (B, T); latest positions among each response's valid tokens first, if asked."""
+    places = part.flatten().nonzero().squeeze(1)
+    if not from_the_end:
+        return places
+    position = keep.cumsum(-1).flatten()[places]
+    return places[position.argsort(descending=True, stable=True)]
+
+
+def _check_sparse(sparse: SparseTeacher, shape: torch.Size, measure: Measure) -> None:
+    _agree("sparse", sparse.mask, shape)
+    if sparse.tokens.shape[:-1] != shape or sparse.tokens.shape != sparse.logp.shape:
+        raise ValueError(
+            f"sparse: tokens {tuple(sparse.tokens.shape)} and logp {tuple(sparse.logp.shape)} must both be {(*shape, 'K')}"
+        )
+    if not sparse.tail and measure.kind != "forward_ce":
+        raise ValueError(
+            f"divergence: {measure.kind} needs the teacher's probabilities; of samples only forward_ce can be had"
+        )
 
 
 def _checked(end: _End, shape: torch.Size) -> tuple[Tensor, Head]:

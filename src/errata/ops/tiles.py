@@ -33,7 +33,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .divergence import add_tail, between, renormalise
+from .divergence import FLOOR, add_tail, between, renormalise
 
 TILE_BYTES = {"cpu": 256 << 20}
 """Size of the kept logits by device; elsewhere 2 GiB, since a GPU's products want thousands of tokens."""
@@ -42,8 +42,8 @@ BLOCK_ELEMENTS = {"cpu": 850_000}
 memory."""
 _TILE_BYTES, _BLOCK_ELEMENTS = 2 << 30, 1 << 26
 
-Slopes = Callable[[slice, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
-"""(tokens of the tile, logp, divergence) → (dL/dlogp, dL/ddivergence), each (n,)."""
+Slopes = Callable[[slice, "RowScores", bool], tuple[Tensor, Tensor | None]]
+"""(tokens of the tile, all scores so far, whether a teacher marked them) → (dL/dlogp, dL/ddivergence), each (n,)."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,18 @@ class Side:
     temperature: float
     dtype: torch.dtype
     """What the products' operands are rounded to: the inputs' own type, or autocast's."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """A teacher known by some tokens alone: what it would write after each of M states of interest."""
+
+    tokens: Tensor
+    """(M, K) ids."""
+    logp: Tensor
+    """(M, K) their log-weights; -inf where a state has fewer."""
+    tail: bool
+    """Whether the weights' rest is the mass of all other tokens, one further bucket; else they sum to 1 by themselves."""
 
 
 @dataclass(frozen=True)
@@ -98,31 +110,36 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
+Teachers = tuple[tuple[int, "Side | Named | None"], ...]
+"""(number of tokens, who marks them), in the tokens' order."""
+
+
 def sweep(
     student: Side,
-    teacher: Side | None,
+    teachers: Teachers,
     tokens: Tensor,
-    taught: int,
     measure: Measure,
     slopes: Slopes | None,
     gradients: Gradients | None,
 ) -> RowScores:
-    """Scores of N tokens, of which the first ``taught`` have a teacher; with ``slopes``, also the gradients (added in
-    place)."""
+    """Scores of N tokens, in their order; with ``slopes``, also the gradients (added in place).
+
+    ``slopes`` is asked tile by tile, and may read the scores of all tokens up to there: they are the returned tensors.
+    """
     acc = accumulation_dtype(student.hidden, student.weight)
     scores = RowScores(*torch.zeros(len(RowScores._fields), tokens.shape[0], dtype=acc, device=tokens.device))
     backward = slopes is not None and gradients is not None
-    for first, last, by in ((0, taught, teacher), (taught, tokens.shape[0], None)):
-        if first == last:
+    last = 0
+    for count, by in teachers:
+        first, last = last, last + count
+        if not count:
             continue
-        tile = Tile(student, by, measure, last - first, backward, acc)
+        tile = Tile(student, by, measure, count, backward, acc)
         for low in range(first, last, tile.height):
             rows = slice(low, min(low + tile.height, last))
-            tile.score(rows, tokens[rows], scores)
+            tile.score(rows, slice(rows.start - first, rows.stop - first), tokens[rows], scores)
             if slopes is not None and gradients is not None:
-                tile.push_back(
-                    *slopes(rows, scores.student_logp[rows], scores.divergence[rows] if by else None), gradients
-                )
+                tile.push_back(*slopes(rows, scores, by is not None), gradients)
     return scores
 
 
@@ -132,22 +149,26 @@ class Tile:
     def __init__(
         self,
         student: Side,
-        teacher: Side | None,
+        teacher: Side | Named | None,
         measure: Measure,
         n_tokens: int,
         backward: bool,
         acc: torch.dtype,
     ) -> None:
-        self.student, self.teacher, self.measure, self.backward, self.acc = student, teacher, measure, backward, acc
+        self.student, self.measure, self.backward, self.acc = student, measure, backward, acc
+        self.teacher = teacher if isinstance(teacher, Side) else None
+        self.named = teacher if isinstance(teacher, Named) else None
         self.device, self.vocabulary = student.weight.device, student.weight.shape[0]
-        if teacher is None:
+        if self.named is not None:
+            self.kind = "named"
+        elif self.teacher is None:
             self.kind = "none"
         else:
             whole = measure.support == "full" or measure.k >= self.vocabulary
             self.kind = measure.kind if whole else "topk"
         # Nothing is kept between the sweeps when the scores are one sweep's sums and no gradient is asked for.
-        keep = backward or self.kind in ("js", "topk")
-        sides, capped = 1 if teacher is None else 2, backward and student.softcap is not None
+        keep = backward or self.kind in ("js", "topk", "named")
+        sides, capped = 1 if self.teacher is None else 2, backward and student.softcap is not None
         block = BLOCK_ELEMENTS.get(self.device.type, _BLOCK_ELEMENTS)
         if keep:
             kept_bytes = (sides + capped) * self.vocabulary * torch.finfo(acc).bits // 8
@@ -155,12 +176,16 @@ class Tile:
         else:
             most = max(512, block // self.vocabulary)
         even = -(-n_tokens // -(-n_tokens // most))
-        self.height = min(-(-even // 16) * 16, n_tokens)
+        height = -(-even // 16) * 16
+        if height % 128 == 0 and height + 16 <= most:
+            # Rows a power of two apart fall into the same few sets of a cache: products took up to three times as long.
+            height += 16
+        self.height = min(height, n_tokens)
         self.block = min(-(-max(block // self.height, 1) // 64) * 64, self.vocabulary)
         self.starts = range(0, self.vocabulary, self.block)
         self._kept = [self._buffer(self.vocabulary if keep else self.block) for _ in range(sides)]
         self._slopes = self._buffer(self.vocabulary) if capped else None
-        self._scratch = [self._buffer(self.block) for _ in range(3 if self.kind in ("js", "topk") else sides)]
+        self._scratch = [self._buffer(self.block) for _ in range(3 if self.kind in ("js", "topk", "named") else sides)]
 
     def _buffer(self, length: int) -> Tensor:
         return torch.empty(length * self.height, dtype=self.acc, device=self.device)
@@ -183,8 +208,8 @@ class Tile:
 
     # -- first sweep --------------------------------------------------------------------------------------------------
 
-    def score(self, rows: slice, tokens: Tensor, scores: RowScores) -> None:
-        """Fill ``scores[rows]`` and leave in the buffers what ``push_back`` needs."""
+    def score(self, rows: slice, own: slice, tokens: Tensor, scores: RowScores) -> None:
+        """Fill ``scores[rows]``, the teacher's tokens ``own``, and leave in the buffers what ``push_back`` needs."""
         self.span, self.tokens, self.n = rows, tokens, tokens.shape[0]
         student, teacher = self.student, self.teacher
         self.hidden = student.hidden[rows]
@@ -196,8 +221,10 @@ class Tile:
                 self._logits(student, hidden, start, stop, z, self._slope_block(start, stop))
                 self._sum_block(s, b, start, z, shifted)
             self.s = s.finish()
+            if self.named is not None:
+                self._mark_by_names(self.named, rows, own, scores)
         else:
-            teacher_hidden = operand(teacher.hidden[rows], teacher.dtype, self.acc)
+            teacher_hidden = operand(teacher.hidden[own], teacher.dtype, self.acc)
             t = Sums.empty(len(self.starts), self.n, self.device, self.acc)
             for b, start, stop in self._blocks():
                 z, shifted = self._kept_block(0, start, stop), self._scratch_block(0, stop - start)
@@ -244,7 +271,7 @@ class Tile:
         sampled = z.gather(0, local.clamp(0, z.shape[0] - 1).unsqueeze(0)).squeeze(0)
         sums.sampled = torch.where(inside, sampled, sums.sampled)
         torch.sub(z, sums.top[b], out=shifted)
-        mass = self._scratch_block(2, z.shape[0]) if self.kind in ("js", "topk") else z
+        mass = self._scratch_block(2, z.shape[0]) if self.kind in ("js", "topk", "named") else z
         torch.exp(shifted, out=mass)
         torch.sum(mass, 0, out=sums.mass[b])
         dot(mass, shifted, out=sums.tilt[b])
@@ -284,13 +311,34 @@ class Tile:
         supporting = z if self.measure.support == "student_topk" else u
         self.chosen = supporting.topk(self.measure.k, 0, sorted=False).indices
         close = add_tail if self.measure.tail else renormalise
+        return self._over_chosen(close((u.gather(0, self.chosen) - self.t.lse).t()), close)
+
+    def _mark_by_names(self, named: Named, rows: slice, own: slice, scores: RowScores) -> None:
+        """The divergence to a teacher of whom some tokens are known. Its log-probability of a token it did not name is that
+        of all such tokens together where they are a bucket, and 0 where they are not; so is the entropy it has then."""
+        logp, absent = named.logp[own].to(self.acc), named.logp[own] == -torch.inf
+        self.chosen = named.tokens[own].t().masked_fill(absent.t(), 0)
+        # A token not there weighs nothing: e^-FLOOR is 0, and 0·FLOOR too, where -inf would give NaN.
+        teacher = logp.masked_fill(absent, -FLOOR)
+        if named.tail:
+            teacher = add_tail(teacher)
+            hit = (named.tokens[own] == self.tokens.unsqueeze(1)) & ~absent
+            known = torch.where(hit, teacher[:, :-1], -FLOOR).amax(1)
+            scores.teacher_logp[rows] = torch.where(hit.any(1), known, teacher[:, -1])
+            scores.teacher_entropy[rows] = -(teacher.exp() * teacher).sum(1)
+        close = (
+            (lambda student: add_tail(student.masked_fill(absent, -FLOOR))) if named.tail else (lambda student: student)
+        )
+        scores.divergence[rows] = self._over_chosen(teacher, close)
+
+    def _over_chosen(self, teacher: Tensor, close: Callable[[Tensor], Tensor]) -> Tensor:
+        """The divergence over ``chosen`` (k, n) tokens, both sides closed to distributions (n, k or k+1)."""
+        z = self._kept_block(0, 0, self.vocabulary)
         with torch.enable_grad():
             self.leaves = z.gather(0, self.chosen).requires_grad_(), self.s.lse.clone().requires_grad_()
-            student, teacher = self.leaves[0] - self.leaves[1], u.gather(0, self.chosen) - self.t.lse
-            self.over_topk = between(
-                close(student.t()), close(teacher.t()), self.measure.kind, alpha=self.measure.alpha
-            )
-        return self.over_topk.detach()
+            student = (self.leaves[0] - self.leaves[1]).t()
+            self.over_chosen = between(close(student), teacher, self.measure.kind, alpha=self.measure.alpha)
+        return self.over_chosen.detach()
 
     # -- second sweep -------------------------------------------------------------------------------------------------
 
@@ -300,13 +348,17 @@ class Tile:
         by_logp = by_logp * (side.scale / side.temperature)
         if by_divergence is not None:
             by_divergence = by_divergence * (side.scale / side.temperature)
-        x, y = self._coefficients(by_logp, by_divergence)
+        if self.kind in ("topk", "named"):
+            self._settle_chosen(by_logp, by_divergence)
+            x = y = None
+        else:
+            x, y = self._coefficients(by_logp, by_divergence)
         # dL/dlogits spans too many orders of magnitude for float16.
         narrow = torch.bfloat16 if side.dtype == torch.bfloat16 else self.acc
         hidden = operand(self.hidden, side.dtype, self.acc).to(product_dtype(narrow, self.device, self.acc))
         d_hidden = torch.zeros_like(hidden, dtype=self.acc)
         for b, start, stop in self._blocks():
-            grad = self._by_logits(x[b], None if y is None else y[b], start, stop)
+            grad = self._by_logits(None if x is None else x[b], None if y is None else y[b], start, stop)
             if gradients.bias is not None:
                 gradients.bias[start:stop] += grad.sum(1)
             grad = grad.to(hidden.dtype)
@@ -328,20 +380,24 @@ class Tile:
         if self.kind == "reverse_kl":
             offset = self.s.top - self.t.top - self.s.lse + self.t.lse - self.value
             return (by_divergence * offset - by_logp) * self.s.share, by_divergence * self.s.share
+        rate = (1.0 - self.measure.alpha) * by_divergence
         shape = self.s.share.shape
-        if self.kind == "js":
-            rate = (1.0 - self.measure.alpha) * by_divergence
-            return (-by_logp - rate * self.student_kl).expand(shape), rate.expand(shape)
-        by_logits, by_lse = torch.autograd.grad(self.over_topk, self.leaves, by_divergence)
-        for _, start, stop in self._blocks():
-            self._kept_block(0, start, stop).sub_(self.s.lse).exp_()
-        self._kept_block(1, 0, self.vocabulary).zero_().scatter_(0, self.chosen, by_logits)
-        return (by_lse - by_logp).expand(shape), torch.ones_like(by_logp).expand(shape)
+        return (-by_logp - rate * self.student_kl).expand(shape), rate.expand(shape)
 
-    def _by_logits(self, x: Tensor, y: Tensor | None, start: int, stop: int) -> Tensor:
+    def _settle_chosen(self, by_logp: Tensor, by_divergence: Tensor | None) -> None:
+        """dL/dlogits in place of the kept logits, where the divergence looks at chosen tokens alone: p·x, and what autograd
+        found for those tokens."""
+        by_logits, by_lse = torch.autograd.grad(self.over_chosen, self.leaves, by_divergence)
+        for _, start, stop in self._blocks():
+            self._kept_block(0, start, stop).sub_(self.s.lse).exp_().mul_(by_lse - by_logp)
+        self._kept_block(0, 0, self.vocabulary).scatter_add_(0, self.chosen, by_logits)
+
+    def _by_logits(self, x: Tensor | None, y: Tensor | None, start: int, stop: int) -> Tensor:
         """One block of dL/dlogits but for the sampled token's indicator, in place of what was kept."""
         grad = self._kept_block(0, start, stop)
-        if y is None:
+        if x is None:
+            pass  # settled before, over the whole vocabulary
+        elif y is None:
             grad.mul_(x)
         elif self.kind in ("reverse_kl", "js"):
             grad.mul_(self._kept_block(1, start, stop).mul_(y).add_(x))

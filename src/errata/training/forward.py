@@ -68,15 +68,3 @@ def completion_inputs(
 def at_completion(hidden: Tensor, length: int) -> Tensor:
     """(B,P+T,H) -> (B,T,H): the states from which the ``length`` completion tokens were predicted."""
     return hidden[:, -length - 1 : -1]
-
-
-def top_tokens(hidden: Tensor, head: Head, n: int) -> tuple[Tensor, Tensor]:
-    """The ``n`` likeliest tokens (T, n) after each of the states (T, H), and their probabilities."""
-    logits = nn.functional.linear(
-        hidden.float(), head.weight.detach().float(), None if head.bias is None else head.bias.detach().float()
-    )
-    logits = logits * head.scale
-    if head.softcap is not None:
-        logits = head.softcap * torch.tanh(logits / head.softcap)
-    probability, token = logits.softmax(-1).topk(n, dim=-1)
-    return token, probability

@@ -50,6 +50,7 @@ class RolloutLog:
                 "rl_weight": inputs["rl_weight"],
                 "sd_weight": inputs["sd_weight"],
                 **{k.removeprefix("extra/"): v for k, v in inputs.items() if k.startswith("extra/")},
+                **({"asked": inputs["asked"]} if "asked" in inputs else {}),
             }
             taught = bool(inputs["has_teacher"][row])
             signals = {

@@ -11,6 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from errata.contexts import Rendered, Renderer
-from errata.experts import SelfTeacher
+from errata.experts import Asking, SelfTeacher
 from errata.methods import Batch, Method
 from errata.ops.reduce import token_weights
 from errata.ops.scores import TokenScores, fused_loss, token_scores
@@ -28,10 +29,10 @@ from errata.records import Group, Rollout, TeacherContext, groups_of
 from errata.training import compat
 from errata.training.config import ErrataConfig
 from errata.training.evaluating import Evaluator
-from errata.training.forward import accept_head_function, at_completion, completion_inputs, head_of, top_tokens
+from errata.training.forward import accept_head_function, at_completion, completion_inputs
 from errata.training.judging import Recorder, combined
+from errata.training.marking import Marker, generated
 from errata.training.recording import RolloutLog
-from errata.training.teaching import hidden_at_completions, padded_states, teacher_sequences
 
 
 class ErrataTrainer(compat.TRLHooks):
@@ -60,6 +61,8 @@ class ErrataTrainer(compat.TRLHooks):
         train_dataset: Any,
         eval_dataset: Any = None,
         run: Callable[[str, dict[str, Any]], None] = lambda stem, row: None,
+        expert: Any = None,
+        asking: Asking | None = None,
         **kwargs: Any,
     ) -> None:
         self._beyond = compat.beyond_the_clipped_surrogate(args)
@@ -92,6 +95,7 @@ class ErrataTrainer(compat.TRLHooks):
             kind = args.teacher or method.teacher
             rate = method.teacher_rate if args.teacher_rate is None else args.teacher_rate
             self.teacher = SelfTeacher(self.model, kind, rate, prepare=self._prepared_teacher)
+        self.marker = Marker(self, asking or Asking(), expert)
         self.renderer = Renderer(
             args.context_template,
             max_tokens=args.max_teacher_prompt_length,
@@ -108,11 +112,11 @@ class ErrataTrainer(compat.TRLHooks):
     # -- one generation batch -------------------------------------------------------------------------------------
 
     def on_rollouts(self, inputs: list[dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
-        mask = _generated(batch)
+        mask = generated(batch)
         stage = self.experience.stage
         local = self._rollouts_of(inputs, mask)
         if self.method.needs_entropy(stage):
-            entropy = self._scored(batch, None).student_entropy
+            entropy = self.scored(batch).student_entropy
             means = (entropy.sum(1) / mask.sum(1).clamp(min=1)).tolist()
             local = [replace(r, entropy=e) for r, e in zip(local, means, strict=True)]
 
@@ -129,7 +133,7 @@ class ErrataTrainer(compat.TRLHooks):
         self.batch_records = (local, contexts_here, rendered)
         self._log_health(groups, contexts)
 
-        states = self._teach(contexts_here, rendered, batch)
+        marks = self.marker.mark(contexts_here, rendered, batch, local[0].index)
         device = mask.device
         rates = [self.experience.rate(r.problem_id) for r in local]
         nan = float("nan")
@@ -138,13 +142,12 @@ class ErrataTrainer(compat.TRLHooks):
             "group": torch.tensor([r.index // self.num_generations for r in local], device=device),
             "reward": torch.tensor([nan if r.reward is None else r.reward for r in local], device=device),
             "available": torch.tensor([c.informs for c in contexts_here], device=device),
-            "has_teacher": torch.tensor([s is not None for s in states], device=device),
             "pass_rate": torch.tensor(rates, device=device),
             "stage": torch.tensor(stage),
-            "teacher_states": states,
+            **marks,
         }
         if not self._scores_in_place:
-            batch |= self._decide(batch, self._scored(batch, states) if self.method.needs_scores else None)
+            batch |= self._decide(batch, self.scored(batch) if self.method.needs_scores else None)
         return batch
 
     def _rollouts_of(self, inputs: list[dict[str, Any]], mask: Tensor) -> list[Rollout]:
@@ -177,36 +180,6 @@ class ErrataTrainer(compat.TRLHooks):
         epoch = float(self.state.epoch or 0.0)
         return [self.method.context(r, g, experience=self.experience, epoch=epoch, rng=rng) for g in groups for r in g]
 
-    def _teach(
-        self, contexts: list[TeacherContext], rendered: list[Rendered], batch: dict[str, Any]
-    ) -> list[Tensor | None]:
-        """The teacher's hidden states at each rollout's tokens, one forward for each that has a context."""
-        wanted = [i for i, c in enumerate(contexts) if c.informs and c.needed and not rendered[i].dropped]
-        states: list[Tensor | None] = [None] * len(contexts)
-        if self.teacher is None:
-            return states
-        # A sharded model's forward is a collective: there every process runs all its rows in equal batches.
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        rows = list(range(len(contexts))) if sharded else wanted
-        lengths = batch["completion_mask"].sum(1).tolist()
-        completions = [batch["completion_ids"][i, : lengths[i]].tolist() for i in rows]
-        sequences = teacher_sequences(self.encode_prompts([rendered[i].prompt for i in rows]), completions)
-        with self.teacher.acting(self.model) as model:
-
-            def run(model_inputs: dict[str, Any]) -> Tensor:
-                with self.accelerator.autocast():
-                    hidden: Tensor = model(**model_inputs, with_head=lambda hidden, head: hidden)
-                return hidden
-
-            found, padding = hidden_at_completions(
-                run, sequences, max_rows=self.args.per_device_train_batch_size, device=batch["completion_ids"].device
-            )
-        for i, state in zip(rows, found, strict=True):
-            states[i] = state if i in set(wanted) else None
-        if wanted:
-            self.log_metric("teacher/padding", padding)
-        return states
-
     # -- scores, signals, loss ------------------------------------------------------------------------------------
 
     @property
@@ -225,26 +198,17 @@ class ErrataTrainer(compat.TRLHooks):
         }
 
     @torch.no_grad()
-    def _scored(self, batch: dict[str, Any], states: list[Tensor | None] | None) -> TokenScores:
-        """Scores of this process's generation batch by the student as it stands, in micro-batches."""
+    def scored(self, batch: dict[str, Any], divergence: str | None = None) -> TokenScores:
+        """Scores of this process's generation batch by the student as it stands, in micro-batches; the teacher's fields
+        where the batch holds its marks, by another ``divergence`` than the method's if one is named."""
         size = self.args.per_device_train_batch_size
-        mask = _generated(batch)
+        mask = generated(batch)
         parts = []
         with compat.no_checkpointing(self):
             for start in range(0, len(mask), size):
                 rows = slice(start, start + size)
                 tokens, keep = batch["completion_ids"][rows], mask[rows]
-                part_states = states[rows] if states is not None else None
-
-                def on_head(
-                    hidden: Tensor,
-                    head: Any,
-                    tokens: Tensor = tokens,
-                    keep: Tensor = keep,
-                    part_states: list[Tensor | None] | None = part_states,
-                ) -> TokenScores:
-                    return self._token_scores(at_completion(hidden, tokens.shape[1]), head, tokens, keep, part_states)
-
+                on_head = partial(self._token_scores, tokens, keep, batch, rows, divergence)
                 inputs = completion_inputs(
                     batch["prompt_ids"][rows], batch["prompt_mask"][rows], tokens, batch["completion_mask"][rows]
                 )
@@ -253,29 +217,26 @@ class ErrataTrainer(compat.TRLHooks):
         return TokenScores._make(None if f[0] is None else torch.cat(f) for f in zip(*parts, strict=True))
 
     def _token_scores(
-        self, hidden: Tensor, head: Any, tokens: Tensor, mask: Tensor, states: list[Tensor | None] | None
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        batch: dict[str, Any],
+        rows: slice,
+        divergence: str | None,
+        hidden: Tensor,
+        head: Any,
     ) -> TokenScores:
-        if states is None:
+        hidden = at_completion(hidden, tokens.shape[1])
+        if "teacher_states" not in batch:
             return token_scores(hidden, head, None, None, tokens, mask=mask, temperature=self.temperature)
-        return token_scores(
-            hidden,
-            head,
-            padded_states(states, tokens.shape[1], hidden),
-            self._teacher_head(head),
-            tokens,
-            mask=mask,
-            teacher_mask=mask & _has_state(states, mask),
-            **self._score_options(),
-        )
+        options = self._score_options() | ({} if divergence is None else {"divergence": divergence, "support": "full"})
+        told = self.marker.arguments(batch, hidden, head, mask, rows)
+        return token_scores(hidden, head, tokens=tokens, mask=mask, **told, **options)
 
-    def _teacher_head(self, student_head: Any) -> Any:
-        separate = None if self.teacher is None else self.teacher.separate
-        return student_head if separate is None else head_of(separate)
-
-    def _decide(self, batch: dict[str, Any], scores: TokenScores | None) -> dict[str, Any]:
+    def _decide(self, batch: dict[str, Any], scores: TokenScores | None, *, log: bool = True) -> dict[str, Any]:
         """The method's signals for this process's rollouts, decided over the rollouts of all processes."""
         everyone = self._gathered
-        mask = everyone(_generated(batch))
+        mask = everyone(generated(batch))
         whole = Batch(
             mask=mask.bool(),
             scores=None if scores is None else TokenScores._make(None if f is None else everyone(f) for f in scores),
@@ -287,14 +248,16 @@ class ErrataTrainer(compat.TRLHooks):
             success=everyone(batch["reward"]) >= self.method.success_threshold,
             pass_rate=everyone(batch["pass_rate"]),
             stage=int(batch["stage"]),
+            asked=everyone(batch["asked"]) if "asked" in batch else None,
         )
         signals = self.method.signals(whole)
-        for name, value in signals.metrics.items():
+        for name, value in signals.metrics.items() if log else ():
             self.log_metric(name, value)
         count = mask.sum().float()
         n_rl, n_sd = count, count
         if self.method.denominators == "routed":
-            n_rl, n_sd = (signals.rl_weight > 0).sum().float(), (signals.sd_weight > 0).sum().float()
+            # Where few states were asked, each stands for several.
+            n_rl, n_sd = (signals.rl_weight > 0).sum().float(), ((signals.sd_weight > 0) * whole.marks).sum()
         rows = slice(
             self.accelerator.process_index * len(batch["rollout"]),
             (self.accelerator.process_index + 1) * len(batch["rollout"]),
@@ -318,21 +281,21 @@ class ErrataTrainer(compat.TRLHooks):
     def batch_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         if self._beyond or self.aux_loss_enabled:
             return self.trl_loss(model, inputs)
-        tokens, mask = inputs["completion_ids"], _generated(inputs)
-        states = inputs["teacher_states"]
-
-        teacher_head: list[Any] = []
+        tokens, mask = inputs["completion_ids"], generated(inputs)
+        student_head: list[Any] = []
 
         def on_head(hidden: Tensor, head: Any) -> tuple[Tensor, TokenScores]:
-            teacher_head.append(self._teacher_head(head))
-            hidden = at_completion(hidden, tokens.shape[1])
-            if "rl_weight" not in inputs:
-                scores = None
-                if self.method.needs_scores:
-                    with torch.no_grad():
-                        scores = self._token_scores(hidden.detach(), head, tokens, mask, states)
+            student_head.append(head)
+            if "rl_weight" not in inputs and not self._one_walk(inputs):
+                with torch.no_grad():
+                    rows = slice(None)
+                    scores = (
+                        self._token_scores(tokens, mask, inputs, rows, None, hidden.detach(), head)
+                        if self.method.needs_scores
+                        else None
+                    )
                 inputs.update(self._decide(inputs, scores))
-            return self._loss(hidden, head, tokens, mask, inputs)
+            return self._loss(at_completion(hidden, tokens.shape[1]), head, tokens, mask, inputs)
 
         student = completion_inputs(inputs["prompt_ids"], inputs["prompt_mask"], tokens, inputs["completion_mask"])
         with self.accelerator.autocast():
@@ -346,43 +309,56 @@ class ErrataTrainer(compat.TRLHooks):
                 scores,
                 mask,
                 *self.batch_records,
-                top_tokens=None if sharded else lambda row: top_tokens(states[row], teacher_head[0], 4),
+                top_tokens=None if sharded else lambda row: self.marker.alternatives(inputs, row, student_head[0], 4),
             )
         return loss  # type: ignore[no-any-return]
+
+    def _one_walk(self, inputs: dict[str, Any]) -> bool:
+        """Whether the loss can decide its signals as it goes: what a token is given depends on later tokens alone, all of
+        them are here, and one kind of teacher marked them."""
+        marked = bool(inputs["has_teacher"].any())
+        mixed = "named_tokens" in inputs and any(s is not None for s in inputs["teacher_states"])
+        alone = self.accelerator.num_processes == 1 and self.method.denominators == "shared"
+        return self.method.looks_ahead and alone and marked and not mixed
 
     def _loss(
         self, hidden: Tensor, head: Any, tokens: Tensor, mask: Tensor, inputs: dict[str, Any]
     ) -> tuple[Tensor, TokenScores]:
-        rl_weight = inputs["rl_weight"] * self._token_weights(mask, inputs["rl_weight"], inputs["n_rl"])
-        sd_weight = inputs["sd_weight"] * self._token_weights(mask, inputs["sd_weight"], inputs["n_sd"])
-        if "importance_sampling_ratio" in inputs:  # vLLM sampled with slightly other probabilities
-            rl_weight = rl_weight * inputs["importance_sampling_ratio"]
-            sd_weight = sd_weight * inputs["importance_sampling_ratio"]
-        has_states = any(s is not None for s in inputs["teacher_states"])
-        teacher_hidden = (
-            padded_states(inputs["teacher_states"], tokens.shape[1], hidden.detach()) if has_states else None
-        )
+        told = self.marker.arguments(inputs, hidden, head, mask)
+
+        def weighed(decided: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+            """Advantage and the two weights, their denominators in them."""
+            rl_weight = decided["rl_weight"] * self._token_weights(mask, decided["rl_weight"], decided["n_rl"])
+            sd_weight = decided["sd_weight"] * self._token_weights(mask, decided["sd_weight"], decided["n_sd"])
+            if "importance_sampling_ratio" in inputs:  # vLLM sampled with slightly other probabilities
+                rl_weight = rl_weight * inputs["importance_sampling_ratio"]
+                sd_weight = sd_weight * inputs["importance_sampling_ratio"]
+            return decided["advantage"], rl_weight, sd_weight
+
         m = self.method
-        loss, scores = fused_loss(
-            hidden,
-            head,
-            teacher_hidden,
-            self._teacher_head(head) if has_states else None,
-            tokens,
-            advantage=inputs["advantage"],
-            rl_weight=rl_weight,
-            sd_weight=sd_weight if has_states else None,
-            old_logp=inputs.get("old_per_token_logps"),
-            mask=mask,
-            teacher_mask=mask & _has_state(inputs["teacher_states"], mask),
-            surrogate=m.surrogate,
-            clip_low=self.epsilon_low,
-            clip_high=self.epsilon_high,
-            importance_clip=m.importance_clip,
-            token_clip=m.token_clip,
+        options = {
+            "old_logp": inputs.get("old_per_token_logps"),
+            "mask": mask,
+            "surrogate": m.surrogate,
+            "clip_low": self.epsilon_low,
+            "clip_high": self.epsilon_high,
+            "importance_clip": m.importance_clip,
+            "token_clip": m.token_clip,
+            **told,
             **self._score_options(),
-        )
-        return loss, scores
+        }
+        if "rl_weight" not in inputs:
+            loss, scores = fused_loss(
+                hidden, head, tokens=tokens, decide=lambda s: weighed(self._decide(inputs, s, log=False)), **options
+            )
+            inputs.update(self._decide(inputs, scores))
+            return loss, scores
+        advantage, rl_weight, sd_weight = weighed(inputs)
+        if inputs["has_teacher"].any():
+            options["sd_weight"] = sd_weight
+        else:
+            options |= {"teacher_hidden": None, "teacher_head": None, "sparse": None}
+        return fused_loss(hidden, head, tokens=tokens, advantage=advantage, rl_weight=rl_weight, **options)
 
     def _token_weights(self, mask: Tensor, weight: Tensor, count: Tensor) -> Tensor:
         """(B,T): what each token's loss is divided by, as TRL's ``loss_type`` says, over the tokens a stream counts."""
@@ -414,6 +390,8 @@ class ErrataTrainer(compat.TRLHooks):
     @torch.no_grad()
     def _log_scores(self, scores: TokenScores, inputs: dict[str, Any], mask: Tensor) -> None:
         taught = mask & inputs["has_teacher"][:, None]
+        if "asked" in inputs:
+            taught = taught & (inputs["asked"] > 0)
         rendered = self.batch_records[2]
 
         def total(values: Tensor | None, where: Tensor) -> list[Tensor]:
@@ -496,13 +474,3 @@ class _AfterStep(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._trainer.teacher is not None:
             self._trainer.teacher.update()
-
-
-def _generated(batch: dict[str, Any]) -> Tensor:
-    """(B,T) bool: completion tokens the student itself generated."""
-    mask: Tensor = batch["completion_mask"]
-    return (mask if "tool_mask" not in batch else mask * batch["tool_mask"]).bool()
-
-
-def _has_state(states: list[Tensor | None], mask: Tensor) -> Tensor:
-    return torch.tensor([s is not None for s in states], device=mask.device)[:, None]
