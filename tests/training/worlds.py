@@ -72,6 +72,7 @@ def trainer(
     peft_config: Any = None,
     method_args: Any = None,
     eval_rows: int = 0,
+    access: Any = None,
     **changes: Any,
 ) -> ErrataTrainer:
     decided = methods.get(method, **(method_args or {})) if isinstance(method, str) else method
@@ -89,6 +90,7 @@ def trainer(
         eval_dataset=rows(eval_rows) if eval_rows else None,
         processing_class=TOKENIZER,
         peft_config=peft_config,
+        access=access,
         run=(lambda stem, row: None) if keep is None else (lambda stem, row: keep.append((stem, row))),
     )
 

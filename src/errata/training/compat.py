@@ -80,6 +80,11 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
 
     # -- offered --------------------------------------------------------------------------------------------------
 
+    @property
+    def micro_step(self) -> int:
+        """Which of an optimizer step's micro-batches this is."""
+        return int(self._step) % int(self.args.gradient_accumulation_steps)
+
     def trl_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """TRL's own loss of a micro-batch, with all its options."""
         return super()._compute_loss(model, inputs)  # type: ignore[no-any-return]

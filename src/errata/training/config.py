@@ -17,7 +17,7 @@ def _help(default: Any, text: str) -> Any:
 class ErrataConfig(GRPOConfig):  # type: ignore[misc]
     """Settings of a run. Everything TRL's ``GRPOConfig`` has, and the following."""
 
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "method_args", "task_args"]
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "method_args", "task_args", "expert_args"]
 
     model: str | None = _help(None, "Hub id or directory of the policy; `house` is the one this package carries.")
     task: str | None = _help(None, "A task of `errata tasks`, e.g. rulebook/new-rule.")
@@ -30,6 +30,18 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
 
     method: str = _help("distil", "One of `errata methods`, or file.py:Class.")
     method_args: dict[str, Any] | str | None = _help(None, "Settings of the method, e.g. {credit: mean}.")
+    expert: str | None = _help(
+        None, "Who marks instead of the policy itself: a hub id or directory, or a server's http://.../v1."
+    )
+    expert_args: dict[str, Any] | str | None = _help(
+        None, "How the expert is asked, e.g. {gives: samples, samples: 4, share: 0.25}."
+    )
+    expert_on_failure: str = _help(
+        "skip", "A server that fails: skip its marks, let the policy itself mark (self), or pause until it answers."
+    )
+    replay_capacity: int | None = _help(None, "Past rollouts kept with the expert's answers and learned from again.")
+    replay_share: float = _help(0.5, "Past rollouts learned from for each fresh one.")
+    replay_limit: float = _help(2.0, "Largest importance weight of a past state.")
     teacher: str | None = _help(None, "live, frozen or ema; the method's own unless given.")
     teacher_rate: float | None = _help(None, "EMA rate per optimizer step; the method's own unless given.")
     teacher_freeze_below: float | None = _help(
@@ -80,11 +92,13 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
         self.num_generations_eval = self.eval_k
         self.per_device_eval_batch_size = max(self.eval_batch_size // self.eval_k, 1) * self.eval_k
         super().__post_init__()
-        for name in ("method_args", "task_args"):
+        for name in ("method_args", "task_args", "expert_args"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, dict):
                 raise ValueError(f"{name}: must be a mapping, got {value!r}")
         if self.teacher not in (None, "live", "frozen", "ema"):
             raise ValueError(f"teacher: {self.teacher!r} is none of live, frozen, ema")
+        if self.expert_on_failure not in ("skip", "self", "pause"):
+            raise ValueError(f"expert_on_failure: {self.expert_on_failure!r} is none of skip, self, pause")
         if self.teacher_rate is not None and not 0 <= self.teacher_rate <= 1:
             raise ValueError(f"teacher_rate: {self.teacher_rate} is not in [0, 1]")

@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 
 from errata.contexts import Rendered
+from errata.experts import SelfTeacher
+from errata.experts.access import Access, chosen_states, named
 from errata.experts.answers import Answer, Question, spread
-from errata.experts.asking import Asking, chosen_states, named
 from errata.ops.scores import Head, SparseTeacher
 from errata.records import TeacherContext
 from errata.training.forward import head_of
 from errata.training.teaching import hidden_at_completions, padded_states, teacher_sequences
+
+SPARSE = ("named_tokens", "named_logp", "asked")
+"""What a batch holds of sparse answers."""
 
 
 class Marker:
@@ -25,8 +29,8 @@ class Marker:
     sparse also ``named_tokens`` and ``named_logp`` (B,T,K) and ``asked`` (B,T), what each state's answer counts for.
     """
 
-    def __init__(self, trainer: Any, asking: Asking, expert: Any = None) -> None:
-        self._trainer, self.asking, self.expert = trainer, asking, expert
+    def __init__(self, trainer: Any, access: Access, expert: Any = None) -> None:
+        self._trainer, self.access, self.expert = trainer, access, expert
 
     def mark(
         self, contexts: Sequence[TeacherContext], rendered: Sequence[Rendered], batch: dict[str, Any], first: int
@@ -35,7 +39,7 @@ class Marker:
         wanted = [i for i, c in enumerate(contexts) if c.informs and c.needed and not rendered[i].dropped]
         states = self.states(self._trainer.teacher, rendered, batch, wanted)
         added: dict[str, Any] = {"teacher_states": states}
-        if self.asking.gives != "full":
+        if self.access.gives != "full":
             weights = self._chosen(contexts, rendered, batch, wanted, first)
             answers: list[Answer | None] = [None] * len(contexts)
             if self.expert is None:
@@ -46,15 +50,33 @@ class Marker:
                     answers[i] = answer
             length, device = batch["completion_ids"].shape[1], batch["completion_ids"].device
             tokens, logp, counts = (x.to(device) for x in spread(answers, weights, length))
-            added |= {"teacher_states": [None] * len(contexts)}
-            added |= {"named_tokens": tokens, "named_logp": logp, "asked": counts}
             self._log(answers, wanted, counts, batch)
-        marked = [s is not None for s in added["teacher_states"]]
-        device = batch["completion_ids"].device
-        added["has_teacher"] = torch.tensor(marked, device=device)
-        if "asked" in added:
-            added["has_teacher"] = added["has_teacher"] | (added["asked"] > 0).any(1)
+            states = self._instead(answers, contexts, rendered, batch, wanted)
+            for i, state in enumerate(states):
+                if state is not None:
+                    counts[i] = generated(batch)[i].float()
+            added = {"teacher_states": states, "named_tokens": tokens, "named_logp": logp, "asked": counts}
+        marked = torch.tensor([s is not None for s in added["teacher_states"]], device=batch["completion_ids"].device)
+        added["has_teacher"] = marked | (added["asked"] > 0).any(1) if "asked" in added else marked
         return added
+
+    def _instead(
+        self,
+        answers: Sequence[Answer | None],
+        contexts: Sequence[TeacherContext],
+        rendered: Sequence[Rendered],
+        batch: dict[str, Any],
+        wanted: Sequence[int],
+    ) -> list[Tensor | None]:
+        """The policy's own marks of rollouts that a server left unanswered, where the recipe wants them."""
+        trainer = self._trainer
+        left: list[int] = []
+        if self.expert is not None and trainer.args.expert_on_failure == "self":
+            left = [i for i in wanted if answers[i] is None and contexts[i].kind != "expert"]
+        trainer.log_metric("expert/by_self", len(left) / max(len(contexts), 1))
+        return (
+            self.states(SelfTeacher(trainer.model, "live"), rendered, batch, left) if left else [None] * len(contexts)
+        )
 
     # -- whole distributions --------------------------------------------------------------------------------------
 
@@ -96,18 +118,14 @@ class Marker:
         separate = None if self._trainer.teacher is None else self._trainer.teacher.separate
         return student_head if separate is None else head_of(separate)
 
-    def arguments(
-        self, inputs: dict[str, Any], hidden: Tensor, student_head: Head, mask: Tensor, rows: slice = slice(None)
-    ) -> dict[str, Any]:
+    def arguments(self, inputs: dict[str, Any], hidden: Tensor, student_head: Head, mask: Tensor) -> dict[str, Any]:
         """What ``token_scores`` and ``fused_loss`` are told of the teacher, for the student's (B,T,H) ``hidden``."""
-        states = inputs["teacher_states"][rows]
+        states = inputs["teacher_states"]
         taught = torch.tensor([s is not None for s in states], device=mask.device)[:, None]
         told: dict[str, Any] = {"teacher_hidden": None, "teacher_head": None, "teacher_mask": mask & taught}
         if "named_tokens" in inputs:
-            asked = inputs["asked"][rows] > 0
-            told["sparse"] = SparseTeacher(
-                inputs["named_tokens"][rows], inputs["named_logp"][rows], asked & mask, self.asking.gives == "topk"
-            )
+            asked, tail = (inputs["asked"] > 0) & ~taught, self.access.gives == "topk"
+            told["sparse"] = SparseTeacher(inputs["named_tokens"], inputs["named_logp"], asked & mask, tail)
         if "sparse" not in told or any(s is not None for s in states):
             told["teacher_hidden"] = padded_states(states, mask.shape[1], hidden.detach())
             told["teacher_head"] = self.head(student_head)
@@ -133,7 +151,7 @@ class Marker:
         first: int,
     ) -> list[dict[int, float]]:
         """Of each rollout the states to ask about, and what an answer there counts for."""
-        trainer, ask = self._trainer, self.asking
+        trainer, ask = self._trainer, self.access
         weights: list[dict[int, float]] = [{} for _ in contexts]
         mask = generated(batch)
         score = mask.float()
@@ -150,8 +168,6 @@ class Marker:
 
     def _disagreement(self, rendered: Sequence[Rendered], batch: dict[str, Any], wanted: Sequence[int]) -> Tensor:
         """(B,T) KL of the policy in each rollout's context from the policy without it."""
-        from errata.experts import SelfTeacher
-
         states = self.states(SelfTeacher(self._trainer.model, "live"), rendered, batch, wanted)
         found: Tensor = self._trainer.scored({**batch, "teacher_states": states}, "forward_kl").divergence
         return found
@@ -160,7 +176,7 @@ class Marker:
         self, states: Sequence[Tensor | None], weights: Sequence[dict[int, float]], first: int
     ) -> list[Answer | None]:
         """What a model held here would say through the narrower door."""
-        trainer, ask = self._trainer, self.asking
+        trainer, ask = self._trainer, self.access
         head = self.head(head_of(trainer.accelerator.unwrap_model(trainer.model)))
         answers: list[Answer | None] = []
         for i, (state, weight) in enumerate(zip(states, weights, strict=True)):

@@ -17,7 +17,7 @@ from trl.scripts.grpo import GRPOScriptArguments
 
 from errata.training.config import ErrataConfig
 
-NESTED = ("method_args", "task_args")
+NESTED = ("method_args", "task_args", "expert_args")
 
 
 @dataclass(frozen=True)

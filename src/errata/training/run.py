@@ -26,6 +26,7 @@ from errata.reports.table import before_after, rollout_samples
 from errata.training import sources
 from errata.training.compat import complete_checkpoints
 from errata.training.config import ErrataConfig
+from errata.training.experts import expert_of
 from errata.training.progress import Progressing
 from errata.training.recipe import Recipe, read
 from errata.training.trainer import ErrataTrainer
@@ -84,6 +85,7 @@ def build_trainer(recipe: Recipe, run: RunDirectory | None = None) -> ErrataTrai
     kwargs |= {"quantization_config": get_quantization_config(model_args)}
     kwargs |= dict(config.model_init_kwargs or {})
     config.model_init_kwargs = None
+    expert, access = expert_of(config, method, tokenizer)
     model = sources.load_model(where, **{k: v for k, v in kwargs.items() if v is not None})
     trainer = ErrataTrainer(
         model,
@@ -95,6 +97,8 @@ def build_trainer(recipe: Recipe, run: RunDirectory | None = None) -> ErrataTrai
         run=(lambda stem, row: None) if run is None else run.write,
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
+        expert=expert,
+        access=access,
     )
     trainer.remove_callback(PrinterCallback)  # the progress bar says it, and metrics.jsonl keeps it
     if run is not None:

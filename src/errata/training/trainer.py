@@ -11,7 +11,6 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from errata.contexts import Rendered, Renderer
-from errata.experts import Asking, SelfTeacher
+from errata.experts import Access, SelfTeacher
 from errata.methods import Batch, Method
 from errata.ops.reduce import token_weights
 from errata.ops.scores import TokenScores, fused_loss, token_scores
@@ -31,8 +30,9 @@ from errata.training.config import ErrataConfig
 from errata.training.evaluating import Evaluator
 from errata.training.forward import accept_head_function, at_completion, completion_inputs
 from errata.training.judging import Recorder, combined
-from errata.training.marking import Marker, generated
+from errata.training.marking import SPARSE, Marker, generated
 from errata.training.recording import RolloutLog
+from errata.training.replay import Replay, fresh_and_past
 
 
 class ErrataTrainer(compat.TRLHooks):
@@ -62,7 +62,7 @@ class ErrataTrainer(compat.TRLHooks):
         eval_dataset: Any = None,
         run: Callable[[str, dict[str, Any]], None] = lambda stem, row: None,
         expert: Any = None,
-        asking: Asking | None = None,
+        access: Access | None = None,
         **kwargs: Any,
     ) -> None:
         self._beyond = compat.beyond_the_clipped_surrogate(args)
@@ -95,7 +95,10 @@ class ErrataTrainer(compat.TRLHooks):
             kind = args.teacher or method.teacher
             rate = method.teacher_rate if args.teacher_rate is None else args.teacher_rate
             self.teacher = SelfTeacher(self.model, kind, rate, prepare=self._prepared_teacher)
-        self.marker = Marker(self, asking or Asking(), expert)
+        self.marker = Marker(self, access or Access(), expert)
+        self.replay: Replay | None = None
+        if method.uses_teacher and args.replay_capacity is not None:
+            self.replay = Replay(self, args.replay_capacity, args.replay_share, args.replay_limit)
         self.renderer = Renderer(
             args.context_template,
             max_tokens=args.max_teacher_prompt_length,
@@ -208,7 +211,14 @@ class ErrataTrainer(compat.TRLHooks):
             for start in range(0, len(mask), size):
                 rows = slice(start, start + size)
                 tokens, keep = batch["completion_ids"][rows], mask[rows]
-                on_head = partial(self._token_scores, tokens, keep, batch, rows, divergence)
+                part = {k: v[rows] for k, v in batch.items() if k in ("teacher_states", *SPARSE)}
+
+                def on_head(
+                    hidden: Tensor, head: Any, tokens: Tensor = tokens, keep: Tensor = keep, part: Any = part
+                ) -> TokenScores:
+                    hidden = at_completion(hidden, tokens.shape[1])
+                    return self._token_scores(tokens, keep, part, divergence, hidden, head)
+
                 inputs = completion_inputs(
                     batch["prompt_ids"][rows], batch["prompt_mask"][rows], tokens, batch["completion_mask"][rows]
                 )
@@ -221,16 +231,14 @@ class ErrataTrainer(compat.TRLHooks):
         tokens: Tensor,
         mask: Tensor,
         batch: dict[str, Any],
-        rows: slice,
         divergence: str | None,
         hidden: Tensor,
         head: Any,
     ) -> TokenScores:
-        hidden = at_completion(hidden, tokens.shape[1])
         if "teacher_states" not in batch:
             return token_scores(hidden, head, None, None, tokens, mask=mask, temperature=self.temperature)
         options = self._score_options() | ({} if divergence is None else {"divergence": divergence, "support": "full"})
-        told = self.marker.arguments(batch, hidden, head, mask, rows)
+        told = self.marker.arguments(batch, hidden, head, mask)
         return token_scores(hidden, head, tokens=tokens, mask=mask, **told, **options)
 
     def _decide(self, batch: dict[str, Any], scores: TokenScores | None, *, log: bool = True) -> dict[str, Any]:
@@ -283,24 +291,31 @@ class ErrataTrainer(compat.TRLHooks):
             return self.trl_loss(model, inputs)
         tokens, mask = inputs["completion_ids"], generated(inputs)
         student_head: list[Any] = []
+        past = None if self.replay is None else self.replay.ride_along(inputs)
 
         def on_head(hidden: Tensor, head: Any) -> tuple[Tensor, TokenScores]:
             student_head.append(head)
+            hidden, past_hidden = fresh_and_past(hidden, tokens.shape, past)
             if "rl_weight" not in inputs and not self._one_walk(inputs):
                 with torch.no_grad():
-                    rows = slice(None)
-                    scores = (
-                        self._token_scores(tokens, mask, inputs, rows, None, hidden.detach(), head)
-                        if self.method.needs_scores
-                        else None
-                    )
+                    scores = None
+                    if self.method.needs_scores:
+                        scores = self._token_scores(tokens, mask, inputs, None, hidden.detach(), head)
                 inputs.update(self._decide(inputs, scores))
-            return self._loss(at_completion(hidden, tokens.shape[1]), head, tokens, mask, inputs)
+            loss, scores = self._loss(hidden, head, tokens, mask, inputs)
+            if self.replay is not None and past is not None and past_hidden is not None:
+                loss = loss + self.replay.loss(past_hidden, head, past, self._total(inputs["n_sd"]).reciprocal())
+            return loss, scores
 
-        student = completion_inputs(inputs["prompt_ids"], inputs["prompt_mask"], tokens, inputs["completion_mask"])
+        if past is None or self.replay is None:
+            student = completion_inputs(inputs["prompt_ids"], inputs["prompt_mask"], tokens, inputs["completion_mask"])
+        else:
+            student = self.replay.joined(inputs, past)
         with self.accelerator.autocast():
             loss, scores = model(**student, with_head=on_head)
         self._log_scores(scores, inputs, mask)
+        if self.replay is not None:
+            self.replay.keep(inputs, scores, mask, student_head[0])
         if self.accelerator.is_main_process:
             sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # one process alone cannot gather a head
             self.rollout_log.write(
@@ -365,11 +380,19 @@ class ErrataTrainer(compat.TRLHooks):
         training = self.model.training
         steps = self.current_gradient_accumulation_steps if training else 1
         counted = mask if self.method.denominators == "shared" else weight > 0
-        # The count spans the generation batch of all processes; the optimizer averages over processes and micro-batches.
-        total = count / self.accelerator.num_processes * steps / self.args.steps_per_generation
         return token_weights(
-            counted, self.loss_type, total=total, max_length=self.max_completion_length, accumulation=steps
+            counted,
+            self.loss_type,
+            total=self._total(count),
+            max_length=self.max_completion_length,
+            accumulation=steps,
         )
+
+    def _total(self, count: Tensor) -> Tensor:
+        """What a token-mean divides by in one micro-batch, of the tokens in the generation batch of all processes: the
+        optimizer averages over processes and micro-batches."""
+        steps = self.current_gradient_accumulation_steps if self.model.training else 1
+        return count * (steps / self.args.steps_per_generation / self.accelerator.num_processes)
 
     # -- health ---------------------------------------------------------------------------------------------------
 
@@ -446,6 +469,8 @@ class ErrataTrainer(compat.TRLHooks):
         state = {"experience": self.experience.state_dict(), "evaluator": self.evaluator.state_dict()}
         if self.teacher is not None:
             state["teacher"] = {"kind": self.teacher.kind, "frozen_early": self.teacher.frozen_early}
+        if self.replay is not None:
+            self.replay.save(folder)
         if self.args.should_save:
             (folder / "state.json").write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
             if self.teacher is not None:
@@ -455,6 +480,8 @@ class ErrataTrainer(compat.TRLHooks):
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         self.experience.load_state_dict(state["experience"])
         self.evaluator.load_state_dict(state["evaluator"])
+        if self.replay is not None:
+            self.replay.load(folder)
         if self.teacher is not None:
             saved = state.get("teacher", {})
             if saved.get("kind") != self.teacher.kind:

@@ -1,4 +1,4 @@
-"""Asking at some states, with a few draws each, is right on average: in what is asked, in the loss and in the future."""
+"""Access at some states, with a few draws each, is right on average: in what is asked, in the loss and in the future."""
 
 import itertools
 import random
@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from errata.experts import Asking
+from errata.experts import Access
+from errata.experts.access import chosen_states, inclusion, named
 from errata.experts.answers import Answer, spread
-from errata.experts.asking import chosen_states, inclusion, named
 
 SCORES = st.lists(st.floats(0, 100), min_size=1, max_size=40)
 
@@ -106,4 +106,4 @@ def test_answers_are_laid_out_over_tokens():
 )
 def test_settings_out_of_range_are_named(setting, message):
     with pytest.raises(ValueError, match=message):
-        Asking(**setting)
+        Access(**setting)

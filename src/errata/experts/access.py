@@ -1,6 +1,6 @@
 """At which states a dear expert is asked, and what a local distribution says when only some of it is to be had.
 
-The student's loss is a sum over all its states. Asking at each with a known probability p and counting every answer 1/p
+The student's loss is a sum over all its states. Access at each with a known probability p and counting every answer 1/p
 times keeps that sum right on average (Horvitz and Thompson, 1952), in DistIL's local term and in its future credit alike.
 """
 
@@ -21,7 +21,7 @@ _UNIFORM = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asking:
+class Access:
     """How an expert is asked. Raises ``ValueError`` naming the setting."""
 
     gives: str = "full"

@@ -1,0 +1,119 @@
+"""What a black box costs in noise: the gradient of DistIL's loss from samples at some states, beside the exact one.
+
+    python benchmarks/black_box.py [--draws 200] [--problems 4]
+
+One fixed batch of the house policy's rollouts on ``rulebook/new-rule``; the expert is the policy shown the solution. The exact
+gradient uses its whole distribution at every state; each draw asks anew, for ``samples`` tokens at a ``share`` of the states.
+Printed are, for the whole gradient (the local term and the future credit together): the variance of one draw over the exact
+gradient's squared norm, and whether the mean of all draws is the exact gradient: its squared distance from it over what the
+draws' scatter makes one expect (1 on average where there is no bias, with the 95 % range of that ratio).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+from typing import Any
+
+import torch
+
+CASES = [
+    *(("every", n, share, True) for n in (1, 4, 16) for share in (0.1, 0.25, 1.0)),
+    *((where, 4, 0.25, True) for where in ("entropy", "disagreement")),
+    *((where, 4, 0.25, False) for where in ("entropy", "disagreement")),
+]
+
+
+class Scene:
+    """A trainer at its first step with one batch of rollouts, marked as often as one likes."""
+
+    def __init__(self, problems: int = 4, group: int = 4, seed: int = 0, temperature: float = 1.0) -> None:
+        from errata.training.recipe import read
+        from errata.training.run import build_trainer
+
+        settings: dict[str, Any] = {
+            "per_device_train_batch_size": problems * group,
+            "num_generations": group,
+            "method_args.sources": "[reference]",
+            "method_args.cost": "ce",
+            "context_template": "house",
+            "max_completion_length": 40,
+            "gradient_checkpointing": "false",
+            "eval_strategy": "no",
+            "output_dir": tempfile.mkdtemp(),
+            "seed": seed,
+            "temperature": temperature,
+            "use_cpu": "true",
+        }
+        words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+        recipe = read(None, ["--model", "house", "--task", "rulebook/new-rule", "--method", "distil", *words])
+        self.trainer = build_trainer(recipe)
+        self.trainer.model.train()
+        rows = [self.trainer.train_dataset[i // group] for i in range(problems * group)]
+        torch.manual_seed(seed)
+        self._batch = self.trainer._generate_and_score_completions(rows)
+        self._decided = {"advantage", "rl_weight", "sd_weight", "n_rl", "n_sd"}
+
+    def gradient(self, access: Any, draw: int = 0) -> torch.Tensor:
+        """The loss's gradient by all parameters, flat, in float64, with marks asked for anew."""
+        trainer = self.trainer
+        trainer.marker.access, trainer.state.global_step = access, draw
+        _, contexts, rendered = trainer.batch_records
+        batch = {k: v for k, v in self._batch.items() if k not in self._decided and not k.startswith("extra/")}
+        batch |= trainer.marker.mark(contexts, rendered, batch, 0)
+        trainer.model.zero_grad()
+        trainer.current_gradient_accumulation_steps = 1
+        trainer.batch_loss(trainer.model, batch).backward()
+        return torch.cat([p.grad.flatten().double() for p in trainer.model.parameters() if p.grad is not None])
+
+    def states(self) -> int:
+        return int(self._batch["completion_mask"].sum())
+
+
+def scatter(scene: Scene, access: Any, draws: int) -> dict[str, float]:
+    """Noise of one draw and the mean's distance from the exact gradient; see the module."""
+    from errata.experts.access import Access
+
+    exact = scene.gradient(Access())
+    total, squares = torch.zeros_like(exact), 0.0
+    for draw in range(draws):
+        found = scene.gradient(access, draw) - exact
+        total += found
+        squares += float(found.square().sum())
+    mean = total / draws
+    variance = (squares - draws * float(mean.square().sum())) / (draws - 1)
+    return {
+        "noise": variance / float(exact.square().sum()),
+        "bias": float(mean.square().sum()) / (variance / draws) if variance else math.nan,
+        "distance": float(mean.norm() / exact.norm()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draws", type=int, default=200)
+    parser.add_argument("--problems", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    from errata.experts.access import Access
+
+    torch.set_num_threads(1)
+    scene = Scene(options.problems, seed=options.seed)
+    print(
+        f"{scene.states()} states of {4 * options.problems} rollouts, {options.draws} draws each, seed {options.seed}"
+    )
+    print("| states asked by | samples | share | counted 1/p | variance / |g|² | bias² / expected | distance / |g| |")
+    print("|---|---|---|---|---|---|---|")
+    for where, samples, share, unbiased in CASES:
+        access = Access(gives="samples", samples=samples, where=where, share=share, unbiased=unbiased)
+        r = scatter(scene, access, options.draws)
+        print(
+            f"| {where} | {samples} | {share:.0%} | {'yes' if unbiased else 'no'} | {r['noise']:.2f} | {r['bias']:.2f} "
+            f"| {r['distance']:.3f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
