@@ -89,15 +89,12 @@ def _on_hub(source: str, split: str) -> HubSet:
 
 def _convert(row: Row, source: str = "") -> dict[str, Any]:
     problem, answer = row.text("problem", "question"), row.text("answer", "Answer", "final_answer")
-    solution = row.fields.get("solution")
-    if solution is not None and not isinstance(solution, str):
-        raise row.bad(f"field 'solution' must be text, not {type(solution).__name__}")
     keys = [row.fields[key] for key in ("id", "idx", "problem_idx", "unique_id") if row.fields.get(key) is not None]
     key = str(keys[0]) if keys else hashlib.sha256(problem.encode()).hexdigest()[:12]
     return {
         "problem_id": f"math/{source}/{key}",
         "prompt": [{"role": "user", "content": f"{problem.strip()}\n\n{_CLOSING}"}],
         "answer": answer.strip(),
-        "reference": solution.strip() if solution and solution.strip() else None,
+        "reference": row.optional("solution").strip() or None,
         "task": "math",
     }

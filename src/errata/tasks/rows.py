@@ -46,6 +46,13 @@ class Row:
         wanted = " or ".join(repr(name) for name in names)
         raise self.bad(f"no field {wanted}; the row has {', '.join(map(repr, self.fields)) or 'none'}")
 
+    def optional(self, name: str) -> str:
+        """The field as text; empty where it is missing, null or blank."""
+        value = self.fields.get(name)
+        if value is not None and not isinstance(value, str):
+            raise self.bad(f"field {name!r} must be text, not {type(value).__name__}")
+        return value if value and value.strip() else ""
+
 
 def find_file(path: str | Path, split: str, *, folders: Sequence[str] = ()) -> Path:
     """The file of a split: ``path`` itself if it is a file, else ``{split}.json[l]`` in it or one of its ``folders``.
