@@ -61,7 +61,7 @@ def choose(
         tried = past if feedback else ()
         return TeacherContext(
             kind,
-            why + (f", and {len(tried)} earlier attempts" if tried else ""),
+            why + (f"; earlier attempts: {len(tried)}" if tried else ""),
             solution=solutions[0] if solutions else "",
             more_solutions=tuple(solutions[1:]),
             feedback=feedback,

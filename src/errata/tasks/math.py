@@ -65,7 +65,9 @@ def load(name: str, path: str | None, split: str, *, strict: bool = True) -> Dat
     else:
         file = find_file(local, split)
         rows = json_lines(file)
-        held_out = held_out_rows(file, _convert) if split == "train" and local.is_dir() else ()
+        test = Path(parts[-1].strip()).expanduser()
+        if split == "train" and (local.is_dir() or len(parts) > 1) and test.exists():
+            held_out = held_out_rows(file, _convert, test_file=find_file(test, "test") if len(parts) > 1 else None)
     label = source if source in SETS else local.stem
     return to_dataset(rows, partial(_convert, source=label), source=source, strict=strict, held_out=held_out)
 

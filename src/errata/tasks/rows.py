@@ -93,9 +93,14 @@ def json_lines(file: Path) -> Iterator[Row | BadRowError]:
                 yield BadRowError(f"{where}: a JSON {type(fields).__name__}; write one object a line")
 
 
-def held_out_rows(train_file: Path, convert: Callable[[Row], dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The rows of the test file beside a training file, if it is there; its bad rows are reported when it is loaded."""
-    test_file = train_file.with_name(train_file.name.replace("train", "test"))
+def held_out_rows(
+    train_file: Path, convert: Callable[[Row], dict[str, Any]], *, test_file: Path | None = None
+) -> Iterator[dict[str, Any]]:
+    """The rows of the test file, that beside the training file unless given, if it is there.
+
+    Its bad rows are reported when it is loaded itself.
+    """
+    test_file = test_file or train_file.with_name(train_file.name.replace("train", "test"))
     if test_file == train_file or not test_file.is_file():
         return
     for row in json_lines(test_file):

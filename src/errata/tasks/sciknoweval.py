@@ -70,7 +70,10 @@ def _convert(row: Row, domain: str) -> dict[str, Any]:
         raise row.bad(f"field 'answer' is {answer!r}; write the letter of an option, one of {', '.join(letters)}")
     return {
         "problem_id": f"sciknoweval/{domain}/{row.text('idx')}",
-        "prompt": [{"role": "system", "content": row.optional("system") or _SYSTEM}, {"role": "user", "content": question}],
+        "prompt": [
+            {"role": "system", "content": row.optional("system") or _SYSTEM},
+            {"role": "user", "content": question},
+        ],
         "answer": answer,
         "reference": f"<answer>\n{answer}\n</answer>",
         "task": f"sciknoweval/{domain}",

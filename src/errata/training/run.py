@@ -62,6 +62,7 @@ def build_trainer(recipe: Recipe, run: RunDirectory | None = None) -> ErrataTrai
     if config.task is None:
         train_split, test_split = recipe.script.dataset_train_split, recipe.script.dataset_test_split
     train_rows = sources.rows_of(recipe, split=train_split, task=config.task)
+    sources.check_template_tasks(recipe, train_rows)
     eval_rows = None
     if config.eval_strategy != "no" or config.eval_on_start:
         eval_rows = sources.rows_of(recipe, split=test_split, task=config.eval_task or config.task)

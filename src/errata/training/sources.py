@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import logging
@@ -132,13 +133,9 @@ def _bad_rows(prompts: Iterable[Any], ids: Sequence[Any]) -> dict[int, str]:
             and all(isinstance(m, dict) and "role" in m and "content" in m for m in prompt)
         )
         if not (messages or (isinstance(prompt, str) and prompt)):
-            bad[number] = (
-                "column 'prompt': must be a non-empty text or a list of messages with role and content"
-            )
+            bad[number] = "column 'prompt': must be a non-empty text or a list of messages with role and content"
         elif problem_id is None:
-            bad[number] = (
-                "column 'problem_id': is empty; give every problem a name that stays the same between runs"
-            )
+            bad[number] = "column 'problem_id': is empty; give every problem a name that stays the same between runs"
         elif (first := asked.setdefault(str(problem_id), (number, prompt)))[1] != prompt:
             bad[number] = (
                 f"column 'problem_id': {problem_id!r} is row {first[0]}'s, whose prompt is another; give every problem its own"
@@ -150,15 +147,32 @@ def _stable_id(prompt: Any) -> str:
     return hashlib.sha256(json.dumps(prompt, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
+def check_template_tasks(recipe: Recipe, rows: Dataset) -> None:
+    """Raises ``ValueError`` where ``context_template`` names a task that neither errata nor the data has."""
+    wordings = recipe.config.context_template
+    known = {*tasks.names(), *(map(str, set(rows["task"])) if "task" in rows.column_names else ())}
+    for name in wordings if isinstance(wordings, dict) else ():
+        if not any(task == name or task.startswith(f"{name}/") for task in known):
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
+            raise ValueError(f"context_template: no task {name!r}; {hint}")
+
+
 def verifiers_of(recipe: Recipe) -> list[Any]:
-    """The task's verifier, or those the recipe names; a TRL recipe's ``reward_funcs`` work unchanged."""
+    """The task's verifier, or those the recipe names; a TRL recipe's ``reward_funcs`` work unchanged.
+
+    Raises ``ValueError`` where there is none, or the task's cannot run here.
+    """
     config = recipe.config
     if config.verifier:
         return [load_verifier(spec) for spec in config.verifier]
     if recipe.script.reward_funcs:
         return [_reward_function(name) for name in recipe.script.reward_funcs]
     if config.task is not None:
-        return [tasks.verifier(config.task, **mapping(config.task_args))]
+        try:
+            return [tasks.verifier(config.task, **mapping(config.task_args))]
+        except (RuntimeError, ImportError) as error:  # no isolation for programs, a missing package
+            raise ValueError(f"task: the verifier of {config.task} cannot run here: {error}") from error
     raise ValueError("verifier: missing; rows of dataset_name need verifier: [file.py:function] or TRL's reward_funcs")
 
 

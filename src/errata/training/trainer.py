@@ -93,7 +93,7 @@ class ErrataTrainer(compat.TRLHooks):
             rate = method.teacher_rate if args.teacher_rate is None else args.teacher_rate
             self.teacher = SelfTeacher(self.model, kind, rate, prepare=self._prepared_teacher)
         self.renderer = Renderer(
-            args.context_template,
+            args.context_template or "sdpo",
             max_tokens=args.max_teacher_prompt_length,
             count_tokens=lambda prompt: len(self.encode_prompts([prompt])[0]),
             history=method.history > 0,
