@@ -5,7 +5,7 @@ import random
 import pytest
 
 from errata import methods
-from errata.experience import FeedbackHistory
+from errata.experience import Experience, FeedbackHistory
 from errata.records import Group, Rollout, Verdict
 
 TAUGHT = [name for name in methods.names() if methods.get(name).uses_teacher]
@@ -57,6 +57,18 @@ def test_every_method_remembers_earlier_attempts_where_it_is_to_show_them(name):
 
 def test_without_a_teacher_nothing_is_remembered():
     assert methods.get("grpo", history=2).experience().history is None
+
+
+def test_an_experience_of_ones_own_without_a_history_is_told_so():
+    class Forgetful(type(methods.get("sdpo"))):
+        def experience(self):
+            return Experience()
+
+    method = Forgetful(history=1)
+    with pytest.raises(
+        ValueError, match=r"history: Forgetful.experience\(\) keeps none; end its Experience with history="
+    ):
+        shown(method, Group("p", (attempt(0, "5", 0.0, "no"),)), method.experience())
 
 
 def test_a_forbidden_leak_is_not_shown_later_either():

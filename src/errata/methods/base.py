@@ -173,8 +173,16 @@ class Method:
         return self.choose(rollout, group, experience)
 
     def choose(self, rollout: Rollout, group: Group, experience: Experience, **decided: Any) -> TeacherContext:
-        """``errata.contexts.choose`` as this method's settings say; ``decided`` are its further arguments."""
+        """``errata.contexts.choose`` as this method's settings say; ``decided`` are its further arguments.
+
+        Raises ``ValueError`` where ``history`` asks for what an ``experience`` of one's own does not keep.
+        """
         history = experience.history
+        if self.history and history is None:
+            kind = type(self).__name__
+            raise ValueError(
+                f"history: {kind}.experience() keeps none; end its Experience with history=self.remembered()"
+            )
         return choose_context(
             rollout,
             group,

@@ -128,7 +128,7 @@ def _attempts(rows: Any, index: int, verifier: Any, threshold: float) -> _Attemp
         )
         if verdict.score is None:
             told = told or f"not judged: {verdict.info.get('error', 'no score')}"
-        elif verdict.score < threshold and verdict.feedback and all(r.verdict.feedback != verdict.feedback for r in found):
+        elif verdict.score < threshold and verdict.feedback not in ("", *(r.verdict.feedback for r in found)):
             found.append(rollout)
         if len(found) == 2:
             break

@@ -96,7 +96,7 @@ class ErrataTrainer(compat.TRLHooks):
             args.context_template or "sdpo",
             max_tokens=args.max_teacher_prompt_length,
             count_tokens=lambda prompt: len(self.encode_prompts([prompt])[0]),
-            history=method.history > 0,
+            history=self.experience.history is not None,
         )
         self.evaluator = Evaluator(self, run)
         self.rollout_log = RolloutLog(run, self.processing_class, keep=args.rollouts_saved)
