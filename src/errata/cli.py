@@ -6,8 +6,22 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 EXIT_BAD_INPUT = 2
+
+
+def _yes_or_no(word: str) -> bool:
+    if word.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{word!r} is neither true nor false")
+    return word.lower() == "true"
+
+
+_STRICT: dict[str, Any] = {
+    "type": _yes_or_no,
+    "metavar": "true|false",
+    "help": "false: leave rows out that cannot be used, and say how many, rather than stop (default true)",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--batch_size", type=int, default=256, help="completions generated at a time")
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--out", type=Path, help="write the judged completions here as JSON lines")
+    evaluate.add_argument("--strict", **_STRICT)
     evaluate.set_defaults(run=_eval)
 
     compare = commands.add_parser(
@@ -82,7 +97,19 @@ def _parser() -> argparse.ArgumentParser:
     tasks.add_argument("name", nargs="?")
     tasks.add_argument("--task_path")
     tasks.add_argument("--split", default="train")
-    tasks.add_argument("--rows", type=int, default=3)
+    tasks.add_argument("--rows", type=int, help="how many rows (default 3; 1 with --show-context)")
+    tasks.add_argument("--strict", **_STRICT)
+    tasks.add_argument(
+        "--show-context",
+        action="store_true",
+        help="what student and teacher see for a row, by each of the method's sources",
+    )
+    tasks.add_argument("--method", default="distil", help="with --show-context: whose sources (default distil)")
+    tasks.add_argument("--method_args", metavar="YAML", help="its settings, e.g. '{with_feedback: true}'")
+    tasks.add_argument("--task_args", metavar="YAML", help="the verifier's settings, e.g. '{feedback: trace}'")
+    tasks.add_argument(
+        "--context_template", default="sdpo", help="a preset, a .jinja file or Jinja text (default sdpo)"
+    )
     tasks.set_defaults(run=_tasks)
 
     methods = commands.add_parser("methods", help="list the methods and presets, or all settings of one")
@@ -139,11 +166,15 @@ def _tasks(args: argparse.Namespace, rest: list[str]) -> int:
         for name in tasks.names():
             console.print(name, highlight=False)
         return 0
-    rows = tasks.load(args.name, path=args.task_path, split=args.split)
+    rows = tasks.load(args.name, path=args.task_path, split=args.split, strict=args.strict is not False)
+    if args.show_context:
+        from errata.training.preview import show_contexts
+
+        return show_contexts(args, rows)
     console.print(
         f"{args.name} ({args.split}): {len(rows)} rows, columns {', '.join(rows.column_names)}", highlight=False
     )
-    for row in rows.select(range(min(args.rows, len(rows)))):
+    for row in rows.select(range(min(3 if args.rows is None else args.rows, len(rows)))):
         console.print_json(json.dumps(row, ensure_ascii=False, default=str))
     return 0
 

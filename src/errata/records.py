@@ -87,6 +87,21 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class Earlier:
+    """A failed attempt at the same problem from an earlier step, and what the world said to it.
+
+    ``Earlier("7a+3=1b*4=4", "7a+3=0 not 1", step=12)``
+    """
+
+    attempt: str
+    feedback: str
+    leaks_answer: bool = False
+    """Whether the feedback contains the answer."""
+    step: int = 0
+    """The optimizer step it was sampled at."""
+
+
+@dataclass(frozen=True, slots=True)
 class TeacherContext:
     """What one rollout's teacher is shown, and why.
 
@@ -99,8 +114,14 @@ class TeacherContext:
     """One line for the run directory."""
     solution: str = ""
     """A shown solution: a sibling's or stored success or the reference."""
+    more_solutions: tuple[str, ...] = ()
+    """Further ones, best first, where the method shows several demonstrations."""
     feedback: str = ""
     """Shown feedback on the rollout's own attempt."""
+    earlier: tuple[Earlier, ...] = ()
+    """Failed attempts of earlier steps with their feedback, oldest first."""
+    keep_thinking: bool = False
+    """Whether the rollout's own attempt is shown with its thinking."""
     leaks_answer: bool = False
     """Whether what is shown contains the answer."""
     needed: bool = True
@@ -109,7 +130,12 @@ class TeacherContext:
     @property
     def informs(self) -> bool:
         """Whether the teacher knows anything the student did not: by what it is shown, or as an expert of its own."""
-        return bool(self.solution or self.feedback) or self.kind == "expert"
+        return bool(self.solutions or self.feedback or self.earlier) or self.kind == "expert"
+
+    @property
+    def solutions(self) -> tuple[str, ...]:
+        """All shown solutions, best first."""
+        return tuple(text for text in (self.solution, *self.more_solutions) if text)
 
 
 def strip_thinking(text: str) -> str:

@@ -1,7 +1,7 @@
 import pytest
 
 from errata.contexts import choose
-from errata.records import Group, Rollout, Verdict, strip_thinking
+from errata.records import Earlier, Group, Rollout, Verdict, strip_thinking
 
 
 def rollout(index, completion, score, feedback="", *, reference=None, leaks=False, kind="trace", length=0):
@@ -78,6 +78,76 @@ def test_unknown_source_is_named():
     wrong = rollout(0, "5", 0.0)
     with pytest.raises(ValueError, match="sources: 'oracle'"):
         choose(wrong, group(wrong), sources=("oracle",))
+
+
+# -- several demonstrations ------------------------------------------------------------------------------------------
+
+
+def test_demonstrations_are_different_successes_as_picked():
+    wrong = rollout(0, "5", 0.0)
+    right = [rollout(i, text, 1.0, length=n) for i, (text, n) in enumerate([("4", 3), ("4", 1), ("four", 2)], start=1)]
+    shortest = choose(
+        wrong, group(wrong, *right), demonstrations=3, pick=lambda found: min(found, key=lambda r: r.length)
+    )
+    assert shortest.solutions == ("4", "four")  # rollout 2 is the shortest; rollout 1 says the same as it
+    assert shortest.why == "rollouts 2, 3 of its group succeeded (rewards 1, 1)"
+    first = choose(wrong, group(wrong, *right), demonstrations=1)
+    assert (first.solution, first.more_solutions) == ("4", ())
+    assert first.why == "rollout 1 of its group succeeded (reward 1)"
+
+
+def test_demonstrations_of_the_buffer():
+    wrong = rollout(0, "5", 0.0)
+    stored = ["four", "5", "4", "four", "IV"]
+    assert choose(wrong, group(wrong), sources=("buffer",), stored=stored, demonstrations=2).solutions == ("four", "4")
+
+
+def test_a_success_of_which_nothing_would_be_shown_is_no_demonstration():
+    wrong, thought, right = rollout(0, "5", 0.0, "no"), rollout(1, "<think>4", 1.0), rollout(2, "4", 1.0)
+    assert choose(wrong, group(wrong, thought, right)).solution == "4"
+    assert choose(wrong, group(wrong, thought)).kind == "feedback"
+    assert choose(wrong, group(wrong, thought), keep_thinking=True).solution == "<think>4"
+
+
+def test_thinking_is_kept_on_request():
+    wrong, right = rollout(0, "<think>hm</think>5", 0.0, "no"), rollout(1, "<think>2 and 2</think>4", 1.0)
+    stripped = choose(wrong, group(wrong, right))
+    assert (stripped.solution, stripped.keep_thinking) == ("4", False)
+    kept = choose(wrong, group(wrong, right), keep_thinking=True)
+    assert (kept.solution, kept.keep_thinking) == ("<think>2 and 2</think>4", True)
+    shown = choose(wrong, group(wrong), sources=("buffer",), stored=["<think>2</think>4"], keep_thinking=True)
+    assert shown.solution == "<think>2</think>4"
+
+
+# -- history -----------------------------------------------------------------------------------------------------------
+
+PAST = (Earlier("7", "too large"), Earlier("1", "the answer is 4", leaks_answer=True), Earlier("3", "too small"))
+
+
+def test_history_is_the_newest_attempts_beside_the_present_feedback():
+    wrong = rollout(0, "5", 0.0, "no")
+    context = choose(wrong, group(wrong), earlier=PAST, history=2)
+    assert context.earlier == PAST[1:]
+    assert context.leaks_answer  # what the older one was told
+    assert context.why == "the world's trace on its own attempt; earlier attempts: 2"
+    assert choose(wrong, group(wrong), earlier=PAST).earlier == ()
+    assert choose(wrong, group(wrong), earlier=PAST, history=9).earlier == PAST
+
+
+def test_history_never_shows_copies_of_the_attempt_nor_forbidden_leaks():
+    wrong = rollout(0, "<think>so</think>3", 0.0, "no")
+    assert choose(wrong, group(wrong), earlier=PAST, history=2).earlier == PAST[:2]
+    safe = choose(wrong, group(wrong), earlier=PAST, history=2, allow_leaks=False)
+    assert (safe.earlier, safe.leaks_answer) == (PAST[:1], False)
+
+
+def test_history_needs_present_feedback_to_stand_beside():
+    silent, right = rollout(0, "5", 0.0), rollout(1, "4", 1.0)
+    assert choose(silent, group(silent), earlier=PAST, history=2).kind == "none"
+    told = rollout(0, "5", 0.0, "no")
+    assert choose(told, group(told, right), earlier=PAST, history=2).earlier == ()
+    beside = choose(told, group(told, right), earlier=PAST, history=1, with_feedback=True)
+    assert (beside.solution, beside.feedback, beside.earlier) == ("4", "no", PAST[2:])
 
 
 @pytest.mark.parametrize(

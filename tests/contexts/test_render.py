@@ -3,17 +3,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errata.contexts import Renderer
-from errata.records import Rollout, TeacherContext, Verdict
+from errata.records import Earlier, Rollout, TeacherContext, Verdict
 
 
-def rollout(prompt="What is 2+2?", completion="5"):
+def rollout(prompt="What is 2+2?", completion="5", task=None):
     return Rollout(
         0,
         "p",
         [{"role": "system", "content": "Be brief."}, {"role": "user", "content": prompt}],
         completion,
         Verdict(0.0),
+        row={"task": task},
     )
+
+
+def text_of(rendered):
+    return rendered.prompt[-1]["content"]
+
+
+FULL = TeacherContext(
+    "sibling",
+    solution="4",
+    more_solutions=("four", "IV"),
+    feedback="too large",
+    earlier=(Earlier("9", "far too large"), Earlier("6", "still too large")),
+)
 
 
 def characters(prompt):
@@ -45,6 +59,79 @@ def test_sdpo_wording_equals_trls_own_templates():
     ]:
         expected = fields["reprompt_template"].default.format(prompt="What is 2+2?", **shown)
         assert Renderer("sdpo").render(rollout(), context).prompt[-1]["content"] == expected
+
+
+def test_everything_at_once_in_sdpos_wording():
+    assert text_of(Renderer("sdpo").render(rollout(), FULL)) == (
+        "What is 2+2?\nCorrect solutions:\n\nSolution 1:\n4\n\nSolution 2:\nfour\n\nSolution 3:\nIV\n\n\n"
+        "The following are earlier unsuccessful attempts, each with the feedback it got:\n\n"
+        "Attempt 1:\n9\nFeedback on it:\nfar too large\n\n"
+        "Attempt 2:\n6\nFeedback on it:\nstill too large\n\n\n"
+        "The following is feedback from your unsuccessful earlier attempt:\n\ntoo large\n\n\n\n"
+        "Correctly solve the original question.\n"
+    )
+
+
+def test_everything_at_once_in_the_houses_wording():
+    assert text_of(Renderer("house").render(rollout(), FULL)) == (
+        "What is 2+2?\nsolved:4\nsolved:four\nsolved:IV\ntried:9\ntold:far too large\ntried:6\ntold:still too large\n"
+        "tried:5\ntold:too large"
+    )
+
+
+@pytest.mark.parametrize(
+    ("context", "text"),
+    [
+        (TeacherContext("reference", solution="4"), "What is 2+2?\nsolved:4"),
+        (TeacherContext("feedback", feedback="no"), "What is 2+2?\ntried:5\ntold:no"),
+        (TeacherContext("x", solution="4", feedback="no"), "What is 2+2?\nsolved:4\ntried:5\ntold:no"),
+    ],
+)
+def test_the_wording_the_house_policy_was_trained_with(context, text):
+    assert text_of(Renderer("house").render(rollout(), context)) == text
+
+
+def test_a_template_that_knows_one_solution_gets_all_of_them_numbered():
+    assert text_of(Renderer("{{ solution }}").render(rollout(), FULL)) == (
+        "Solution 1:\n4\n\nSolution 2:\nfour\n\nSolution 3:\nIV"
+    )
+
+
+def test_the_attempts_thinking_is_kept_where_the_context_says_so():
+    renderer, thoughtful = Renderer("{{ attempt }}|{{ feedback }}"), rollout(completion="<think>hm</think>5")
+    assert text_of(renderer.render(thoughtful, TeacherContext("feedback", feedback="no"))) == "5|no"
+    kept = TeacherContext("feedback", feedback="no", keep_thinking=True)
+    assert text_of(renderer.render(thoughtful, kept)) == "<think>hm</think>5|no"
+
+
+def test_a_template_for_each_task():
+    renderer = Renderer(
+        {"rulebook": "house {{ solution }}", "rulebook/sharpen": "sharp {{ solution }}", "m": "m {{ prompt }}"}
+    )
+    shown = TeacherContext("reference", solution="4")
+    texts = {
+        task: text_of(renderer.render(rollout(task=task), shown))
+        for task in ("rulebook/new-rule", "rulebook/sharpen", "rulebooks", "m", "math", None)
+    }
+    sdpo = text_of(Renderer("sdpo").render(rollout(), shown))
+    assert texts == {
+        "rulebook/new-rule": "house 4",
+        "rulebook/sharpen": "sharp 4",
+        "rulebooks": sdpo,
+        "m": "m What is 2+2?",
+        "math": sdpo,
+        None: sdpo,
+    }
+
+
+def test_a_template_without_room_for_the_history_is_refused_where_there_is_one():
+    for template in ("sdpo", "house", "{{ earlier }}", {"a": "house"}):
+        Renderer(template, history=True)
+    with pytest.raises(
+        ValueError, match=r"context_template: '\{\{ feedback \}\}' has no place for the earlier attempts"
+    ):
+        Renderer({"a": "house", "b": "{{ feedback }}"}, history=True)
+    Renderer("{{ feedback }}")
 
 
 def test_a_template_of_ones_own_sees_the_attempt():
@@ -84,6 +171,57 @@ def test_budget_is_kept_and_the_problem_never_cut(budget, solution, feedback):
     if not rendered.cut:
         assert solution in text
         assert feedback in text
+
+
+LETTERS = "abcdefgst"  # earlier attempt and feedback, twice; attempt, feedback; third, second and first solution
+SECTIONS = ["earlier"] * 4 + ["attempt", "feedback", "more_solutions", "more_solutions", "solution"]
+
+
+def rendered_in(budget, lengths):
+    """All sections at once, each of one letter repeated, in the order in which they are cut."""
+    a, b, c, d, attempt, feedback, third, second, first = (
+        letter * n for letter, n in zip(LETTERS, lengths, strict=True)
+    )
+    template = (
+        "{% for t in earlier %}{{ t.attempt }}{{ t.feedback }}{% endfor %}{{ attempt }}{{ feedback }}"
+        "{% for s in solutions | reverse %}{{ s }}{% endfor %}"
+    )
+    context = TeacherContext(
+        "sibling", "", first, (second, third), feedback, earlier=(Earlier(a, b), Earlier(c, d)), keep_thinking=True
+    )
+    renderer = Renderer(template, max_tokens=budget, count_tokens=characters)
+    return renderer.render(rollout(completion=attempt), context)
+
+
+@pytest.mark.parametrize(
+    ("room", "left", "cut"),
+    [
+        (360, [letter * 40 for letter in LETTERS], ()),
+        (359, ["a" * 16 + " [...] " + "a" * 16, *(letter * 40 for letter in LETTERS[1:])], ("earlier",)),
+        (320, [letter * 40 for letter in LETTERS[1:]], ("earlier",)),
+        (200, [letter * 40 for letter in LETTERS[4:]], ("earlier",)),
+        (160, [letter * 40 for letter in LETTERS[5:]], ("earlier", "attempt")),
+        (120, [letter * 40 for letter in LETTERS[6:]], ("earlier", "attempt", "feedback")),
+        (40, ["t" * 40], ("earlier", "attempt", "feedback", "more_solutions")),
+        (20, ["t" * 7 + " [...] " + "t" * 6], ("earlier", "attempt", "feedback", "more_solutions", "solution")),
+    ],
+)
+def test_the_order_of_cutting_by_hand(room, left, cut):
+    rendered = rendered_in(room + len("Be brief."), [40] * 9)
+    assert text_of(rendered) == "".join(left)
+    assert (rendered.cut, rendered.dropped) == (cut, False)
+
+
+@given(st.integers(10, 600), st.lists(st.integers(1, 100), min_size=9, max_size=9))
+def test_nothing_is_cut_while_something_less_needed_is_left_whole(budget, lengths):
+    rendered = rendered_in(budget, lengths)
+    text = text_of(rendered)
+    assert characters(rendered.prompt) <= budget
+    whole = [letter * n in text for letter, n in zip(LETTERS, lengths, strict=True)]
+    cut = whole.count(False)
+    assert whole == [False] * cut + [True] * (9 - cut)
+    assert rendered.cut == tuple(dict.fromkeys(SECTIONS[:cut]))
+    assert rendered.dropped == (cut == 9 and not set(text) & set(LETTERS.replace("e", "")))
 
 
 def test_feedback_is_cut_before_the_solution_and_loses_its_middle():

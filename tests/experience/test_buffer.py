@@ -165,6 +165,34 @@ def test_the_responses_own_text_is_excluded_whatever_it_thought():
     assert buffer.draw("a", random.Random(0), exclude=["<think>a third</think>\nB"]) is None
 
 
+def test_thinking_is_kept_on_request_and_still_not_compared():
+    buffer = filled(("<think>one way</think>B", 1.0, 0), ("<think>another</think>B", 1.0, 1), keep_thinking=True)
+    assert texts(buffer) == ["<think>another</think>B"]
+    assert buffer.draw("a", random.Random(0), exclude=["B"]) is None
+    buffer.add("a", "<think>nothing said", 1.0, 2)
+    assert len(texts(buffer)) == 1
+
+
+@pytest.mark.parametrize("kind", ["released", "paper"])
+def test_several_drawn_are_different_entries_and_one_draw(kind):
+    buffer = filled(("u", 0.2, 1), ("v", 0.5, 2), ("w", 1.0, 3), kind=kind)
+    drawn = [buffer.draw_several("a", 2, random.Random(seed), exclude=["v"]) for seed in range(20)]
+    assert {tuple(found) for found in drawn} == ({("w", "u")} if kind == "released" else {("u", "w"), ("w", "u")})
+    assert sorted(buffer.draw_several("a", 9, random.Random(0))) == ["u", "v", "w"]
+    assert buffer.draw_several("b", 2, random.Random(0)) == []
+    assert (buffer.hits, buffer.misses) == (21, 1)
+    with pytest.raises(ValueError, match=r"^k: must be at least 1"):
+        buffer.draw_several("a", 0, random.Random(0))
+
+
+def test_drawing_one_of_several_is_drawing_one():
+    buffer = filled(("u", 0.2, 1), ("v", 0.5, 2), ("w", 1.0, 3), kind="paper")
+    for seed in range(20):
+        one, several = random.Random(seed), random.Random(seed)
+        assert [buffer.draw("a", one)] == buffer.draw_several("a", 1, several)
+        assert one.random() == several.random()
+
+
 def test_characters_are_bounded():
     buffer = SuccessBuffer(max_characters=10)
     buffer.add("a", "x" * 6, 0.5, 0)

@@ -5,21 +5,22 @@ import random
 
 import pytest
 
-from errata.experience import Curriculum, Experience, PassRateLedger, SuccessBuffer
-from errata.records import Group, Rollout, Verdict
+from errata.experience import Curriculum, Experience, FeedbackHistory, PassRateLedger, SuccessBuffer
+from errata.records import Earlier, Group, Rollout, Verdict
 
 
-def group(problem_id, *rewards, texts=None):
+def group(problem_id, *rewards, texts=None, verdicts=None):
     texts = texts or [f"answer {i}" for i in range(len(rewards))]
-    return Group(
-        problem_id,
-        tuple(Rollout(i, problem_id, "?", texts[i], Verdict(reward)) for i, reward in enumerate(rewards)),
-    )
+    verdicts = verdicts or [Verdict(reward, "told", "trace") for reward in rewards]
+    return Group(problem_id, tuple(Rollout(i, problem_id, "?", texts[i], v) for i, v in enumerate(verdicts)))
 
 
 def full():
     return Experience(
-        PassRateLedger("paper", max_problems=3), SuccessBuffer(2, max_problems=3), Curriculum(4, reset_every=3)
+        PassRateLedger("paper", max_problems=3),
+        SuccessBuffer(2, max_problems=3),
+        Curriculum(4, reset_every=3),
+        FeedbackHistory(2, max_problems=3),
     )
 
 
@@ -34,7 +35,11 @@ def test_one_step_by_hand():
     assert experience.metrics() == {
         "curriculum/stage": 1, "ledger/problems": 2,
         "buffer/problems": 2, "buffer/texts": 3, "buffer/hits": 0, "buffer/misses": 0, "buffer/evictions": 0,
+        "history/problems": 0, "history/attempts": 0,
     }  # fmt: skip
+    experience.record([], step=1)  # the next step: what failed is earlier now
+    assert [entry.attempt for entry in experience.history.earlier("a")] == ["answer 1", "answer 3"]
+    assert experience.metrics()["history/problems"] == 1
 
 
 def test_the_threshold_decides_what_is_solved():
@@ -42,6 +47,22 @@ def test_the_threshold_decides_what_is_solved():
     experience.record([group("a", 0.6, 0.4)], step=0, threshold=0.5)
     assert experience.rate("a") == 0.5
     assert [entry.reward for entry in experience.buffer.entries("a")] == [0.6]
+
+
+def test_the_history_holds_judged_failures_that_were_told_something():
+    experience = Experience(history=FeedbackHistory(9))
+    verdicts = [
+        Verdict(0.4, "too low", "trace"),
+        Verdict(0.6, "well done", "trace"),
+        Verdict(0.0),
+        Verdict(None, "Traceback", "error"),
+        Verdict(0.0, "it is 4", "correction", leaks_answer=True),
+        Verdict(0.0, "the verifier's own trouble", "error"),
+    ]
+    experience.record([group("a", verdicts=verdicts, texts=list("uvwxyz"))], step=3, threshold=0.5)
+    assert experience.history.earlier("a") == ()
+    experience.record([group("b", 1.0)], step=4, threshold=0.5)
+    assert experience.history.earlier("a") == (Earlier("u", "too low", False, 3), Earlier("y", "it is 4", True, 3))
 
 
 def test_the_plateau_sees_the_pass_rate_over_judged_attempts():

@@ -19,6 +19,11 @@ PUBLISHED = {
         "importance_clip": 2.0,
         "sources": ("sibling", "feedback"),
         "success_threshold": 1.0,
+        # "the first successful other response of its group (... thinking stripped), else environment feedback"
+        "demonstrations": 1,
+        "with_feedback": False,
+        "history": 0,
+        "keep_thinking": False,
     },
     # section 2: "reverse KL for coding ... 20 (coding) ... 0.01 (coding)"
     "sdpo-code": {

@@ -1,5 +1,7 @@
 """Recipes: what is read, and the one clear line for what cannot be."""
 
+import logging
+
 import pytest
 from datasets import Dataset
 
@@ -35,6 +37,38 @@ def test_a_trl_recipe_is_read_unchanged(tmp_path):
     assert sources.verifiers_of(found)[0].__name__ == "think_format_reward"
 
 
+@pytest.mark.parametrize(
+    ("written_as", "found"),
+    [
+        ("house", "house"),
+        ("'{{ prompt }} {{ feedback }}'", "{{ prompt }} {{ feedback }}"),
+        ("'{% if feedback %}{{ feedback }}{% endif %}'", "{% if feedback %}{{ feedback }}{% endif %}"),
+        ("{rulebook: house, math: my.jinja}", {"rulebook": "house", "math": "my.jinja"}),
+    ],
+)
+def test_a_context_template_is_one_or_one_for_each_task(tmp_path, written_as, found):
+    path = written(tmp_path, f"model: house\ncontext_template: {written_as}\n")
+    assert read(path).config.context_template == found
+    plain = written(tmp_path, "model: house\n")
+    assert read(plain, ["--context_template", written_as.strip("'")]).config.context_template == found
+    assert read(plain).config.context_template == "sdpo"
+
+
+def test_strict_is_read(tmp_path):
+    path = written(tmp_path, "model: house\nstrict: false\n")
+    assert read(path).config.strict is False
+    assert read(path, ["--strict", "true"]).config.strict is True
+
+
+def test_a_context_template_of_an_unknown_task_is_named(tmp_path):
+    path = written(tmp_path, "model: house\ncontext_template: {rulebok: house}\n")
+    rows = Dataset.from_list([{"prompt": "a", "task": "mine/own"}])
+    with pytest.raises(ValueError, match="context_template: no task 'rulebok'"):
+        sources.check_template_tasks(read(path), rows)
+    for name in ("rulebook", "rulebook/sharpen", "mine", "mine/own"):
+        sources.check_template_tasks(read(path, ["--context_template", f"{{{name}: house}}"]), rows)
+
+
 def test_on_gpu_is_left_out_without_one(tmp_path, monkeypatch):
     path = written(tmp_path, "model: house\ntask: t\non_gpu: {model: Qwen/Qwen3-8B}\n")
     monkeypatch.setattr(recipe.torch.cuda, "is_available", lambda: False)
@@ -52,6 +86,8 @@ def test_on_gpu_is_left_out_without_one(tmp_path, monkeypatch):
         ("model: [house\n", [], "not YAML.*line"),
         ("- model\n", [], "must be a mapping"),
         ("task: rulebook/sharpen\n", [], "model: missing"),
+        ("model: house\ncontext_template: [house]\n", [], "context_template: must be a template, or a mapping"),
+        ("model: house\ncontext_template: {a: 3}\n", [], "context_template: must be a template, or a mapping"),
         ("model: house\nteacher: wise\n", [], "teacher: 'wise' is none of"),
         ("model: house\non_gpu: {modle: x}\n", [], "modle: unknown argument"),
         (
@@ -79,11 +115,29 @@ def test_a_missing_recipe():
         ([{"prompt": "a"}, {"prompt": ""}], "row 1, column 'prompt'"),
         ([{"prompt": [{"role": "user"}]}], "row 0, column 'prompt'"),
         ([{"prompt": "a", "problem_id": "x"}, {"prompt": "b", "problem_id": None}], "row 1, column 'problem_id'"),
+        (
+            [{"prompt": p, "problem_id": i} for p, i in [("a", "x"), ("a", "x"), ("b", "x")]],
+            "row 2, column 'problem_id': 'x' is row 0's, whose prompt is another",
+        ),
     ],
 )
 def test_bad_rows_are_named(rows, message):
     with pytest.raises(ValueError, match=message):
         sources.checked(Dataset.from_list(rows), "data")
+
+
+def test_bad_rows_are_left_out_and_counted_where_not_strict(caplog):
+    found = [("a", "x"), ("", "y"), ("b", "x"), ("c", None), ("d", "z"), ("a", "x")]
+    rows = Dataset.from_list([{"prompt": prompt, "problem_id": name} for prompt, name in found])
+    with pytest.raises(ValueError, match=r"^data: row 1, column 'prompt': .* \(strict: false leaves such rows out\)$"):
+        sources.checked(rows, "data")
+    with caplog.at_level(logging.WARNING):
+        assert sources.checked(rows, "data", strict=False)["prompt"] == ["a", "d", "a"]
+    assert "data: left out 3 of 6 rows; the first: row 1, column 'prompt'" in caplog.text
+    unnamed = Dataset.from_list([{"prompt": ""}, {"prompt": "a"}])
+    assert len(sources.checked(unnamed, "data", strict=False)["problem_id"]) == 1
+    with pytest.raises(ValueError, match="data: no usable rows; the first problem: row 0, column 'prompt'"):
+        sources.checked(Dataset.from_list([{"prompt": ""}]), "data", strict=False)
 
 
 def test_problem_ids_are_derived_stably():

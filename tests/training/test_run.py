@@ -189,3 +189,42 @@ def test_real_science_rows(tmp_path, policy, capsys):
     rollouts = lines(tmp_path / "run" / "rollouts.jsonl")
     assert {r["context"]["kind"] for r in rollouts} == {"reference"}
     assert "Correct solution:" in rollouts[0]["context"]["prompt"][-1]["content"]
+
+
+def test_a_template_for_each_task_words_the_contexts(tmp_path, policy):
+    template = {"rulebook": "house", "math": "{{ prompt }}"}
+    changes = {"context_template": template, "max_steps": 1, "eval_on_start": False, "eval_strategy": "no"}
+    assert main(["train", str(recipe(tmp_path, policy, **changes))]) == 0
+    prompts = [row["context"]["prompt"] for row in lines(tmp_path / "run" / "rollouts.jsonl")]
+    assert all("\ntold:" in prompt[-1]["content"] for prompt in prompts if prompt)
+    assert any(prompts)
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["context_template"] == template
+    changes["context_template"] = {"rulebok": "house"}
+    assert main(["train", str(recipe(tmp_path, policy, **changes)), "--overwrite", "true"]) == 2
+
+
+def test_bad_rows_are_left_out_where_not_strict(tmp_path, policy, capsys, caplog):
+    for split in ("train", "test"):
+        rows = (ROOT / "tests" / "fixtures" / "tooluse" / f"{split}.json").read_text()
+        (tmp_path / f"{split}.json").write_text(rows + "{broken\n")
+    task = {
+        "task": "tooluse",
+        "task_path": str(tmp_path),
+        "eval_strategy": "no",
+        "eval_on_start": False,
+        "max_steps": 1,
+    }
+    assert main(["train", str(recipe(tmp_path, policy, **task))]) == 2
+    assert "train.json, line 4: broken JSON" in capsys.readouterr().err
+    assert main(["train", str(recipe(tmp_path, policy, **task, strict=False))]) == 0
+    assert "train.json: left out 1 of 4 rows; the first: " in caplog.text
+
+    of_fixture = ["eval", str(policy), "--task", "tooluse", "--task_path", str(tmp_path), "--k", "1"]
+    limits = ["--max_completion_length", "4"]
+    assert main([*of_fixture, *limits]) == 2
+    assert "test.json, line 3: broken JSON" in capsys.readouterr().err
+    assert main([*of_fixture, *limits, "--strict", "false"]) == 0
+    assert json.loads(capsys.readouterr().out)["n_problems"] == 2
+    # A run remembers what it was told.
+    assert main(["eval", str(tmp_path / "run"), "--k", "1", *limits]) == 0
+    assert json.loads(capsys.readouterr().out)["n_problems"] == 2

@@ -76,11 +76,8 @@ def trainer(
     **changes: Any,
 ) -> ErrataTrainer:
     decided = methods.get(method, **(method_args or {})) if isinstance(method, str) else method
-    config = ErrataConfig(
-        **settings(
-            folder, eval_k=4, eval_batch_size=8, context_template="{{ prompt }} {{ solution }}{{ feedback }}", **changes
-        )
-    )
+    changes = {"context_template": "{{ prompt }} {{ solution }}{{ feedback }}", **changes}
+    config = ErrataConfig(**settings(folder, eval_k=4, eval_batch_size=8, **changes))
     return ErrataTrainer(
         build_model(len(TOKENIZER)) if model is None else model,
         verifiers or [verifier],

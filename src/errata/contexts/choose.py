@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from errata.records import Group, Rollout, TeacherContext, strip_thinking
+from errata.records import Earlier, Group, Rollout, TeacherContext, strip_thinking
 
 SOURCES = ("sibling", "buffer", "feedback", "reference", "expert")
 Pick = Callable[[list[Rollout]], Rollout]
@@ -23,8 +23,12 @@ def choose(
     threshold: float = 1.0,
     pick: Pick = lambda successes: successes[0],
     stored: Sequence[str] = (),
+    demonstrations: int = 1,
     with_feedback: bool = False,
+    earlier: Sequence[Earlier] = (),
+    history: int = 0,
     allow_leaks: bool = True,
+    keep_thinking: bool = False,
 ) -> TeacherContext:
     """What the teacher of ``rollout`` is shown.
 
@@ -35,45 +39,87 @@ def choose(
         threshold: the reward from which an attempt counts as a success.
         pick: chooses among the successful siblings; the first sampled one unless said.
         stored: earlier successes of this problem, best first (the success buffer's draw).
+        demonstrations: how many different successes a context from ``sibling`` or ``buffer`` shows at most, best first:
+            ``pick``'s choice, then its choice of the rest.
         with_feedback: show the feedback also beside a solution.
+        earlier: failed attempts of earlier steps at this problem, oldest first (the feedback history's).
+        history: how many of ``earlier``, the newest, are shown beside feedback at most.
         allow_leaks: whether feedback that contains the answer may be shown.
+        keep_thinking: show successes and attempts with their thinking.
     Raises:
         ValueError: a source that is not in ``SOURCES``.
     """
     verdict = rollout.verdict
     usable = bool(verdict.feedback.strip()) and verdict.kind != "error" and (allow_leaks or not verdict.leaks_answer)
     beside = verdict.feedback if with_feedback and usable else ""
-    beside_leaks = bool(beside) and verdict.leaks_answer
+    past = _past(rollout, earlier, history, allow_leaks)
 
-    def shown(kind: str, why: str, solution: str) -> TeacherContext:
-        # A right solution always holds the answer.
-        return TeacherContext(kind, why, solution=strip_thinking(solution), feedback=beside, leaks_answer=True)
+    def readable(text: str) -> str:
+        return text if keep_thinking else strip_thinking(text)
+
+    def shown(kind: str, why: str, solutions: Sequence[str] = (), feedback: str = beside) -> TeacherContext:
+        tried = past if feedback else ()
+        return TeacherContext(
+            kind,
+            why + (f"; earlier attempts: {len(tried)}" if tried else ""),
+            solution=solutions[0] if solutions else "",
+            more_solutions=tuple(solutions[1:]),
+            feedback=feedback,
+            earlier=tried,
+            keep_thinking=keep_thinking,
+            # A right solution always holds the answer.
+            leaks_answer=bool(solutions or (feedback and verdict.leaks_answer) or any(e.leaks_answer for e in tried)),
+        )
 
     for source in sources:
         if source == "sibling":
-            siblings = group.successes(threshold, other_than=rollout)
-            if siblings:
-                best = pick(siblings)
-                return shown(
-                    "sibling", f"rollout {best.index} of its group succeeded (reward {best.reward:g})", best.completion
-                )
+            texts = {r.index: readable(r.completion) for r in group.successes(threshold, other_than=rollout)}
+            best = _ranked([r for r in group if texts.get(r.index, "").strip()], texts, pick, demonstrations)
+            if best:
+                return shown("sibling", _who_succeeded(best), [texts[r.index] for r in best])
         elif source == "buffer":
-            texts = [text for text in stored if text != rollout.completion]
-            if texts:
-                return shown("buffer", "an earlier success at this problem", texts[0])
+            found = list(dict.fromkeys(readable(text) for text in stored if text != rollout.completion))
+            if found:
+                return shown("buffer", "an earlier success at this problem", found[: max(demonstrations, 1)])
         elif source == "feedback":
             # Praise for a solved attempt tells the teacher nothing it could mark with.
             failed = rollout.reward is not None and rollout.reward < threshold
             if usable and failed:
                 why = f"the world's {verdict.kind or 'feedback'} on its own attempt"
-                return TeacherContext("feedback", why, feedback=verdict.feedback, leaks_answer=verdict.leaks_answer)
+                return shown("feedback", why, feedback=verdict.feedback)
         elif source == "reference":
             if rollout.reference and allow_leaks:
-                return shown("reference", "the data set's reference", rollout.reference)
+                return shown("reference", "the data set's reference", [readable(rollout.reference)])
         elif source == "expert":
             return TeacherContext("expert", "an expert that needs to be shown nothing")
         else:
             raise ValueError(f"sources: {source!r} is none of {', '.join(SOURCES)}")
     if beside:
-        return TeacherContext("feedback", "the world's feedback", feedback=beside, leaks_answer=beside_leaks)
+        return shown("feedback", "the world's feedback")
     return TeacherContext("none", "no success in its group, no feedback, no reference")
+
+
+def _ranked(successes: list[Rollout], texts: dict[int, str], pick: Pick, most: int) -> list[Rollout]:
+    """At most ``most`` successes of different text, in the order in which ``pick`` would choose them."""
+    chosen: list[Rollout] = []
+    while successes and len(chosen) < max(most, 1):
+        best = pick(successes)
+        chosen.append(best)
+        successes = [r for r in successes if texts[r.index] != texts[best.index]]
+    return chosen
+
+
+def _who_succeeded(best: list[Rollout]) -> str:
+    if len(best) == 1:
+        return f"rollout {best[0].index} of its group succeeded (reward {best[0].reward:g})"
+    indices, rewards = (
+        ", ".join(words) for words in zip(*((str(r.index), f"{r.reward:g}") for r in best), strict=True)
+    )
+    return f"rollouts {indices} of its group succeeded (rewards {rewards})"
+
+
+def _past(rollout: Rollout, earlier: Sequence[Earlier], most: int, allow_leaks: bool) -> tuple[Earlier, ...]:
+    """The newest of the earlier attempts that may be shown, oldest first."""
+    own = strip_thinking(rollout.completion)
+    fit = [e for e in earlier if strip_thinking(e.attempt) != own and (allow_leaks or not e.leaks_answer)]
+    return tuple(fit[max(len(fit) - most, 0) :])

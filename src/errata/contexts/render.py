@@ -1,26 +1,34 @@
 """Turning a teacher's context into a prompt that fits, the only home of prompt text.
 
-A template is Jinja over the last user message: ``prompt`` (that message), ``solution``, ``feedback``, ``attempt`` (the
-rollout's own text). The rendered text replaces the last user message; system and earlier turns stay as they are.
+A template is Jinja over the last user message. It sees ``prompt`` (that message), ``solution`` (several are numbered in
+one text), ``solutions`` (a list), ``feedback``, ``attempt`` (the rollout's own text) and ``earlier`` (a list of failed
+attempts of earlier steps, oldest first, each with ``attempt`` and ``feedback``). The rendered text replaces the last user
+message; system and earlier turns stay as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
 import jinja2
+import jinja2.meta
 
-from errata.records import Messages, Rollout, TeacherContext, strip_thinking
+from errata.records import Earlier, Messages, Rollout, TeacherContext, strip_thinking
 
 PRESETS = ("sdpo", "house")
 """``sdpo``: the wording of arXiv 2601.20802 as released. ``house``: the compact one the house policy was trained with."""
 
-_SECTIONS = ("attempt", "feedback", "solution")  # cut in this order: what the teacher needs most goes last
+DEFAULT = "sdpo"
+"""For tasks that a mapping of templates does not name."""
+
 _GAP = " [...] "
+
+Slot = tuple[str, int, str]
+"""One text that may be cut: its section, its number there and, of an earlier attempt, which half."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,96 +37,117 @@ class Rendered:
 
     prompt: Messages | str
     cut: tuple[str, ...] = ()
-    """Sections that were shortened, e.g. ``("feedback",)``."""
+    """Sections that were shortened, e.g. ``("earlier", "feedback")``."""
     dropped: bool = False
     """True when not even an empty context fitted: the rollout gets no teacher."""
 
 
-@lru_cache(maxsize=32)
-def _compile(template: str) -> jinja2.Template:
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+def _source(template: str) -> str:
     if template in PRESETS:
-        template = (resources.files("errata.contexts") / "templates" / f"{template}.jinja").read_text(encoding="utf-8")
-    elif template.endswith(".jinja"):
+        return (resources.files("errata.contexts") / "templates" / f"{template}.jinja").read_text(encoding="utf-8")
+    if template.endswith(".jinja"):
         path = Path(template)
         if not path.is_file():
             raise ValueError(f"context_template: no file {template!r}; presets are {', '.join(PRESETS)}")
-        template = path.read_text(encoding="utf-8")
-    elif "{" not in template:
+        return path.read_text(encoding="utf-8")
+    if "{" not in template:
         raise ValueError(
             f"context_template: {template!r} is neither a preset ({', '.join(PRESETS)}), a .jinja file nor Jinja text"
         )
+    return template
+
+
+@lru_cache(maxsize=32)
+def _compile(template: str) -> tuple[jinja2.Template, frozenset[str]]:
+    """The template, and the names it uses."""
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    source = _source(template)
     try:
-        return environment.from_string(template)
+        names = jinja2.meta.find_undeclared_variables(environment.parse(source))
+        return environment.from_string(source), frozenset(names)
     except jinja2.TemplateSyntaxError as error:
         raise ValueError(f"context_template: line {error.lineno}: {error.message}") from error
 
 
 class Renderer:
-    """Renders contexts with one template under one length budget.
+    """Renders contexts under one length budget, with one template or with one for each task.
 
     Args:
-        template: a preset's name, a path ending in ``.jinja``, or Jinja text.
+        template: a preset's name, a path ending in ``.jinja``, or Jinja text; or a mapping from a task, or what its name
+            begins with before a ``/``, to one of these. Of several that fit the longest counts; ``sdpo`` where none does.
         max_tokens: the longest teacher prompt; ``None`` is no limit.
         count_tokens: tokens of a prompt as the policy will see it, chat template and generation prompt included.
+        history: whether contexts will hold earlier attempts.
     Raises:
-        ValueError: an unknown preset, a missing file or a syntax error, with its line.
+        ValueError: an unknown preset, a missing file or a syntax error, with its line; a template without a place for
+            earlier attempts where there will be some.
     """
 
     def __init__(
         self,
-        template: str = "sdpo",
+        template: str | Mapping[str, str] = DEFAULT,
         *,
         max_tokens: int | None = None,
         count_tokens: Callable[[Messages | str], int] | None = None,
+        history: bool = False,
     ) -> None:
         if max_tokens is not None and count_tokens is None:
             raise ValueError("count_tokens: needed where max_tokens is set")
-        self._template = _compile(template)
+        by_task = {"": template} if isinstance(template, str) else {"": DEFAULT, **template}
+        self._templates: dict[str, jinja2.Template] = {}
+        for task, wording in by_task.items():
+            self._templates[task], names = _compile(wording)
+            if history and "earlier" not in names:
+                raise ValueError(
+                    f"context_template: {_short(wording)} has no place for the earlier attempts that `history` shows; "
+                    "add {% for try in earlier %}{{ try.attempt }} {{ try.feedback }}{% endfor %} or set history: 0"
+                )
         self._max_tokens = max_tokens
         self._count = count_tokens
 
     def render(self, rollout: Rollout, context: TeacherContext) -> Rendered:
-        """The teacher's prompt. The problem and the generation prompt are never cut; shown texts lose their middle."""
-        if not (context.solution or context.feedback):
+        """The teacher's prompt. The problem and the generation prompt are never cut; shown texts lose their middle.
+
+        Cut are, in this order: earlier attempts, the oldest first; the attempt; the feedback; demonstrations, the last
+        first. What the teacher needs most goes last.
+        """
+        if not (context.solutions or context.feedback or context.earlier):
             return Rendered(rollout.prompt)  # an expert of its own is asked what the student was asked
-        sections = {
-            "attempt": strip_thinking(rollout.completion) if context.feedback else "",
-            "feedback": context.feedback,
-            "solution": context.solution,
-        }
-        prompt = self._fill(rollout.prompt, sections)
+        slots = _slots(rollout, context)
+        prompt = self._fill(rollout, slots)
         if self._max_tokens is None or self._count is None or self._count(prompt) <= self._max_tokens:
             return Rendered(prompt)
-        if self._count(self._fill(rollout.prompt, dict.fromkeys(_SECTIONS, ""))) > self._max_tokens:
+        if self._count(self._fill(rollout, dict.fromkeys(slots, ""))) > self._max_tokens:
             return Rendered(rollout.prompt, dropped=True)
         cut: list[str] = []
-        for name in _SECTIONS:
-            if self._fill(rollout.prompt, {**sections, name: ""}) == prompt:  # empty, or not in this template
+        for slot in slots:
+            if self._fill(rollout, {**slots, slot: ""}) == prompt:  # empty, or not in this template
                 continue
-            cut.append(name)
-            sections[name] = self._longest_fit(rollout.prompt, sections, name)
-            prompt = self._fill(rollout.prompt, sections)
+            cut.append(slot[0])
+            slots[slot] = self._longest_fit(rollout, slots, slot)
+            prompt = self._fill(rollout, slots)
             if self._count(prompt) <= self._max_tokens:
                 break
         # A context of which nothing is left informs nobody.
-        return Rendered(prompt, tuple(cut), dropped=not (sections["solution"] or sections["feedback"]))
+        left = any(text for (section, *_), text in slots.items() if section != "attempt")
+        return Rendered(prompt, tuple(dict.fromkeys(cut)), dropped=not left)
 
-    def _longest_fit(self, prompt: Messages | str, sections: dict[str, str], name: str) -> str:
+    def _longest_fit(self, rollout: Rollout, slots: dict[Slot, str], slot: Slot) -> str:
         assert self._count is not None and self._max_tokens is not None
-        text = sections[name]
+        text = slots[slot]
         low, high = 0, len(text)  # characters kept; invariant: `low` fits or is 0
         while low < high:
             middle = (low + high + 1) // 2
-            if self._count(self._fill(prompt, {**sections, name: _without_middle(text, middle)})) <= self._max_tokens:
+            if self._count(self._fill(rollout, {**slots, slot: _without_middle(text, middle)})) <= self._max_tokens:
                 low = middle
             else:
                 high = middle - 1
         return _without_middle(text, low)
 
-    def _fill(self, prompt: Messages | str, sections: dict[str, str]) -> Messages | str:
+    def _fill(self, rollout: Rollout, slots: Mapping[Slot, str]) -> Messages | str:
+        template, sections, prompt = self._template_of(rollout), _sections(slots), rollout.prompt
         if isinstance(prompt, str):
-            return self._template.render(prompt=prompt, **sections)
+            return template.render(prompt=prompt, **sections)
         last = prompt[-1]
         if last.get("role") != "user":
             raise ValueError(
@@ -128,9 +157,50 @@ class Renderer:
         if isinstance(content, list):  # multimodal: only the text part is rewritten
             text = "".join(part.get("text", "") for part in content if part.get("type") == "text")
             others = [part for part in content if part.get("type") != "text"]
-            filled = self._template.render(prompt=text, **sections)
+            filled = template.render(prompt=text, **sections)
             return [*prompt[:-1], {**last, "content": [*others, {"type": "text", "text": filled}]}]
-        return [*prompt[:-1], {**last, "content": self._template.render(prompt=content, **sections)}]
+        return [*prompt[:-1], {**last, "content": template.render(prompt=content, **sections)}]
+
+    def _template_of(self, rollout: Rollout) -> jinja2.Template:
+        task = str(rollout.row.get("task") or "")
+        fits = (name for name in self._templates if not name or task == name or task.startswith(name + "/"))
+        return self._templates[max(fits, key=len)]
+
+
+def _slots(rollout: Rollout, context: TeacherContext) -> dict[Slot, str]:
+    """The shown texts in the order in which they are cut."""
+    slots: dict[Slot, str] = {}
+    for number, tried in enumerate(context.earlier):
+        slots |= {("earlier", number, "attempt"): tried.attempt, ("earlier", number, "feedback"): tried.feedback}
+    attempt = rollout.completion if context.keep_thinking else strip_thinking(rollout.completion)
+    slots["attempt", 0, ""] = attempt if context.feedback else ""
+    slots["feedback", 0, ""] = context.feedback
+    for number, text in reversed(list(enumerate(context.solutions))):
+        slots["more_solutions" if number else "solution", number, ""] = text
+    return slots
+
+
+def _sections(slots: Mapping[Slot, str]) -> dict[str, object]:
+    """What a template sees. Of an earlier attempt or a demonstration of which nothing is left nothing is seen."""
+    numbers = sorted({number for section, number, _ in slots if section == "earlier"})
+    earlier = [Earlier(slots["earlier", n, "attempt"], slots["earlier", n, "feedback"]) for n in numbers]
+    found = {number: text for (section, number, _), text in slots.items() if section in ("solution", "more_solutions")}
+    solutions = [found[number] for number in sorted(found) if found[number]]
+    return {
+        "solutions": solutions,
+        "solution": solutions[0] if len(solutions) == 1 else _numbered(solutions),
+        "earlier": [tried for tried in earlier if tried.attempt or tried.feedback],
+        "attempt": slots["attempt", 0, ""],
+        "feedback": slots["feedback", 0, ""],
+    }
+
+
+def _numbered(texts: list[str]) -> str:
+    return "\n\n".join(f"Solution {number}:\n{text}" for number, text in enumerate(texts, start=1))
+
+
+def _short(template: str) -> str:
+    return repr(template if len(template) <= 40 else template[:40] + "...")
 
 
 def _without_middle(text: str, keep: int) -> str:

@@ -1,4 +1,4 @@
-"""What a run remembers of each problem: how hard it is now, what solved it before, which stage of training it is in.
+"""What a run remembers of each problem: how hard it is now, what solved it before, what failed, which stage of training it is in.
 
 Plain state, keyed by the task's stable ``problem_id``, bounded, and saved as JSON. Nothing here is random and nothing
 depends on the process: fed the same results in the same order, every process holds the same state, byte for byte.
@@ -7,6 +7,7 @@ depends on the process: fed the same results in the same order, every process ho
 from errata.experience.buffer import Success, SuccessBuffer
 from errata.experience.bundle import Experience
 from errata.experience.curriculum import Curriculum
+from errata.experience.history import FeedbackHistory
 from errata.experience.ledger import PassRateLedger
 
-__all__ = ["Curriculum", "Experience", "PassRateLedger", "Success", "SuccessBuffer"]
+__all__ = ["Curriculum", "Experience", "FeedbackHistory", "PassRateLedger", "Success", "SuccessBuffer"]

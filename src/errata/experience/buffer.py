@@ -18,7 +18,7 @@ class Success(NamedTuple):
     """One stored success: ``Success("7+3=0;0*4=3;", 1.0, 12)``."""
 
     text: str
-    """The completion without its thinking."""
+    """The completion, without its thinking unless the buffer keeps that."""
     reward: float
     step: int
     """The optimizer step it was sampled at."""
@@ -42,10 +42,10 @@ class SuccessBuffer:
     way only to a strictly higher one. ``draw`` is uniform and starts after ``wait_epochs`` epochs (the paper's k = 1).
     With 0/1 rewards a full problem is frozen for good; ``prefer_recent`` lets a newer success replace an equal one.
 
-    Both: thinking (``<think>...</think>``) is stripped, for storing as for comparing. Beyond ``max_problems``, or
-    ``max_characters`` of text in all, the problem whose best entry ranks lowest (of equals the first by name) is
-    forgotten. What counts as a success, and when to ask (the paper: only if the whole group failed), is the caller's
-    decision.
+    Both: thinking (``<think>...</think>``) is stripped for comparing, and for storing unless ``keep_thinking``. Beyond
+    ``max_problems``, or ``max_characters`` of text in all, the problem whose best entry ranks lowest (of equals the
+    first by name) is forgotten. What counts as a success, and when to ask (the paper: only if the whole group failed),
+    is the caller's decision.
 
     Full to both bounds, 50,000 problems × 4 texts of 1,000 characters, it takes 0.26 GB of memory and 0.21 GB of JSON,
     and 3 s to save or load (``benchmarks/experience_memory.py``).
@@ -59,6 +59,7 @@ class SuccessBuffer:
         *,
         kind: Literal["released", "paper"] = "released",
         prefer_recent: bool = False,
+        keep_thinking: bool = False,
         wait_epochs: float | None = None,
         max_problems: int = 50_000,
         max_characters: int = 200_000_000,
@@ -69,6 +70,7 @@ class SuccessBuffer:
         self.kind = kind
         self.per_problem = whole("per_problem", published_size if per_problem is None else per_problem, least=1)
         self.prefer_recent = prefer_recent
+        self.keep_thinking = keep_thinking
         self.wait_epochs = finite("wait_epochs", published_wait if wait_epochs is None else wait_epochs, low=0.0)
         self.max_problems = whole("max_problems", max_problems, least=1)
         self.max_characters = whole("max_characters", max_characters, least=1)
@@ -104,11 +106,13 @@ class SuccessBuffer:
         problem_id = problem_id_of(problem_id)
         if not isinstance(text, str):
             raise ValueError(f"text: must be the completion as a string, got {type(text).__name__}")
-        new = Success(strip_thinking(text), finite("reward", reward), whole("step", step))
-        if not new.text.strip() or len(new.text) > self.max_characters:
+        said = strip_thinking(text)
+        new = Success(text if self.keep_thinking else said, finite("reward", reward), whole("step", step))
+        if not said.strip() or len(new.text) > self.max_characters:
             return
         held = self._entries.get(problem_id, [])
-        copy = next((entry for entry in held if entry.text == new.text), None) if self.kind == "released" else None
+        copies = (entry for entry in held if strip_thinking(entry.text) == said)
+        copy = next(copies, None) if self.kind == "released" else None
         if copy is not None and self._rank(copy) >= self._rank(new):
             return
         strict = self.kind == "paper" and not self.prefer_recent
@@ -123,29 +127,40 @@ class SuccessBuffer:
     def top(self, problem_id: str, k: int, exclude: Collection[str] = ()) -> list[str]:
         """The ``k`` best stored texts of the problem, none of them in ``exclude``. Not counted as a draw."""
         unwanted = {strip_thinking(text) for text in ([exclude] if isinstance(exclude, str) else exclude)}
-        texts = [entry.text for entry in self.entries(problem_id) if entry.text not in unwanted]
+        texts = [entry.text for entry in self.entries(problem_id) if strip_thinking(entry.text) not in unwanted]
         return texts[: whole("k", k)]
 
     def draw(
         self, problem_id: str, rng: UniformSource, exclude: Collection[str] = (), *, epoch: float | None = None
     ) -> str | None:
-        """One earlier success to show, or ``None`` where there is none.
+        """One earlier success to show, or ``None`` where there is none; else as ``draw_several``."""
+        found = self.draw_several(problem_id, 1, rng, exclude, epoch=epoch)
+        return found[0] if found else None
+
+    def draw_several(
+        self, problem_id: str, k: int, rng: UniformSource, exclude: Collection[str] = (), *, epoch: float | None = None
+    ) -> list[str]:
+        """At most ``k`` earlier successes to show, best first or as drawn; counted as one draw.
 
         Args:
             problem_id: whose successes.
-            rng: one uniform number is taken from it for each hit of the paper's kind; the released kind takes none.
+            k: how many at most.
+            rng: one uniform number is taken from it for each text of the paper's kind; the released kind takes none.
             exclude: texts never to return: the response's own. Compared without thinking.
             epoch: epochs completed so far. Before ``wait_epochs`` of them nothing is drawn and nothing counted;
                 ``None`` does not wait.
         """
+        k = whole("k", k, least=1)
         if epoch is not None and finite("epoch", epoch, low=0.0) < self.wait_epochs:
-            return None
+            return []
         texts = self.top(problem_id, self.per_problem, exclude)
         if not texts:
             self.misses += 1
-            return None
+            return []
         self.hits += 1
-        return texts[int(rng.random() * len(texts))] if self.kind == "paper" else texts[0]
+        if self.kind == "released":
+            return texts[:k]
+        return [texts.pop(int(rng.random() * len(texts))) for _ in range(min(k, len(texts)))]
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-serialisable; problems are a list, so that their order survives sorted keys."""

@@ -9,17 +9,19 @@ from typing import Any
 from errata.experience._check import saved_by
 from errata.experience.buffer import SuccessBuffer
 from errata.experience.curriculum import Curriculum
+from errata.experience.history import FeedbackHistory
 from errata.experience.ledger import UNSEEN, PassRateLedger
 from errata.records import Group
 
 
 @dataclass
 class Experience:
-    """Ledger, buffer and curriculum, each only where the method wants it."""
+    """Ledger, buffer, curriculum and feedback history, each only where the method wants it."""
 
     ledger: PassRateLedger | None = None
     buffer: SuccessBuffer | None = None
     curriculum: Curriculum | None = None
+    history: FeedbackHistory | None = None
 
     @property
     def stage(self) -> int:
@@ -35,7 +37,7 @@ class Experience:
 
         The curriculum sees the step's pass rate first, so that a reset of the ledger falling due leaves it with this
         step's results alone. Then every group enters the ledger, and its successes (reward at least ``threshold``) the
-        buffer. Attempts that were not judged count nowhere.
+        buffer, its failures with feedback the history. Attempts that were not judged count nowhere.
         """
         groups = list(groups)
         judged = [[r.reward for r in group if r.reward is not None] for group in groups]
@@ -46,6 +48,8 @@ class Experience:
             self.curriculum.observe(step, sum(solved) / attempts if attempts else None)
             if self.ledger is not None and self.curriculum.resets > resets:
                 self.ledger.reset()
+        if self.history is not None:
+            self.history.begin(step)
         for group, rewards, n_correct in zip(groups, judged, solved, strict=True):
             if self.ledger is not None and rewards:
                 self.ledger.update(group.problem_id, n_correct, len(rewards), step)
@@ -53,6 +57,17 @@ class Experience:
                 for success in group.successes(threshold):
                     assert success.reward is not None
                     self.buffer.add(group.problem_id, success.completion, success.reward, step)
+            if self.history is not None:
+                self._remember_failures(group, self.history, step, threshold)
+
+    @staticmethod
+    def _remember_failures(group: Group, history: FeedbackHistory, step: int, threshold: float) -> None:
+        for rollout in group:
+            verdict = rollout.verdict
+            if verdict.score is not None and verdict.score < threshold and verdict.kind != "error":
+                history.add(
+                    group.problem_id, rollout.completion, verdict.feedback, step, leaks_answer=verdict.leaks_answer
+                )
 
     def metrics(self) -> dict[str, float]:
         """Numbers for the step's log: ``curriculum/stage``, ``ledger/problems``, ``buffer/hits``, ..."""
@@ -63,6 +78,8 @@ class Experience:
             found["ledger/problems"] = len(self.ledger)
         if self.buffer is not None:
             found |= {f"buffer/{name}": value for name, value in self.buffer.metrics().items()}
+        if self.history is not None:
+            found |= {f"history/{name}": value for name, value in self.history.metrics().items()}
         return found
 
     def state_dict(self) -> dict[str, Any]:
@@ -76,6 +93,11 @@ class Experience:
         for name, part in parts.items():
             part.load_state_dict(state[name])
 
-    def _parts(self) -> dict[str, PassRateLedger | SuccessBuffer | Curriculum]:
-        parts = {"ledger": self.ledger, "buffer": self.buffer, "curriculum": self.curriculum}
+    def _parts(self) -> dict[str, PassRateLedger | SuccessBuffer | Curriculum | FeedbackHistory]:
+        parts = {
+            "ledger": self.ledger,
+            "buffer": self.buffer,
+            "curriculum": self.curriculum,
+            "history": self.history,
+        }
         return {name: part for name, part in parts.items() if part is not None}

@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from errata.contexts import SOURCES, choose
-from errata.experience import Experience
+from errata.contexts import SOURCES
+from errata.contexts import choose as choose_context
+from errata.experience import Experience, FeedbackHistory
 from errata.ops.scores import TokenScores
 from errata.records import Group, Rollout, TeacherContext
 
@@ -108,6 +109,12 @@ class Method:
     """Show the feedback also beside a solution."""
     allow_leaks: bool = True
     """Whether feedback that contains the answer may be shown."""
+    demonstrations: int = 1
+    """How many different successes (siblings or stored ones) are shown at most, best first."""
+    history: int = 0
+    """How many earlier failed attempts at the same problem are shown beside feedback, with the feedback they got."""
+    keep_thinking: bool = False
+    """Show successes and attempts with their thinking (SDPO's and DRIFT's released code: stripped)."""
 
     divergence: str = "forward_ce"
     """D: forward_ce, forward_kl, reverse_kl or js."""
@@ -138,6 +145,10 @@ class Method:
         _one_of("surrogate", self.surrogate, ("clipped", "importance"))
         _one_of("denominators", self.denominators, ("shared", "routed"))
         _one_of("teacher", self.teacher, ("live", "frozen", "ema"))
+        for name, least in (("demonstrations", 1), ("history", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name}: must be a whole number of at least {least}, got {value!r}")
         if self.support != "full" and (self.top_k is None or self.top_k < 1):
             raise ValueError(f"top_k: support {self.support!r} needs a number of tokens, got {self.top_k}")
         if not 0 <= self.teacher_rate <= 1:
@@ -147,8 +158,17 @@ class Method:
             raise ValueError(f"sources: {sorted(unknown)[0]!r} is none of {', '.join(SOURCES)}")
 
     def experience(self) -> Experience:
-        """State this method keeps across steps, fresh. None unless overridden."""
-        return Experience()
+        """State this method keeps across steps, fresh; one of your own ends with ``history=self.remembered()``."""
+        return Experience(history=self.remembered())
+
+    def remembered(self) -> FeedbackHistory | None:
+        """The feedback history that ``history`` asks for, fresh.
+
+        It holds twice what is shown: copies of the rollout's own attempt, and leaks where they are forbidden, are passed over.
+        """
+        if not (self.history and self.uses_teacher):
+            return None
+        return FeedbackHistory(2 * self.history, keep_thinking=self.keep_thinking)
 
     def needs_entropy(self, stage: int) -> bool:
         """Whether ``context`` reads ``Rollout.entropy`` (then the student is scored before contexts are chosen)."""
@@ -163,13 +183,31 @@ class Method:
         """
         if not self.uses_teacher or rollout.reward is None:
             return TeacherContext("none", "not judged" if rollout.reward is None else "this method has no teacher")
-        return choose(
+        return self.choose(rollout, group, experience)
+
+    def choose(self, rollout: Rollout, group: Group, experience: Experience, **decided: Any) -> TeacherContext:
+        """``errata.contexts.choose`` as this method's settings say; ``decided`` are its further arguments.
+
+        Raises ``ValueError`` where ``history`` asks for what an ``experience`` of one's own does not keep.
+        """
+        history = experience.history
+        if self.history and history is None:
+            kind = type(self).__name__
+            raise ValueError(
+                f"history: {kind}.experience() keeps none; end its Experience with history=self.remembered()"
+            )
+        return choose_context(
             rollout,
             group,
             sources=self.sources,
             threshold=self.success_threshold,
+            demonstrations=self.demonstrations,
             with_feedback=self.with_feedback,
+            earlier=() if history is None else history.earlier(group.problem_id),
+            history=self.history,
             allow_leaks=self.allow_leaks,
+            keep_thinking=self.keep_thinking,
+            **decided,
         )
 
     def signals(self, batch: Batch) -> Signals:

@@ -9,7 +9,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from errata.contexts import choose
 from errata.experience import Curriculum, Experience, PassRateLedger, SuccessBuffer
 from errata.methods.base import Batch, Method, Signals, _one_of, masked_mean, zeros
 from errata.ops.rhythm import rhythm
@@ -82,12 +81,11 @@ class DRIFT(Method):
         ledger = PassRateLedger("paper" if self.routing == "paper" else "released", decay_per=self.decay_per)
         buffer = None
         if self.buffer == "paper":
-            buffer = SuccessBuffer(kind="paper", prefer_recent=self.prefer_recent)
+            buffer = SuccessBuffer(kind="paper", prefer_recent=self.prefer_recent, keep_thinking=self.keep_thinking)
         elif self.buffer == "released":
-            buffer = SuccessBuffer(kind="released")
-        return Experience(
-            ledger, buffer, Curriculum(switch_step=self.warmup_steps, reset_every=self.ledger_reset_every)
-        )
+            buffer = SuccessBuffer(kind="released", keep_thinking=self.keep_thinking)
+        curriculum = Curriculum(switch_step=self.warmup_steps, reset_every=self.ledger_reset_every)
+        return Experience(ledger, buffer, curriculum, self.remembered())
 
     def needs_entropy(self, stage: int) -> bool:
         return stage == 1
@@ -104,18 +102,11 @@ class DRIFT(Method):
             if alone or (
                 self.buffer_fallback == "rollout" and not group.successes(self.success_threshold, other_than=rollout)
             ):
-                found = experience.buffer.draw(group.problem_id, rng, exclude={rollout.completion}, epoch=epoch)
-                stored = [] if found is None else [found]
-        context = choose(
-            rollout,
-            group,
-            sources=self.sources,
-            threshold=self.success_threshold,
-            pick=self._most_diverse if stage == 1 else _best_then_shortest,
-            stored=stored,
-            with_feedback=self.with_feedback,
-            allow_leaks=self.allow_leaks,
-        )
+                stored = experience.buffer.draw_several(
+                    group.problem_id, self.demonstrations, rng, exclude={rollout.completion}, epoch=epoch
+                )
+        pick = self._most_diverse if stage == 1 else _best_then_shortest
+        context = self.choose(rollout, group, experience, pick=pick, stored=stored)
         solved = rollout.reward >= self.success_threshold
         if stage == 2 and solved and context.informs and not self._marks_correct(experience.rate(group.problem_id)):
             # Right attempts are reinforced; their teacher is only asked where rhythm would listen.

@@ -3,7 +3,7 @@
 ``load("rulebook/new-rule")`` gives a ``datasets.Dataset`` with the columns ``problem_id`` (stable), ``prompt`` (chat
 messages), ``answer``, ``reference`` (a right solution or ``None``), ``task``, and the task's own;
 ``verifier("rulebook/new-rule")`` the function that judges attempts at it. Each module below has the two functions
-``load(name, path, split)`` and ``verifier(name, **args)`` and is imported when first asked for.
+``load(name, path, split, strict=True)`` and ``verifier(name, **args)`` and is imported when first asked for.
 """
 
 from __future__ import annotations
@@ -42,12 +42,14 @@ def names() -> tuple[str, ...]:
     return tuple(_MODULES)
 
 
-def load(name: str, *, path: str | None = None, split: str = "train") -> Dataset:
+def load(name: str, *, path: str | None = None, split: str = "train", strict: bool = True) -> Dataset:
     """The rows of one split of a task. ``path`` is where its files lie, for tasks that read files.
 
-    Raises ``ValueError`` for an unknown task or split, and whatever the task says of its files.
+    Raises ``ValueError`` for an unknown task or split, and whatever the task says of its files: a row that cannot be used
+    by file, line and mend. ``strict=False`` leaves such rows out and logs in one line how many, and what was wrong with
+    the first.
     """
-    dataset: Dataset = _module(name).load(name, path, split)
+    dataset: Dataset = _module(name).load(name, path, split, strict=strict)
     return dataset
 
 

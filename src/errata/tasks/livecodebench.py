@@ -63,8 +63,7 @@ def _of_v6(rows: Iterable[Row | BadRowError]) -> Iterator[Row | BadRowError]:
 
 def _convert(row: Row, split: str) -> dict[str, Any]:
     tests = [test for field in ("public_test_cases", "private_test_cases") for test in _tests(row, field)]
-    metadata = row.fields.get("metadata") or "{}"
-    function = (json.loads(metadata) if isinstance(metadata, str) else metadata).get("func_name") or ""
+    function = _function(row)
     kinds = {test["testtype"] for test in tests}
     if kinds != {"functional" if function else "stdin"}:
         raise row.bad(f"the tests are of kind {' and '.join(sorted(kinds)) or 'none'}, the function is {function!r}")
@@ -91,6 +90,19 @@ def _prompt(row: Row, function: str) -> str:
         "Use the standard library only; a test may take a few seconds at most. "
         "Give the whole program in one ```python code block at the end of your answer."
     )
+
+
+def _function(row: Row) -> str:
+    """The name of the function to write; empty for a program that reads and prints."""
+    metadata = row.fields.get("metadata") or {}
+    try:
+        metadata = json.loads(metadata) if isinstance(metadata, str) else metadata
+    except json.JSONDecodeError as error:
+        raise row.bad(f"field 'metadata': broken JSON at column {error.colno}: {error.msg}; write an object") from None
+    name = (metadata.get("func_name") or "") if isinstance(metadata, dict) else None
+    if not isinstance(name, str):
+        raise row.bad("field 'metadata' must be a JSON object, its 'func_name' a text")
+    return name
 
 
 def _tests(row: Row, field: str) -> list[dict[str, str]]:

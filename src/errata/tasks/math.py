@@ -65,7 +65,9 @@ def load(name: str, path: str | None, split: str, *, strict: bool = True) -> Dat
     else:
         file = find_file(local, split)
         rows = json_lines(file)
-        held_out = held_out_rows(file, _convert) if split == "train" and local.is_dir() else ()
+        test = Path(parts[-1].strip()).expanduser()
+        if split == "train" and (local.is_dir() or len(parts) > 1) and test.exists():
+            held_out = held_out_rows(file, _convert, test_file=find_file(test, "test") if len(parts) > 1 else None)
     label = source if source in SETS else local.stem
     return to_dataset(rows, partial(_convert, source=label), source=source, strict=strict, held_out=held_out)
 
@@ -89,15 +91,12 @@ def _on_hub(source: str, split: str) -> HubSet:
 
 def _convert(row: Row, source: str = "") -> dict[str, Any]:
     problem, answer = row.text("problem", "question"), row.text("answer", "Answer", "final_answer")
-    solution = row.fields.get("solution")
-    if solution is not None and not isinstance(solution, str):
-        raise row.bad(f"field 'solution' must be text, not {type(solution).__name__}")
     keys = [row.fields[key] for key in ("id", "idx", "problem_idx", "unique_id") if row.fields.get(key) is not None]
     key = str(keys[0]) if keys else hashlib.sha256(problem.encode()).hexdigest()[:12]
     return {
         "problem_id": f"math/{source}/{key}",
         "prompt": [{"role": "user", "content": f"{problem.strip()}\n\n{_CLOSING}"}],
         "answer": answer.strip(),
-        "reference": solution.strip() if solution and solution.strip() else None,
+        "reference": row.optional("solution").strip() or None,
         "task": "math",
     }

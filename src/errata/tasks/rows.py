@@ -46,6 +46,13 @@ class Row:
         wanted = " or ".join(repr(name) for name in names)
         raise self.bad(f"no field {wanted}; the row has {', '.join(map(repr, self.fields)) or 'none'}")
 
+    def optional(self, name: str) -> str:
+        """The field as text; empty where it is missing, null or blank."""
+        value = self.fields.get(name)
+        if value is not None and not isinstance(value, str):
+            raise self.bad(f"field {name!r} must be text, not {type(value).__name__}")
+        return value if value and value.strip() else ""
+
 
 def find_file(path: str | Path, split: str, *, folders: Sequence[str] = ()) -> Path:
     """The file of a split: ``path`` itself if it is a file, else ``{split}.json[l]`` in it or one of its ``folders``.
@@ -86,9 +93,14 @@ def json_lines(file: Path) -> Iterator[Row | BadRowError]:
                 yield BadRowError(f"{where}: a JSON {type(fields).__name__}; write one object a line")
 
 
-def held_out_rows(train_file: Path, convert: Callable[[Row], dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The rows of the test file beside a training file, if it is there; its bad rows are reported when it is loaded."""
-    test_file = train_file.with_name(train_file.name.replace("train", "test"))
+def held_out_rows(
+    train_file: Path, convert: Callable[[Row], dict[str, Any]], *, test_file: Path | None = None
+) -> Iterator[dict[str, Any]]:
+    """The rows of the test file, that beside the training file unless given, if it is there.
+
+    Its bad rows are reported when it is loaded itself.
+    """
+    test_file = test_file or train_file.with_name(train_file.name.replace("train", "test"))
     if test_file == train_file or not test_file.is_file():
         return
     for row in json_lines(test_file):

@@ -68,10 +68,12 @@ def _convert(row: Row, domain: str) -> dict[str, Any]:
         raise row.bad("field 'prompt' ends with no options; write each on a line of its own, 'A: its text'")
     if answer not in letters:
         raise row.bad(f"field 'answer' is {answer!r}; write the letter of an option, one of {', '.join(letters)}")
-    system = row.fields.get("system")
     return {
         "problem_id": f"sciknoweval/{domain}/{row.text('idx')}",
-        "prompt": [{"role": "system", "content": system or _SYSTEM}, {"role": "user", "content": question}],
+        "prompt": [
+            {"role": "system", "content": row.optional("system") or _SYSTEM},
+            {"role": "user", "content": question},
+        ],
         "answer": answer,
         "reference": f"<answer>\n{answer}\n</answer>",
         "task": f"sciknoweval/{domain}",

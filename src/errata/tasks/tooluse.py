@@ -38,7 +38,7 @@ def verifier(name: str, **args: Any) -> ToolCallVerifier:
 
 
 def _convert(row: Row) -> dict[str, Any]:
-    prompt, answer, system = row.text("prompt"), row.text("answer"), row.fields.get("system")
+    prompt, answer, system = row.text("prompt"), row.text("answer"), row.optional("system")
     try:
         calls = gold_calls(answer)
     except ValueError as error:

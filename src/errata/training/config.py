@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import yaml
 from trl import GRPOConfig
 
 
@@ -47,10 +48,15 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
     teacher_freeze_below: float | None = _help(
         None, "Freeze an EMA teacher once its own accuracy falls below this share of its best."
     )
-    context_template: str = _help("sdpo", "Wording of a teacher's prompt: sdpo, house, a .jinja file or Jinja text.")
+    context_template: dict[str, Any] | str | None = _help(
+        "sdpo",
+        "Wording of a teacher's prompt: sdpo, house, a .jinja file or Jinja text; or one for each task, "
+        "{rulebook: house, livecodebench: my.jinja}.",
+    )
     max_teacher_prompt_length: int | None = _help(
         None, "Longest teacher prompt in tokens; shown texts lose their middle."
     )
+    strict: bool = _help(True, "Stop at a row that cannot be used; false: leave such rows out and say how many.")
 
     eval_task: str | None = _help(None, "Task to evaluate on; `task` unless given.")
     eval_split: str = _help("test", "Split to evaluate on.")
@@ -96,9 +102,22 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
             value = getattr(self, name)
             if value is not None and not isinstance(value, dict):
                 raise ValueError(f"{name}: must be a mapping, got {value!r}")
+        self.context_template = _template(self.context_template)
         if self.teacher not in (None, "live", "frozen", "ema"):
             raise ValueError(f"teacher: {self.teacher!r} is none of live, frozen, ema")
         if self.expert_on_failure not in ("skip", "self", "pause"):
             raise ValueError(f"expert_on_failure: {self.expert_on_failure!r} is none of skip, self, pause")
         if self.teacher_rate is not None and not 0 <= self.teacher_rate <= 1:
             raise ValueError(f"teacher_rate: {self.teacher_rate} is not in [0, 1]")
+
+
+def _template(given: Any) -> str | dict[str, Any]:
+    """One template, or one for each task; on the command line a mapping is written as YAML."""
+    if isinstance(given, str) and given.startswith("{") and given[1:2] not in ("{", "%", "#"):
+        try:
+            given = yaml.safe_load(given)
+        except yaml.YAMLError as error:
+            raise ValueError(f"context_template: neither Jinja nor a mapping: {given!r}") from error
+    if isinstance(given, str) or (isinstance(given, dict) and all(isinstance(v, str) for v in given.values())):
+        return given
+    raise ValueError(f"context_template: must be a template, or a mapping from tasks to templates, got {given!r}")

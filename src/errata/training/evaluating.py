@@ -85,6 +85,7 @@ class Evaluator:
                     verdict=verdict,
                     length=len(tokens),
                     reference=row.get("reference"),
+                    row={k: v for k, v in row.items() if k in ("answer", "task")},
                 )
                 for (index, row), completion, tokens, verdict in zip(part, completions, ids, verdicts, strict=True)
             ]

@@ -49,8 +49,9 @@ class Replay:
         pasts = self.store.draw(count, rng)
         if not pasts:
             return None
-        pad = trainer.pad_token_id
-        return {name: x.to(inputs["completion_ids"].device) for name, x in padded(pasts, pad).items()}
+        tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+        batch = padded(pasts, tokenizer.pad_token_id)
+        return {name: x.to(inputs["completion_ids"].device) for name, x in batch.items()}
 
     @staticmethod
     def joined(inputs: dict[str, Any], past: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -63,6 +63,7 @@ def build_trainer(recipe: Recipe, run: RunDirectory | None = None) -> ErrataTrai
     if config.task is None:
         train_split, test_split = recipe.script.dataset_train_split, recipe.script.dataset_test_split
     train_rows = sources.rows_of(recipe, split=train_split, task=config.task)
+    sources.check_template_tasks(recipe, train_rows)
     eval_rows = None
     if config.eval_strategy != "no" or config.eval_on_start:
         eval_rows = sources.rows_of(recipe, split=test_split, task=config.eval_task or config.task)
@@ -239,9 +240,9 @@ def evaluate(args: argparse.Namespace) -> int:
         raise ValueError("task: missing; name one of `errata tasks` with --task")
     if args.k < 1:
         raise ValueError(f"k: {args.k} completions per problem; give at least 1")
-    rows = sources.checked(
-        tasks.load(task, path=args.task_path or of_run.get("task_path"), split=args.split), f"{task} ({args.split})"
-    )
+    strict = of_run.get("strict", True) if args.strict is None else args.strict
+    path = args.task_path or of_run.get("task_path")
+    rows = sources.checked(tasks.load(task, path=path, split=args.split, strict=strict), f"{task} ({args.split})")
     if args.problems is not None:
         rows = rows.select(range(min(args.problems, len(rows))))
     where = sources.model_path(args.model)

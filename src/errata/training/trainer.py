@@ -100,9 +100,10 @@ class ErrataTrainer(compat.TRLHooks):
         if method.uses_teacher and args.replay_capacity is not None:
             self.replay = Replay(self, args.replay_capacity, args.replay_share, args.replay_limit)
         self.renderer = Renderer(
-            args.context_template,
+            args.context_template or "sdpo",
             max_tokens=args.max_teacher_prompt_length,
             count_tokens=lambda prompt: len(self.encode_prompts([prompt])[0]),
+            history=self.experience.history is not None,
         )
         self.evaluator = Evaluator(self, run)
         self.rollout_log = RolloutLog(run, self.processing_class, keep=args.rollouts_saved)
@@ -423,10 +424,10 @@ class ErrataTrainer(compat.TRLHooks):
         gap = None if scores.teacher_logp is None else scores.teacher_logp - scores.student_logp
         named = {
             "entropy": total(scores.student_entropy, mask),
-            "teacher/entropy": total(scores.teacher_entropy, taught),
-            "teacher/gap": total(gap, taught),
             "teacher/divergence": total(scores.divergence, taught),
         }
+        if self.marker.access.gives != "samples":  # of which neither is known
+            named |= {"teacher/entropy": total(scores.teacher_entropy, taught), "teacher/gap": total(gap, taught)}
         old = inputs.get("old_per_token_logps")
         if old is not None:
             ratio = (scores.student_logp - old).exp()
