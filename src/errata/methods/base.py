@@ -20,6 +20,9 @@ from errata.experience import Experience
 from errata.ops.scores import TokenScores
 from errata.records import Group, Rollout, TeacherContext
 
+TEACHERS = ("live", "frozen", "ema", "sync", "trust_region")
+"""The policy as its own teacher (``errata.experts.SelfTeacher``)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -115,7 +118,7 @@ class Method:
     """shared: both streams are divided by all valid tokens. routed: each by the tokens it has weight on."""
 
     teacher: str = "ema"
-    """live, frozen or ema, unless the recipe says otherwise."""
+    """live, frozen, ema, sync or trust_region, unless the recipe says otherwise."""
     teacher_rate: float = 0.05
     """EMA rate per optimizer step."""
 
@@ -125,7 +128,7 @@ class Method:
         _one_of("support", self.support, ("full", "student_topk", "teacher_topk"))
         _one_of("surrogate", self.surrogate, ("clipped", "importance"))
         _one_of("denominators", self.denominators, ("shared", "routed"))
-        _one_of("teacher", self.teacher, ("live", "frozen", "ema"))
+        _one_of("teacher", self.teacher, TEACHERS)
         if self.support != "full" and (self.top_k is None or self.top_k < 1):
             raise ValueError(f"top_k: support {self.support!r} needs a number of tokens, got {self.top_k}")
         if not 0 <= self.teacher_rate <= 1:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from trl import GRPOConfig
 
+from errata.methods.base import TEACHERS
+
 
 def _help(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
@@ -30,10 +32,22 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
 
     method: str = _help("distil", "One of `errata methods`, or file.py:Class.")
     method_args: dict[str, Any] | str | None = _help(None, "Settings of the method, e.g. {credit: mean}.")
-    teacher: str | None = _help(None, "live, frozen or ema; the method's own unless given.")
+    teacher: str | None = _help(None, "live, frozen, ema, sync or trust_region; the method's own unless given.")
     teacher_rate: float | None = _help(None, "EMA rate per optimizer step; the method's own unless given.")
+    teacher_sync_steps: int | None = _help(None, "Optimizer steps between the copies of `teacher: sync`.")
+    teacher_base_weight: float = _help(
+        0.95,
+        "Share of the first weights in the logits of `teacher: trust_region`; SDPO's released code gives the live ones "
+        "its teacher rate, 0.05.",
+    )
+    teacher_dtype: str | None = _help(
+        None, "float32 or bfloat16: of a teacher's own weights; the student's unless given."
+    )
+    teacher_device: str | None = _help(
+        None, "cpu: keep a teacher's own weights there between its forwards, where a GPU has no room for them."
+    )
     teacher_freeze_below: float | None = _help(
-        None, "Freeze an EMA teacher once its own accuracy falls below this share of its best."
+        None, "Freeze an EMA or synced teacher once its own accuracy falls below this share of its best."
     )
     context_template: str = _help("sdpo", "Wording of a teacher's prompt: sdpo, house, a .jinja file or Jinja text.")
     max_teacher_prompt_length: int | None = _help(
@@ -84,7 +98,13 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
             value = getattr(self, name)
             if value is not None and not isinstance(value, dict):
                 raise ValueError(f"{name}: must be a mapping, got {value!r}")
-        if self.teacher not in (None, "live", "frozen", "ema"):
-            raise ValueError(f"teacher: {self.teacher!r} is none of live, frozen, ema")
+        for name, allowed in {
+            "teacher": TEACHERS,
+            "teacher_dtype": ("float32", "bfloat16"),
+            "teacher_device": ("cpu",),
+        }.items():
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise ValueError(f"{name}: {value!r} is none of {', '.join(allowed)}")
         if self.teacher_rate is not None and not 0 <= self.teacher_rate <= 1:
             raise ValueError(f"teacher_rate: {self.teacher_rate} is not in [0, 1]")

@@ -20,10 +20,10 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from errata.contexts import Rendered, Renderer
-from errata.experts import SelfTeacher
+from errata.experts import SelfTeacher, Teacher
 from errata.methods import Batch, Method
 from errata.ops.reduce import token_weights
-from errata.ops.scores import TokenScores, fused_loss, token_scores
+from errata.ops.scores import Head, TokenScores, fused_loss, token_scores
 from errata.records import Group, Rollout, TeacherContext, groups_of
 from errata.training import compat
 from errata.training.config import ErrataConfig
@@ -87,11 +87,7 @@ class ErrataTrainer(compat.TRLHooks):
             raise ValueError("router_aux_loss_coef: not added to a distillation loss; set it to 0 or use method: grpo")
         lora = hasattr(self.model, "peft_config")
         accept_head_function(self.model.get_base_model() if lora else self.model)
-        self.teacher: SelfTeacher | None = None
-        if method.uses_teacher:
-            kind = args.teacher or method.teacher
-            rate = method.teacher_rate if args.teacher_rate is None else args.teacher_rate
-            self.teacher = SelfTeacher(self.model, kind, rate, prepare=self._prepared_teacher)
+        self.teacher: Teacher | None = self._self_teacher() if method.uses_teacher else None
         self.renderer = Renderer(
             args.context_template,
             max_tokens=args.max_teacher_prompt_length,
@@ -101,9 +97,33 @@ class ErrataTrainer(compat.TRLHooks):
         self.rollout_log = RolloutLog(run, self.processing_class, keep=args.rollouts_saved)
         self.add_callback(_AfterStep(self))
 
+    def _self_teacher(self) -> Teacher:
+        args, kind = self.args, self.args.teacher or self.method.teacher
+        if args.teacher_device is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("teacher_device: FSDP and DeepSpeed keep a teacher where they shard it; leave it out")
+        if args.teacher_freeze_below is not None and kind not in ("ema", "sync"):
+            raise ValueError(f"teacher_freeze_below: a {kind} teacher follows no one; use teacher: ema or sync")
+        batch, steps = self.args.steps_per_generation * self.num_iterations, args.teacher_sync_steps or 0
+        if kind == "sync" and steps * args.gradient_accumulation_steps % batch:
+            raise ValueError(
+                f"teacher_sync_steps: {steps} would change the teacher within a generation batch, which lasts "
+                f"{batch} micro-batches ({args.gradient_accumulation_steps} a step); give a multiple"
+            )
+        return SelfTeacher(
+            self.model,
+            kind,
+            self.method.teacher_rate if args.teacher_rate is None else args.teacher_rate,
+            self._prepared_teacher,
+            sync_steps=args.teacher_sync_steps,
+            base_weight=args.teacher_base_weight,
+            dtype=None if args.teacher_dtype is None else getattr(torch, args.teacher_dtype),
+            device=args.teacher_device,
+            seed=args.seed,
+        )
+
     def _prepared_teacher(self, teacher: Any) -> Any:
         accept_head_function(teacher)
-        return self.prepare_teacher(teacher)
+        return self.prepare_teacher(teacher, stays=self.args.teacher_device is not None)
 
     # -- one generation batch -------------------------------------------------------------------------------------
 
@@ -191,17 +211,23 @@ class ErrataTrainer(compat.TRLHooks):
         lengths = batch["completion_mask"].sum(1).tolist()
         completions = [batch["completion_ids"][i, : lengths[i]].tolist() for i in rows]
         sequences = teacher_sequences(self.encode_prompts([rendered[i].prompt for i in rows]), completions)
-        with self.teacher.acting(self.model) as model:
+        by_part = []
+        for part in range(self.teacher.parts):
+            with self.teacher.acting(self.model, part) as model:
 
-            def run(model_inputs: dict[str, Any]) -> Tensor:
-                with self.accelerator.autocast():
-                    hidden: Tensor = model(**model_inputs, with_head=lambda hidden, head: hidden)
-                return hidden
+                def run(model_inputs: dict[str, Any], model: Any = model) -> Tensor:
+                    with self.accelerator.autocast():
+                        hidden: Tensor = model(**model_inputs, with_head=lambda hidden, head: hidden)
+                    return hidden
 
-            found, padding = hidden_at_completions(
-                run, sequences, max_rows=self.args.per_device_train_batch_size, device=batch["completion_ids"].device
-            )
-        for i, state in zip(rows, found, strict=True):
+                found, padding = hidden_at_completions(
+                    run,
+                    sequences,
+                    max_rows=self.args.per_device_train_batch_size,
+                    device=batch["completion_ids"].device,
+                )
+            by_part.append(found)
+        for i, state in zip(rows, self.teacher.join(by_part), strict=True):
             states[i] = state if i in set(wanted) else None
         if wanted:
             self.log_metric("teacher/padding", padding)
@@ -243,7 +269,9 @@ class ErrataTrainer(compat.TRLHooks):
                     keep: Tensor = keep,
                     part_states: list[Tensor | None] | None = part_states,
                 ) -> TokenScores:
-                    return self._token_scores(at_completion(hidden, tokens.shape[1]), head, tokens, keep, part_states)
+                    hidden = at_completion(hidden, tokens.shape[1])
+                    teacher_head = head if part_states is None else self._teacher_head(head)
+                    return self._token_scores(hidden, head, teacher_head, tokens, keep, part_states)
 
                 inputs = completion_inputs(
                     batch["prompt_ids"][rows], batch["prompt_mask"][rows], tokens, batch["completion_mask"][rows]
@@ -253,24 +281,30 @@ class ErrataTrainer(compat.TRLHooks):
         return TokenScores._make(None if f[0] is None else torch.cat(f) for f in zip(*parts, strict=True))
 
     def _token_scores(
-        self, hidden: Tensor, head: Any, tokens: Tensor, mask: Tensor, states: list[Tensor | None] | None
+        self,
+        hidden: Tensor,
+        head: Head,
+        teacher_head: Head,
+        tokens: Tensor,
+        mask: Tensor,
+        states: list[Tensor | None] | None,
     ) -> TokenScores:
         if states is None:
             return token_scores(hidden, head, None, None, tokens, mask=mask, temperature=self.temperature)
         return token_scores(
             hidden,
             head,
-            padded_states(states, tokens.shape[1], hidden),
-            self._teacher_head(head),
+            padded_states(states, tokens.shape[1], hidden, width=teacher_head.weight.shape[1]),
+            teacher_head,
             tokens,
             mask=mask,
             teacher_mask=mask & _has_state(states, mask),
             **self._score_options(),
         )
 
-    def _teacher_head(self, student_head: Any) -> Any:
-        separate = None if self.teacher is None else self.teacher.separate
-        return student_head if separate is None else head_of(separate)
+    def _teacher_head(self, student_head: Head) -> Head:
+        """Once a micro-batch, and on every process: a sharded one is gathered here."""
+        return student_head if self.teacher is None else self.teacher.head(student_head, head_of)
 
     def _decide(self, batch: dict[str, Any], scores: TokenScores | None) -> dict[str, Any]:
         """The method's signals for this process's rollouts, decided over the rollouts of all processes."""
@@ -321,18 +355,18 @@ class ErrataTrainer(compat.TRLHooks):
         tokens, mask = inputs["completion_ids"], _generated(inputs)
         states = inputs["teacher_states"]
 
-        teacher_head: list[Any] = []
+        teacher_head: list[Head] = []
 
-        def on_head(hidden: Tensor, head: Any) -> tuple[Tensor, TokenScores]:
+        def on_head(hidden: Tensor, head: Head) -> tuple[Tensor, TokenScores]:
             teacher_head.append(self._teacher_head(head))
             hidden = at_completion(hidden, tokens.shape[1])
             if "rl_weight" not in inputs:
                 scores = None
                 if self.method.needs_scores:
                     with torch.no_grad():
-                        scores = self._token_scores(hidden.detach(), head, tokens, mask, states)
+                        scores = self._token_scores(hidden.detach(), head, teacher_head[0], tokens, mask, states)
                 inputs.update(self._decide(inputs, scores))
-            return self._loss(hidden, head, tokens, mask, inputs)
+            return self._loss(hidden, head, teacher_head[0], tokens, mask, inputs)
 
         student = completion_inputs(inputs["prompt_ids"], inputs["prompt_mask"], tokens, inputs["completion_mask"])
         with self.accelerator.autocast():
@@ -351,7 +385,7 @@ class ErrataTrainer(compat.TRLHooks):
         return loss  # type: ignore[no-any-return]
 
     def _loss(
-        self, hidden: Tensor, head: Any, tokens: Tensor, mask: Tensor, inputs: dict[str, Any]
+        self, hidden: Tensor, head: Head, teacher_head: Head, tokens: Tensor, mask: Tensor, inputs: dict[str, Any]
     ) -> tuple[Tensor, TokenScores]:
         rl_weight = inputs["rl_weight"] * self._token_weights(mask, inputs["rl_weight"], inputs["n_rl"])
         sd_weight = inputs["sd_weight"] * self._token_weights(mask, inputs["sd_weight"], inputs["n_sd"])
@@ -359,15 +393,17 @@ class ErrataTrainer(compat.TRLHooks):
             rl_weight = rl_weight * inputs["importance_sampling_ratio"]
             sd_weight = sd_weight * inputs["importance_sampling_ratio"]
         has_states = any(s is not None for s in inputs["teacher_states"])
-        teacher_hidden = (
-            padded_states(inputs["teacher_states"], tokens.shape[1], hidden.detach()) if has_states else None
-        )
+        teacher_hidden = None
+        if has_states:
+            teacher_hidden = padded_states(
+                inputs["teacher_states"], tokens.shape[1], hidden.detach(), width=teacher_head.weight.shape[1]
+            )
         m = self.method
         loss, scores = fused_loss(
             hidden,
             head,
             teacher_hidden,
-            self._teacher_head(head) if has_states else None,
+            teacher_head if has_states else None,
             tokens,
             advantage=inputs["advantage"],
             rl_weight=rl_weight,
@@ -467,7 +503,7 @@ class ErrataTrainer(compat.TRLHooks):
     def save_state(self, folder: Path) -> None:
         state = {"experience": self.experience.state_dict(), "evaluator": self.evaluator.state_dict()}
         if self.teacher is not None:
-            state["teacher"] = {"kind": self.teacher.kind, "frozen_early": self.teacher.frozen_early}
+            state["teacher"] = self.teacher.state_dict()
         if self.args.should_save:
             (folder / "state.json").write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
             if self.teacher is not None:
@@ -478,17 +514,12 @@ class ErrataTrainer(compat.TRLHooks):
         self.experience.load_state_dict(state["experience"])
         self.evaluator.load_state_dict(state["evaluator"])
         if self.teacher is not None:
-            saved = state.get("teacher", {})
-            if saved.get("kind") != self.teacher.kind:
-                raise ValueError(
-                    f"teacher: the checkpoint's was {saved.get('kind')}, this run's is {self.teacher.kind}; set --teacher"
-                )
-            self.teacher.frozen_early = saved["frozen_early"]
+            self.teacher.load_state_dict(state.get("teacher", {}))
             self.teacher.load(folder)
 
 
 class _AfterStep(TrainerCallback):  # type: ignore[misc]
-    """Lets an EMA teacher follow, once per optimizer step."""
+    """Lets a teacher follow, once per optimizer step."""
 
     def __init__(self, trainer: ErrataTrainer) -> None:
         self._trainer = trainer
