@@ -92,15 +92,22 @@ def marking(model: nn.Module) -> Iterator[nn.Module]:
 @contextmanager
 def visiting(model: nn.Module, device: torch.device) -> Iterator[None]:
     """The model's tensors on ``device`` inside and where they were after; nothing is copied back, for nothing changes."""
-    tensors = [*model.parameters(), *model.buffers()]
-    home = [t.data for t in tensors]
+    home = [
+        (module, name, tensor)
+        for module in model.modules()
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    ]
+    away: dict[int, Tensor] = {}  # tied weights stay tied
     try:
-        for t in tensors:
-            t.data = t.data.to(device)
+        for module, name, tensor in home:
+            if id(tensor) not in away:
+                moved = tensor.detach().to(device)
+                away[id(tensor)] = nn.Parameter(moved, False) if isinstance(tensor, nn.Parameter) else moved
+            setattr(module, name, away[id(tensor)])
         yield
     finally:
-        for t, data in zip(tensors, home, strict=True):
-            t.data = data
+        for module, name, tensor in home:
+            setattr(module, name, tensor)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -51,5 +51,6 @@ def whole_head(head: Head, device: torch.device) -> Head:
 
 
 def _whole(tensor: Any) -> Tensor:
-    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return whole.detach()
+    detached = tensor.detach()
+    whole: Tensor = detached.full_tensor() if hasattr(detached, "full_tensor") else detached
+    return whole
