@@ -21,7 +21,8 @@ from errata.ops.scores import Head
 from errata.records import Messages
 
 LOOKAHEAD = (8, 32, 128)
-"""Tokens an expert writes before its text is read as the policy's next token; more only where that is not decided yet."""
+"""Tokens an expert writes before its text is read as the policy's next token, which longer text could still change; more
+only where that token is not complete."""
 
 BLACK_BOX = "use it as a black box: expert_args: {gives: samples}"
 
