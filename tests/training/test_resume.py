@@ -10,6 +10,13 @@ from errata.training.compat import complete_checkpoints
 
 RUNS = {
     "distil, EMA teacher": ("distil", {"teacher": "ema", "teacher_rate": 0.3}, {}),
+    "a synced teacher": ("distil", {"teacher": "sync", "teacher_sync_steps": 2}, {}),
+    "a trust-region teacher": ("sdpo", {"teacher": "trust_region", "teacher_base_weight": 0.5}, {}),
+    "an EMA teacher in bfloat16 on the CPU": (
+        "distil",
+        {"teacher": "ema", "teacher_rate": 0.05, "teacher_dtype": "bfloat16", "teacher_device": "cpu"},
+        {},
+    ),
     "drift, memory and curriculum": ("drift", {}, {"warmup_steps": 2}),
     "inside a generation batch": ("sdpo", {"steps_per_generation": 4, "teacher_rate": 0.3}, {}),
     "evaluating meanwhile": ("distil", {"eval_strategy": "steps", "eval_steps": 1, "eval_rows": 4}, {}),

@@ -1,12 +1,13 @@
-"""The three teachers: where they start, how they follow, what a checkpoint keeps; full weights and LoRA."""
+"""The self-teachers in training: where they start, how they follow, what a checkpoint keeps; full weights and LoRA."""
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tests.tiny import build_model
-from tests.training.worlds import TOKENIZER, trainer, weights
+from tests.training.worlds import TOKENIZER, history, trainer, weights
 
 from errata.experts import SelfTeacher
+from errata.methods.base import TEACHERS
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 
@@ -117,11 +118,18 @@ def test_save_and_load(tmp_path):
         other.load(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["live", "frozen", "ema"])
+@pytest.mark.parametrize("kind", TEACHERS)
 def test_lora_trains_and_resumes(tmp_path, kind):
     def run(folder, **changes):
         return trainer(
-            folder, "distil", teacher=kind, teacher_rate=0.3, peft_config=LoraConfig(**LORA), max_steps=4, **changes
+            folder,
+            "distil",
+            teacher=kind,
+            teacher_rate=0.3,
+            teacher_sync_steps=2,
+            peft_config=LoraConfig(**LORA),
+            max_steps=4,
+            **changes,
         )
 
     whole = run(tmp_path / "a")
@@ -141,3 +149,53 @@ def test_only_the_students_adapter_learns(tmp_path):
     moved = {n for n, p in weights(run.model).items() if not torch.equal(p, before[n])}
     assert moved
     assert all("lora_" in n for n in moved)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_each_kinds_own_accuracy_is_measured(tmp_path, kind, adapted):
+    kept = []
+    lora = {"peft_config": LoraConfig(**LORA)} if adapted else {}
+    changes = {"teacher": kind, "teacher_sync_steps": 1, "max_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    trainer(tmp_path, "distil", eval_rows=4, keep=kept, **changes, **lora).train()
+    (row,) = [row for stem, row in kept if stem == "eval"]
+    assert 0 <= row["teacher_accuracy"] <= 1
+
+
+def losses(folder, **changes):
+    run = trainer(folder, "distil", max_steps=3, **changes)
+    run.train()
+    return [loss for (loss,) in history(run, "loss")]
+
+
+def test_a_trust_region_at_its_ends_is_the_live_and_the_frozen_teacher(tmp_path):
+    live, frozen = losses(tmp_path / "l", teacher="live"), losses(tmp_path / "f", teacher="frozen")
+    assert live != pytest.approx(frozen, rel=1e-4)
+    for weight, expected in ((0.0, live), (1.0, frozen)):
+        mixed = losses(tmp_path / str(weight), teacher="trust_region", teacher_base_weight=weight)
+        assert mixed == pytest.approx(expected, rel=1e-4)
+
+
+def test_where_a_teacher_is_kept_changes_nothing(tmp_path):
+    common = {"teacher": "ema", "teacher_rate": 0.3}
+    assert losses(tmp_path / "a", **common) == losses(tmp_path / "b", teacher_device="cpu", **common)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher": "sync"}, "teacher_sync_steps: None"),
+        (
+            {"teacher": "sync", "teacher_sync_steps": 3, "steps_per_generation": 2},
+            "within a generation batch, which lasts 2",
+        ),
+        ({"teacher": "live", "teacher_freeze_below": 0.5}, "teacher_freeze_below: a live teacher follows no one"),
+        ({"teacher": "live", "teacher_dtype": "bfloat16"}, "teacher_dtype: the teacher has no weights of its own"),
+        ({"teacher": "nobody"}, "teacher: 'nobody' is none of live, frozen, ema, sync, trust_region"),
+        ({"teacher_dtype": "float16"}, "teacher_dtype: 'float16' is none of float32, bfloat16"),
+        ({"teacher_device": "cuda"}, "teacher_device: 'cuda' is none of cpu"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, "distil", **changes)

@@ -2,6 +2,8 @@
 
 from errata.experts.access import Access
 from errata.experts.answers import Answer, Question
+from errata.experts.base import Teacher
+from errata.experts.local import LocalExpert, LocalSampler
 from errata.experts.self_teacher import SelfTeacher
 
-__all__ = ["Access", "Answer", "Question", "SelfTeacher"]
+__all__ = ["Access", "Answer", "LocalExpert", "LocalSampler", "Question", "SelfTeacher", "Teacher"]

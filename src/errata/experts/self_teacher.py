@@ -1,14 +1,24 @@
-"""The policy as its own teacher: live, frozen at its first weights, or an exponential moving average of itself.
+"""The policy as its own teacher: live, frozen at its first weights, following itself, or held near its first weights.
 
-Memory beside the student's: live 0; frozen and ema one more set of weights, without gradients or optimizer state. With
-LoRA: frozen is the base with the adapter off (0), ema one more adapter, which starts as a copy *of the student's adapter*.
+======================  ====================================================  ==========================================
+kind                    what it is                                            memory beside the student's
+======================  ====================================================  ==========================================
+``live``                the student as it stands                              0
+``frozen``              its first weights                                     one set of weights; LoRA: 0, adapter off
+``ema``                 an exponential moving average of it                   one set of weights; LoRA: one adapter
+``sync``                a copy, taken anew every so many steps                one set of weights; LoRA: one adapter
+``trust_region``        π ∝ π_live^(1-w) · π_base^w                           as ``frozen``, and a head twice as wide
+                                                                              during the loss (LoRA: not that)
+======================  ====================================================  ==========================================
+
+A set of weights is without gradients or optimizer state, and may be kept in bfloat16 or on the CPU.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,80 +26,151 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from errata.experts.base import HeadOf, Teacher, device_of, marking, unwrapped, visiting
+from errata.experts.following import follow, generator_of
+from errata.experts.heads import stacked_head, whole_head
+from errata.experts.mixing import mixed_logits
+from errata.ops.scores import Head
+
+KINDS = ("live", "frozen", "ema", "sync", "trust_region")
 ADAPTER = "teacher"
 FILE = "teacher.safetensors"
 
 
-class SelfTeacher:
-    """One of the three teachers over a student ``model``.
+class SelfTeacher(Teacher):
+    """One of the ``KINDS`` of teacher over a student ``model``.
 
     Args:
         model: the student, unwrapped, as it stands before the first step.
-        kind: ``live``, ``frozen`` or ``ema``.
+        kind: one of ``KINDS``.
         rate: of ``ema``, per optimizer step: teacher <- (1 - rate) teacher + rate student.
         prepare: wraps a separate teacher for the run's parallelism; identity unless given.
+        sync_steps: of ``sync``: optimizer steps between copies.
+        base_weight: w of ``trust_region`` (arXiv 2601.20802), logits (1 - w)·z_live + w·z_base.
+        dtype: of a separate copy; the student's own unless given. In bfloat16 ``ema`` rounds at random, so as not to stall.
+        device: where a separate copy is kept between its forwards; the student's unless given.
+        seed: of that rounding.
     Raises:
-        ValueError: an unknown kind; a sharded model whose weights cannot be copied in memory.
+        ValueError: an unknown kind, a setting out of range or without weights to apply to, a model whose weights cannot be
+            copied in memory or whose logits cannot be mixed.
     """
 
     def __init__(
-        self, model: Any, kind: str, rate: float = 0.0, prepare: Callable[[nn.Module], nn.Module] = lambda m: m
+        self,
+        model: Any,
+        kind: str,
+        rate: float = 0.0,
+        prepare: Callable[[nn.Module], nn.Module] = lambda m: m,
+        *,
+        sync_steps: int | None = None,
+        base_weight: float = 0.95,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        seed: int = 0,
     ) -> None:
-        if kind not in ("live", "frozen", "ema"):
-            raise ValueError(f"teacher: {kind!r} is none of live, frozen, ema")
-        self.kind, self.rate, self.frozen_early = kind, rate, False
-        self._student = model
-        self._lora = hasattr(model, "peft_config")
+        lora = hasattr(model, "peft_config")
+        _check(model, kind, lora, sync_steps, base_weight, dtype, device)
+        self.kind, self.rate, self.sync_steps, self.base_weight, self.seed = kind, rate, sync_steps, base_weight, seed
+        self.parts = 2 if kind == "trust_region" else 1
+        self.updates = 0
+        self._student, self._lora = model, lora
         self._copy: nn.Module | None = None
-        if self._lora and kind == "ema":
+        self._visits = device is not None
+        if lora and self._follows:
             _add_adapter_copy(model)
-        elif not self._lora and kind != "live":
-            self._copy = prepare(_copy_of(model))
+        elif not lora and kind != "live":
+            self._copy = prepare(_copy_of(model, dtype, device))
 
     @property
     def separate(self) -> nn.Module | None:
-        """The teacher's own weights where it has any, unwrapped; ``None`` where it shares the student's."""
-        return None if self._copy is None else _unwrapped(self._copy)
+        return None if self._copy is None else unwrapped(self._copy)
+
+    @property
+    def _follows(self) -> bool:
+        return self.kind in ("ema", "sync")
+
+    def _is_student(self, part: int) -> bool:
+        """Whether a part is the student as it stands; a trust region's first part is."""
+        return self.kind == "live" or (self.kind == "trust_region" and part == 0)
 
     @contextmanager
-    def acting(self, student: nn.Module) -> Iterator[nn.Module]:
-        """The module to run as teacher, in evaluation mode and without gradients; ``student`` is the wrapped student."""
-        model = student if self._copy is None else self._copy
-        training = model.training
-        model.eval()
-        try:
-            with torch.no_grad(), self._adapter():
-                yield model
-        finally:
-            model.train(training)
+    def acting(self, student: nn.Module, part: int = 0) -> Iterator[nn.Module]:
+        with ExitStack() as stack:
+            model = student
+            if not self._is_student(part):
+                if self._copy is not None:
+                    model = self._copy
+                if self._visits:
+                    stack.enter_context(visiting(model, device_of(student)))
+                if self._lora:
+                    stack.enter_context(self._adapter())
+            yield stack.enter_context(marking(model))
+
+    @contextmanager
+    def generating(self, student: nn.Module) -> Iterator[nn.Module]:
+        with ExitStack() as stack:
+            live = stack.enter_context(self.acting(student))
+            if self.kind == "trust_region":
+                inner: Any = self._student.get_base_model() if self._lora else live
+                base = self._without_adapter(inner.forward) if self._lora else stack.enter_context(self.acting(live, 1))
+                stack.enter_context(mixed_logits(inner, base, self.base_weight))
+            yield live
+
+    def _without_adapter(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def base(*args: Any, **kwargs: Any) -> Any:
+            with self._adapter():
+                return forward(*args, **kwargs)
+
+        return base
 
     @contextmanager
     def _adapter(self) -> Iterator[None]:
-        if not self._lora or self.kind == "live":
-            yield
-        elif self.kind == "frozen":
+        if not self._follows:
             with self._student.disable_adapter():
                 yield
-        else:
-            active = self._student.active_adapter
-            self._student.set_adapter(ADAPTER)
-            try:
-                yield
-            finally:
-                self._student.set_adapter(active)
-                _freeze_teacher_adapter(self._student)
+            return
+        active = self._student.active_adapter
+        self._student.set_adapter(ADAPTER)
+        try:
+            yield
+        finally:
+            self._student.set_adapter(active)
+            _freeze_teacher_adapter(self._student)
+
+    def join(self, states: Sequence[list[Tensor]]) -> list[Tensor]:
+        if self.kind != "trust_region":
+            return states[0]
+        w = self.base_weight
+        if self._lora:  # one head reads both, and it is linear
+            return [torch.lerp(live, base.to(live), w) for live, base in zip(*states, strict=True)]
+        return [torch.cat([(1 - w) * live, w * base], dim=-1) for live, base in zip(*states, strict=True)]
+
+    def head(self, student_head: Head, head_of: HeadOf) -> Head:
+        if self._copy is None:
+            return student_head
+        device = student_head.weight.device
+        own = whole_head(head_of(self.separate), device)
+        if self.kind != "trust_region":
+            return own
+        return stacked_head(whole_head(student_head, device), own, self.base_weight)
 
     @torch.no_grad()
     def update(self) -> None:
-        """Follow the student by one EMA step. Call after every optimizer step."""
-        if self.kind != "ema" or self.frozen_early:
+        if not self._follows or self.frozen_early:
             return
-        for teacher, student in self._pairs():
-            teacher.lerp_(student.to(teacher.dtype), self.rate)
+        self.updates += 1
+        if self.kind == "ema":
+            self._average()
+        elif self.sync_steps and self.updates % self.sync_steps == 0:
+            for teacher, student in self._pairs():
+                teacher.copy_(student)
 
-    def freeze(self) -> None:
-        """Stop following the student from here on."""
-        self.frozen_early = True
+    def _average(self) -> None:
+        generator: torch.Generator | None = None
+        for teacher, student in self._pairs():
+            if generator is None:
+                generator = generator_of(self.seed, self.updates, teacher.device)
+            follow(teacher, student, self.rate, generator)
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self._lora:
@@ -98,25 +179,32 @@ class SelfTeacher:
                 if ".default." in name:
                     yield named[name.replace(".default.", f".{ADAPTER}.")].data, parameter.data
         else:
-            assert self._copy is not None
-            teacher, student = _unwrapped(self._copy), _unwrapped(self._student)
+            assert self.separate is not None
+            teacher, student = self.separate, unwrapped(self._student)
             yield from zip((p.data for p in teacher.parameters()), (p.data for p in student.parameters()), strict=True)
 
-    def _own_weights(self) -> dict[str, Tensor]:
-        """What a checkpoint must keep: the moving average, in its own precision. Shared tensors once."""
-        if self.kind != "ema":
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.updates = int(state.get("updates", 0))
+
+    def own_weights(self) -> dict[str, Tensor]:
+        """What a checkpoint must keep: the weights of a teacher that follows, in their own precision. Shared tensors once."""
+        if not self._follows:
             return {}
-        named = dict((self._student if self._lora else _unwrapped(self._copy)).named_parameters())
+        named = dict((self._student if self._lora else unwrapped(self._copy)).named_parameters())
         return {name: p.data for name, p in named.items() if not self._lora or f".{ADAPTER}." in name}
 
     def save(self, folder: Path) -> None:
-        weights = self._own_weights()
+        weights = self.own_weights()
         if weights:
             save_file({name: _whole(tensor) for name, tensor in weights.items()}, folder / FILE)
 
     def load(self, folder: Path) -> None:
         """Raises ``ValueError`` where the checkpoint holds no teacher or one of another shape."""
-        weights = self._own_weights()
+        weights = self.own_weights()
         if not weights:
             return
         path = folder / FILE
@@ -131,15 +219,60 @@ class SelfTeacher:
             tensor.copy_(_like(saved[name], tensor))
 
 
-def _copy_of(model: Any) -> nn.Module:
+def _check(
+    model: Any,
+    kind: str,
+    lora: bool,
+    sync_steps: int | None,
+    base_weight: float,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"teacher: {kind!r} is none of {', '.join(KINDS)}")
+    if kind == "sync" and (sync_steps is None or sync_steps < 1):
+        raise ValueError(
+            f"teacher_sync_steps: {sync_steps}; teacher: sync needs the optimizer steps between its copies"
+        )
+    if not 0 <= base_weight <= 1:
+        raise ValueError(f"teacher_base_weight: {base_weight} is not in [0, 1]")
+    for name, value in {"teacher_dtype": dtype, "teacher_device": device}.items():
+        if value is not None and (lora or kind == "live"):
+            why = "with LoRA it shares the student's base" if lora else "a live one is the student"
+            raise ValueError(f"{name}: the teacher has no weights of its own to keep elsewhere, {why}; leave it out")
+    if kind == "trust_region":
+        _check_mixable(model)
+
+
+def _check_mixable(model: Any) -> None:
+    """Raise ``ValueError`` unless mixing hidden states mixes logits."""
+    if getattr(model.config.get_text_config(), "final_logit_softcapping", None) is not None:
+        raise ValueError("teacher: trust_region mixes logits, and this model's softcapped head is not linear; use ema")
+    layer = model.get_output_embeddings()
+    if hasattr(layer, "base_layer") or hasattr(layer, "modules_to_save"):
+        raise ValueError(
+            "teacher: trust_region needs one output head, and the adapter changes it; "
+            "leave it out of target_modules and modules_to_save, or use ema"
+        )
+
+
+def _copy_of(model: Any, dtype: torch.dtype | None, device: torch.device | str | None) -> nn.Module:
     if any(p.numel() == 0 and getattr(p, "ds_id", None) is not None for p in model.parameters()):
         raise ValueError(
-            "teacher: frozen and ema need the weights whole, DeepSpeed ZeRO-3 shards them; use FSDP, LoRA or teacher: live"
+            "teacher: this kind needs the weights whole, DeepSpeed ZeRO-3 shards them; use FSDP, LoRA or teacher: live"
         )
+    # Each tensor goes straight where and in what type it is kept: never a second set of the student's own.
+    memo: dict[int, Any] = {}
+    for p in model.parameters():
+        if p.is_floating_point():
+            kept = p.detach().to(device or p.device, dtype or p.dtype, copy=True)
+            memo[id(p)] = nn.Parameter(kept, requires_grad=False)
+    for b in model.buffers():
+        memo[id(b)] = b.detach().to(device or b.device, copy=True)
     # A forward patched onto the instance would still run the student's weights.
     patched = model.__dict__.pop("forward", None)
     try:
-        teacher: nn.Module = copy.deepcopy(model)
+        teacher: nn.Module = copy.deepcopy(model, memo)
     finally:
         if patched is not None:
             model.forward = patched
@@ -161,12 +294,6 @@ def _freeze_teacher_adapter(model: Any) -> None:
     for name, parameter in model.named_parameters():
         if f".{ADAPTER}." in name:
             parameter.requires_grad_(False)
-
-
-def _unwrapped(model: Any) -> nn.Module:
-    while hasattr(model, "module"):
-        model = model.module
-    return model  # type: ignore[no-any-return]
 
 
 def _whole(tensor: Tensor) -> Tensor:

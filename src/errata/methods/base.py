@@ -21,6 +21,9 @@ from errata.experience import Experience, FeedbackHistory
 from errata.ops.scores import TokenScores
 from errata.records import Group, Rollout, TeacherContext
 
+TEACHERS = ("live", "frozen", "ema", "sync", "trust_region")
+"""The policy as its own teacher (``errata.experts.SelfTeacher``)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -134,7 +137,7 @@ class Method:
     """shared: both streams are divided by all valid tokens. routed: each by the tokens it has weight on."""
 
     teacher: str = "ema"
-    """live, frozen or ema, unless the recipe says otherwise."""
+    """live, frozen, ema, sync or trust_region, unless the recipe says otherwise."""
     teacher_rate: float = 0.05
     """EMA rate per optimizer step."""
 
@@ -144,7 +147,7 @@ class Method:
         _one_of("support", self.support, ("full", "student_topk", "teacher_topk"))
         _one_of("surrogate", self.surrogate, ("clipped", "importance"))
         _one_of("denominators", self.denominators, ("shared", "routed"))
-        _one_of("teacher", self.teacher, ("live", "frozen", "ema"))
+        _one_of("teacher", self.teacher, TEACHERS)
         for name, least in (("demonstrations", 1), ("history", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:

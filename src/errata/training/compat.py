@@ -129,13 +129,13 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
             if kwargs:
                 self.generation_kwargs.update(kwargs)
 
-    def prepare_teacher(self, teacher: Any) -> Any:
-        """A separate, gradient-free model under the run's parallelism."""
+    def prepare_teacher(self, teacher: Any, *, stays: bool = False) -> Any:
+        """A separate, gradient-free model under the run's parallelism; where it is already if it ``stays``."""
         if self.is_deepspeed_enabled:
             return prepare_deepspeed(teacher, self.accelerator)
         if self.is_fsdp_enabled:
             return prepare_fsdp(teacher, self.accelerator)
-        return self.accelerator.prepare_model(teacher, evaluation_mode=True)
+        return self.accelerator.prepare_model(teacher, device_placement=False if stays else None, evaluation_mode=True)
 
     # -- TRL's private methods, overridden ------------------------------------------------------------------------
 

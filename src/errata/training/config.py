@@ -9,6 +9,8 @@ import torch
 import yaml
 from trl import GRPOConfig
 
+from errata.methods.base import TEACHERS
+
 
 def _help(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
@@ -43,10 +45,22 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
     replay_capacity: int | None = _help(None, "Past rollouts kept with the expert's answers and learned from again.")
     replay_share: float = _help(0.5, "Past rollouts learned from for each fresh one.")
     replay_limit: float = _help(2.0, "Largest importance weight of a past state.")
-    teacher: str | None = _help(None, "live, frozen or ema; the method's own unless given.")
+    teacher: str | None = _help(None, "live, frozen, ema, sync or trust_region; the method's own unless given.")
     teacher_rate: float | None = _help(None, "EMA rate per optimizer step; the method's own unless given.")
+    teacher_sync_steps: int | None = _help(None, "Optimizer steps between the copies of `teacher: sync`.")
+    teacher_base_weight: float = _help(
+        0.95,
+        "Share of the first weights in the logits of `teacher: trust_region`; SDPO's released code gives the live ones "
+        "its teacher rate, 0.05.",
+    )
+    teacher_dtype: str | None = _help(
+        None, "float32 or bfloat16: of a teacher's own weights; the student's unless given."
+    )
+    teacher_device: str | None = _help(
+        None, "cpu: keep a teacher's own weights there between its forwards, where a GPU has no room for them."
+    )
     teacher_freeze_below: float | None = _help(
-        None, "Freeze an EMA teacher once its own accuracy falls below this share of its best."
+        None, "Freeze an EMA or synced teacher once its own accuracy falls below this share of its best."
     )
     context_template: dict[str, Any] | str | None = _help(
         "sdpo",
@@ -103,10 +117,15 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
             if value is not None and not isinstance(value, dict):
                 raise ValueError(f"{name}: must be a mapping, got {value!r}")
         self.context_template = _template(self.context_template)
-        if self.teacher not in (None, "live", "frozen", "ema"):
-            raise ValueError(f"teacher: {self.teacher!r} is none of live, frozen, ema")
-        if self.expert_on_failure not in ("skip", "self", "pause"):
-            raise ValueError(f"expert_on_failure: {self.expert_on_failure!r} is none of skip, self, pause")
+        for name, allowed in {
+            "teacher": TEACHERS,
+            "teacher_dtype": ("float32", "bfloat16"),
+            "teacher_device": ("cpu",),
+            "expert_on_failure": ("skip", "self", "pause"),
+        }.items():
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise ValueError(f"{name}: {value!r} is none of {', '.join(allowed)}")
         if self.teacher_rate is not None and not 0 <= self.teacher_rate <= 1:
             raise ValueError(f"teacher_rate: {self.teacher_rate} is not in [0, 1]")
 

@@ -124,7 +124,7 @@ class Evaluator:
         if not contexts:
             return None
         by_id = {str(row["problem_id"]): row for row in rows}
-        with trainer.teacher.acting(trainer.accelerator.unwrap_model(trainer.model)) as teacher:
+        with trainer.teacher.generating(trainer.accelerator.unwrap_model(trainer.model)) as teacher:
             answers = sample(
                 trainer.accelerator.unwrap_model(teacher),
                 getattr(trainer.processing_class, "tokenizer", trainer.processing_class),

@@ -31,6 +31,7 @@ class Marker:
 
     def __init__(self, trainer: Any, access: Access, expert: Any = None) -> None:
         self._trainer, self.access, self.expert = trainer, access, expert
+        self._by_policy = False  # whether the states at hand are the policy's own, whoever else marks
 
     def mark(
         self, contexts: Sequence[TeacherContext], rendered: Sequence[Rendered], batch: dict[str, Any], first: int
@@ -94,29 +95,32 @@ class Marker:
         lengths = batch["completion_mask"].sum(1).tolist()
         completions = [batch["completion_ids"][i, : lengths[i]].tolist() for i in rows]
         sequences = teacher_sequences(trainer.encode_prompts([rendered[i].prompt for i in rows]), completions)
-        with teacher.acting(trainer.model) as model:
+        by_part = []
+        for part in range(teacher.parts):
+            with teacher.acting(trainer.model, part) as model:
 
-            def run(model_inputs: dict[str, Any]) -> Tensor:
-                with trainer.accelerator.autocast():
-                    hidden: Tensor = model(**model_inputs, with_head=lambda hidden, head: hidden)
-                return hidden
+                def run(model_inputs: dict[str, Any], model: Any = model) -> Tensor:
+                    with trainer.accelerator.autocast():
+                        hidden: Tensor = model(**model_inputs, with_head=lambda hidden, head: hidden)
+                    return hidden
 
-            found, padding = hidden_at_completions(
-                run,
-                sequences,
-                max_rows=trainer.args.per_device_train_batch_size,
-                device=batch["completion_ids"].device,
-            )
-        for i, state in zip(rows, found, strict=True):
+                found, padding = hidden_at_completions(
+                    run,
+                    sequences,
+                    max_rows=trainer.args.per_device_train_batch_size,
+                    device=batch["completion_ids"].device,
+                )
+            by_part.append(found)
+        for i, state in zip(rows, teacher.join(by_part), strict=True):
             states[i] = state if i in set(wanted) else None
         if wanted:
             trainer.log_metric("teacher/padding", padding)
         return states
 
     def head(self, student_head: Head) -> Head:
-        """The teacher's output head; the student's where it shares the student's weights."""
-        separate = None if self._trainer.teacher is None else self._trainer.teacher.separate
-        return student_head if separate is None else head_of(separate)
+        """The head that reads the teacher's states. A sharded one is gathered here, so every process must come by."""
+        teacher = None if self._by_policy else self._trainer.teacher
+        return student_head if teacher is None else teacher.head(student_head, head_of)
 
     def arguments(self, inputs: dict[str, Any], hidden: Tensor, student_head: Head, mask: Tensor) -> dict[str, Any]:
         """What ``token_scores`` and ``fused_loss`` are told of the teacher, for the student's (B,T,H) ``hidden``."""
@@ -127,8 +131,10 @@ class Marker:
             asked, tail = (inputs["asked"] > 0) & ~taught, self.access.gives == "topk"
             told["sparse"] = SparseTeacher(inputs["named_tokens"], inputs["named_logp"], asked & mask, tail)
         if "sparse" not in told or any(s is not None for s in states):
-            told["teacher_hidden"] = padded_states(states, mask.shape[1], hidden.detach())
-            told["teacher_head"] = self.head(student_head)
+            head = self.head(student_head)
+            width = head.weight.shape[1]
+            told["teacher_head"] = head
+            told["teacher_hidden"] = padded_states(states, mask.shape[1], hidden.detach(), width=width)
         return told
 
     def alternatives(self, inputs: dict[str, Any], row: int, student_head: Head, n: int) -> tuple[Tensor, Tensor]:
@@ -169,7 +175,11 @@ class Marker:
     def _disagreement(self, rendered: Sequence[Rendered], batch: dict[str, Any], wanted: Sequence[int]) -> Tensor:
         """(B,T) KL of the policy in each rollout's context from the policy without it."""
         states = self.states(SelfTeacher(self._trainer.model, "live"), rendered, batch, wanted)
-        found: Tensor = self._trainer.scored({**batch, "teacher_states": states}, "forward_kl").divergence
+        self._by_policy = True
+        try:
+            found: Tensor = self._trainer.scored({**batch, "teacher_states": states}, "forward_kl").divergence
+        finally:
+            self._by_policy = False
         return found
 
     def _narrowed(

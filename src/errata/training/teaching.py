@@ -78,9 +78,12 @@ def hidden_at_completions(
     return [s for s in states if s is not None], padding
 
 
-def padded_states(states: Sequence[Tensor | None], length: int, like: Tensor) -> Tensor:
-    """(B, T, H) of ragged states, zeros where a rollout has none or ends; ``like`` is the student's (B, T, H)."""
-    out = like.new_zeros(len(states), length, like.shape[-1])
+def padded_states(states: Sequence[Tensor | None], length: int, like: Tensor, *, width: int | None = None) -> Tensor:
+    """(B, T, H') of ragged states, zeros where a rollout has none or ends; ``like`` is the student's (B, T, H).
+
+    ``width`` is H', H unless given.
+    """
+    out = like.new_zeros(len(states), length, like.shape[-1] if width is None else width)
     for row, state in enumerate(states):
         if state is not None:
             out[row, : state.shape[0]] = state.to(out)

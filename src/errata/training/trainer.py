@@ -20,15 +20,16 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from errata.contexts import Rendered, Renderer
-from errata.experts import Access, SelfTeacher
+from errata.experts import Access, SelfTeacher, Teacher
 from errata.methods import Batch, Method
 from errata.ops.reduce import token_weights
-from errata.ops.scores import TokenScores, fused_loss, token_scores
+from errata.ops.scores import Head, TokenScores, fused_loss, token_scores
 from errata.records import Group, Rollout, TeacherContext, groups_of
 from errata.training import compat
 from errata.training.config import ErrataConfig
 from errata.training.evaluating import Evaluator
 from errata.training.forward import accept_head_function, at_completion, completion_inputs
+from errata.training.experts import MakeExpert
 from errata.training.judging import Recorder, combined
 from errata.training.marking import SPARSE, Marker, generated
 from errata.training.recording import RolloutLog
@@ -45,6 +46,8 @@ class ErrataTrainer(compat.TRLHooks):
         method: a decision (``errata.methods.get``).
         train_dataset: rows with ``prompt`` and ``problem_id``; ``reference`` where there is one.
         eval_dataset: rows of the same form for ``evaluate``.
+        expert: makes whoever marks instead of the policy, given what prepares a model for the run's parallelism.
+        access: how much of the marker's distribution is to be had, and where; all of it unless given.
         run: called with a file's stem (``rollouts``, ``eval``) and a row to keep it in the run directory.
         kwargs: passed to TRL's trainer: processing_class, peft_config, callbacks, tools, environment_factory, ...
     """
@@ -61,7 +64,7 @@ class ErrataTrainer(compat.TRLHooks):
         train_dataset: Any,
         eval_dataset: Any = None,
         run: Callable[[str, dict[str, Any]], None] = lambda stem, row: None,
-        expert: Any = None,
+        expert: MakeExpert | None = None,
         access: Access | None = None,
         **kwargs: Any,
     ) -> None:
@@ -90,12 +93,12 @@ class ErrataTrainer(compat.TRLHooks):
             raise ValueError("router_aux_loss_coef: not added to a distillation loss; set it to 0 or use method: grpo")
         lora = hasattr(self.model, "peft_config")
         accept_head_function(self.model.get_base_model() if lora else self.model)
-        self.teacher: SelfTeacher | None = None
+        self.teacher: Teacher | None = None
+        answering = None
         if method.uses_teacher:
-            kind = args.teacher or method.teacher
-            rate = method.teacher_rate if args.teacher_rate is None else args.teacher_rate
-            self.teacher = SelfTeacher(self.model, kind, rate, prepare=self._prepared_teacher)
-        self.marker = Marker(self, access or Access(), expert)
+            made = self._self_teacher() if expert is None else expert(self._prepared_teacher)
+            self.teacher, answering = (made, None) if isinstance(made, Teacher) else (None, made)
+        self.marker = Marker(self, access or Access(), answering)
         self.replay: Replay | None = None
         if method.uses_teacher and args.replay_capacity is not None:
             self.replay = Replay(self, args.replay_capacity, args.replay_share, args.replay_limit)
@@ -109,9 +112,33 @@ class ErrataTrainer(compat.TRLHooks):
         self.rollout_log = RolloutLog(run, self.processing_class, keep=args.rollouts_saved)
         self.add_callback(_AfterStep(self))
 
+    def _self_teacher(self) -> Teacher:
+        args, kind = self.args, self.args.teacher or self.method.teacher
+        if args.teacher_device is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("teacher_device: FSDP and DeepSpeed keep a teacher where they shard it; leave it out")
+        if args.teacher_freeze_below is not None and kind not in ("ema", "sync"):
+            raise ValueError(f"teacher_freeze_below: a {kind} teacher follows no one; use teacher: ema or sync")
+        batch, steps = self.args.steps_per_generation * self.num_iterations, args.teacher_sync_steps or 0
+        if kind == "sync" and steps * args.gradient_accumulation_steps % batch:
+            raise ValueError(
+                f"teacher_sync_steps: {steps} would change the teacher within a generation batch, which lasts "
+                f"{batch} micro-batches ({args.gradient_accumulation_steps} a step); give a multiple"
+            )
+        return SelfTeacher(
+            self.model,
+            kind,
+            self.method.teacher_rate if args.teacher_rate is None else args.teacher_rate,
+            self._prepared_teacher,
+            sync_steps=args.teacher_sync_steps,
+            base_weight=args.teacher_base_weight,
+            dtype=None if args.teacher_dtype is None else getattr(torch, args.teacher_dtype),
+            device=args.teacher_device,
+            seed=args.seed,
+        )
+
     def _prepared_teacher(self, teacher: Any) -> Any:
         accept_head_function(teacher)
-        return self.prepare_teacher(teacher)
+        return self.prepare_teacher(teacher, stays=self.args.teacher_device is not None)
 
     # -- one generation batch -------------------------------------------------------------------------------------
 
@@ -338,7 +365,7 @@ class ErrataTrainer(compat.TRLHooks):
         return self.method.looks_ahead and alone and marked and not mixed
 
     def _loss(
-        self, hidden: Tensor, head: Any, tokens: Tensor, mask: Tensor, inputs: dict[str, Any]
+        self, hidden: Tensor, head: Head, tokens: Tensor, mask: Tensor, inputs: dict[str, Any]
     ) -> tuple[Tensor, TokenScores]:
         told = self.marker.arguments(inputs, hidden, head, mask)
 
@@ -393,7 +420,8 @@ class ErrataTrainer(compat.TRLHooks):
         """What a token-mean divides by in one micro-batch, of the tokens in the generation batch of all processes: the
         optimizer averages over processes and micro-batches."""
         steps = self.current_gradient_accumulation_steps if self.model.training else 1
-        return count * (steps / self.args.steps_per_generation / self.accelerator.num_processes)
+        share: float = steps / self.args.steps_per_generation / self.accelerator.num_processes
+        return count * share
 
     # -- health ---------------------------------------------------------------------------------------------------
 
@@ -469,7 +497,9 @@ class ErrataTrainer(compat.TRLHooks):
     def save_state(self, folder: Path) -> None:
         state = {"experience": self.experience.state_dict(), "evaluator": self.evaluator.state_dict()}
         if self.teacher is not None:
-            state["teacher"] = {"kind": self.teacher.kind, "frozen_early": self.teacher.frozen_early}
+            state["teacher"] = self.teacher.state_dict()
+        if self.marker.expert is not None and hasattr(self.marker.expert, "state_dict"):
+            state["expert"] = self.marker.expert.state_dict()
         if self.replay is not None:
             self.replay.save(folder)
         if self.args.should_save:
@@ -483,18 +513,15 @@ class ErrataTrainer(compat.TRLHooks):
         self.evaluator.load_state_dict(state["evaluator"])
         if self.replay is not None:
             self.replay.load(folder)
+        if "expert" in state and hasattr(self.marker.expert, "load_state_dict"):
+            self.marker.expert.load_state_dict(state["expert"])
         if self.teacher is not None:
-            saved = state.get("teacher", {})
-            if saved.get("kind") != self.teacher.kind:
-                raise ValueError(
-                    f"teacher: the checkpoint's was {saved.get('kind')}, this run's is {self.teacher.kind}; set --teacher"
-                )
-            self.teacher.frozen_early = saved["frozen_early"]
+            self.teacher.load_state_dict(state.get("teacher", {}))
             self.teacher.load(folder)
 
 
 class _AfterStep(TrainerCallback):  # type: ignore[misc]
-    """Lets an EMA teacher follow, once per optimizer step."""
+    """Lets a teacher follow, once per optimizer step."""
 
     def __init__(self, trainer: ErrataTrainer) -> None:
         self._trainer = trainer
