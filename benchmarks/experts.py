@@ -4,7 +4,8 @@
 
 The other model is a house policy trained on the new rule's own solutions, made here first. Every cell is one ``errata train``
 with DistIL, the house policy and the same problems; two run at a time, one thread each. A *call* is what one would pay for: a
-rollout marked whole by a model held here, a request to the server, or one drawn token of a black box.
+rollout marked whole by a model held here, a request to the server, or one drawn token of a black box. Run again, it goes on
+where it stopped.
 """
 
 from __future__ import annotations
@@ -26,11 +27,10 @@ COMMON = {
     "learning_rate": "2e-3",
     "eval_problems": 64,
     "eval_on_start": "true",
-    "eval_strategy": "no",
+    "eval_steps": 20,
     "save_strategy": "no",
     "rollouts_saved": 0,
     "eval_teacher_problems": 0,
-    "overwrite": "true",
 }
 
 
@@ -132,7 +132,8 @@ def read(folder: Path, settings: dict[str, Any]) -> dict[str, float]:
         calls = steps[-1]["expert/calls"]
     else:
         calls = 128.0 * len(steps)
-    return {"before": evaluations[0]["avg@8"], "after": evaluations[-1]["avg@8"], "calls": calls, "states": states}
+    early = next(e["avg@8"] for e in evaluations if e["step"] == 20)
+    return {"early": early, "after": evaluations[-1]["avg@8"], "calls": calls, "states": states}
 
 
 def main() -> None:
@@ -161,18 +162,21 @@ def main() -> None:
             for name, settings in wanted.items()
         }
         print(f"{options.steps} steps of 16 x 8 rollouts, {options.seeds} seeds, 64 held-out problems")
-        print("| expert | calls | states asked | avg@8 after (each seed) | mean ± s.d. |\n|---|---|---|---|---|")
+        print(
+            "| expert | calls | states asked | avg@8 at step 20 | at the end | each seed |\n|---|---|---|---|---|---|"
+        )
         for name in wanted:
             rows = [jobs[name, seed].result() for seed in range(options.seeds)]
-            after = [100 * r["after"] for r in rows]
-            spread = statistics.stdev(after) if len(after) > 1 else 0.0
+            early, after = (_mean(rows, key) for key in ("early", "after"))
             mean = {key: statistics.mean(r[key] for r in rows) for key in rows[0]}
             states = f"{mean['states']:,.0f}" if mean["states"] else "all"
-            each = ", ".join(f"{a:.0f}" for a in after)
-            print(
-                f"| {name} | {mean['calls']:,.0f} | {states} | {each} | {statistics.mean(after):.1f} ± {spread:.1f} |",
-                flush=True,
-            )
+            each = ", ".join(f"{100 * r['after']:.0f}" for r in rows)
+            print(f"| {name} | {mean['calls']:,.0f} | {states} | {early} | {after} | {each} |", flush=True)
+
+
+def _mean(rows: list[dict[str, float]], key: str) -> str:
+    values = [100 * r[key] for r in rows]
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0.0:.1f}"
 
 
 if __name__ == "__main__":
