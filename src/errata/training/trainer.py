@@ -28,8 +28,8 @@ from errata.records import Group, Rollout, TeacherContext, groups_of
 from errata.training import compat
 from errata.training.config import ErrataConfig
 from errata.training.evaluating import Evaluator
-from errata.training.forward import accept_head_function, at_completion, completion_inputs
 from errata.training.experts import MakeExpert
+from errata.training.forward import accept_head_function, at_completion, completion_inputs
 from errata.training.judging import Recorder, combined
 from errata.training.marking import SPARSE, Marker, generated
 from errata.training.recording import RolloutLog
