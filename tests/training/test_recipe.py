@@ -23,6 +23,9 @@ def test_overrides_win_and_reach_into_mappings(tmp_path):
     found = read(path, ["--method_args.credit", "sum", "--learning_rate", "2e-4", "--max_steps=7"]).config
     assert found.method_args == {"credit": "sum", "discount": 0.5}
     assert (found.learning_rate, found.max_steps, found.model) == (2e-4, 7, "house")
+    found = read(path, ["--method_args", "{credit: sum, cost: ce}", "--expert_args", '{"gives": "samples"}']).config
+    assert found.method_args == {"credit": "sum", "discount": 0.5, "cost": "ce"}
+    assert found.expert_args == {"gives": "samples"}
 
 
 def test_a_trl_recipe_is_read_unchanged(tmp_path):
@@ -80,6 +83,8 @@ def test_on_gpu_is_left_out_without_one(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "overrides", "message"),
     [
+        ("model: house\n", ["--method_args", "mean"], "--method_args: must be a mapping"),
+        ("model: house\n", ["--method_args.credit", "{"], "--method_args.credit: not YAML"),
         ("modle: house\n", [], "modle: unknown argument, did you mean 'model'"),
         ("model: house\n", ["--lerning_rate", "1"], "did you mean 'learning_rate'"),
         ("model: house\n", ["--learning_rate", "fast"], "learning_rate.*fast"),

@@ -38,7 +38,8 @@ class _Parser(TrlParser):  # type: ignore[misc]
 
 
 def read(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe at ``path`` with ``--key value`` overrides; ``--method_args.credit mean`` reaches into a mapping.
+    """The recipe at ``path`` with ``--key value`` overrides; ``--method_args.credit mean`` reaches into a mapping, and
+    ``--method_args "{credit: mean, cost: ce}"`` sets several of its keys.
 
     A recipe's mapping ``on_gpu`` holds what replaces its other settings where there is a CUDA device, so that one file
     serves the paper's run and a trial on a laptop.
@@ -105,16 +106,26 @@ def _split_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[tuple[st
     ]
     i = 0
     while i < len(words):
-        outer, dot, inner = words[i].removeprefix("--").partition(".")
-        if words[i].startswith("--") and dot and outer in NESTED:
+        outer, _, inner = words[i].removeprefix("--").partition(".")
+        if words[i].startswith("--") and outer in NESTED:
             if i + 1 == len(words):
                 raise ValueError(f"{words[i]}: needs a value")
-            nested[outer, inner] = _number(yaml.safe_load(words[i + 1]))
+            value = _of_yaml(words[i], words[i + 1])
+            if not inner and not isinstance(value, dict):
+                raise ValueError(f"{words[i]}: must be a mapping such as '{{credit: mean}}', got {words[i + 1]!r}")
+            nested |= {(outer, inner): value} if inner else {(outer, key): v for key, v in value.items()}
             i += 2
         else:
             flat.append(words[i])
             i += 1
     return flat, nested
+
+
+def _of_yaml(name: str, text: str) -> Any:
+    try:
+        return _number(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
 
 
 def _reject_unknown(keys: Iterable[str], known: set[str], where: str) -> None:
