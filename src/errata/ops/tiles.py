@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from .divergence import FLOOR, add_tail, between, renormalise
+from .sums import Sums, add_product, dot, operand, product_dtype
 
 TILE_BYTES = {"cpu": 256 << 20}
 """Size of the kept logits by device; elsewhere 2 GiB, since a GPU's products want thousands of tokens."""
@@ -421,84 +422,3 @@ class Tile:
             gradients.weight.index_add_(0, self.tokens, hidden * by_logp.unsqueeze(1))
         if gradients.bias is not None:
             gradients.bias.index_add_(0, self.tokens, by_logp)
-
-
-@dataclass
-class Sums:
-    """What one sweep collects of a distribution, by block (blocks, n): with z less the block's largest, Σe^z and its
-    like."""
-
-    top: Tensor
-    mass: Tensor
-    """Σ e^z."""
-    tilt: Tensor
-    """Σ e^z·z."""
-    cross: Tensor
-    """Σ e^z·z', z' the other side's."""
-    sampled: Tensor
-    """(n,) logit of the sampled token."""
-
-    @classmethod
-    def empty(cls, blocks: int, n: int, device: torch.device, dtype: torch.dtype) -> Sums:
-        top, mass, tilt, cross = torch.zeros(4, blocks, n, device=device, dtype=dtype)
-        return cls(top, mass, tilt, cross, torch.zeros(n, device=device, dtype=dtype))
-
-    def finish(self) -> Distribution:
-        peak = self.top.amax(0)
-        weight = (self.top - peak).exp()
-        mass = (weight * self.mass).sum(0)
-        share = weight / mass
-        log_mass = mass.log()
-        expected = (share * (self.tilt + (self.top - peak) * self.mass)).sum(0)
-        return Distribution(
-            self.top,
-            peak,
-            share,
-            log_mass,
-            peak + log_mass,
-            entropy=(log_mass - expected).clamp(min=0.0),
-            sampled=self.sampled,
-            logp=self.sampled - peak - log_mass,
-        )
-
-
-class Distribution(NamedTuple):
-    """A tile's softmax: p = e^(z - top)·share within each block."""
-
-    top: Tensor
-    """(blocks, n)."""
-    peak: Tensor
-    """(n,) largest logit."""
-    share: Tensor
-    """(blocks, n)."""
-    log_mass: Tensor
-    """(n,) log Σ e^(z - peak)."""
-    lse: Tensor
-    """(n,) log Σ e^z."""
-    entropy: Tensor
-    sampled: Tensor
-    logp: Tensor
-
-
-def product_dtype(dtype: torch.dtype, device: torch.device, acc: torch.dtype) -> torch.dtype:
-    """What a product's operands are stored in: half precision only where a product can sum in float32."""
-    return dtype if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) else acc
-
-
-def operand(tensor: Tensor, dtype: torch.dtype, acc: torch.dtype) -> Tensor:
-    """``tensor`` rounded to ``dtype``, as a product takes it."""
-    return tensor.to(dtype).to(product_dtype(dtype, tensor.device, acc))
-
-
-def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a·b, accumulated in total's type."""
-    if a.dtype == total.dtype:
-        total.addmm_(a, b)
-    else:
-        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
-
-
-def dot(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """Σ over the vocabulary of a·b: (block, n) twice → (n,)."""
-    product: Tensor = torch.linalg.vecdot(a, b, dim=0, out=out)
-    return product
