@@ -2,9 +2,10 @@
 
     python benchmarks/step.py [--model house|qwen] [--only NAME ...] [--repeat 3]
 
-Every variant runs in a process of its own, so that its peak memory is its own (the operating system's accounting, less what
-the process held before the first step). Completions are the same fixed tokens for all, so generation costs nothing; what
-real generation would add is measured once and printed beside. Ratios are to TRL's GRPO trainer.
+Every variant runs in a process of its own, so that its peak memory is its own: the operating system's account of the largest
+resident set, less what was resident once the policy was loaded. So a teacher's weights, gradients and the optimizer count.
+Completions are the same fixed tokens for all, so generation costs nothing; what real generation would add is measured in each
+process, and the median printed beside. Ratios are to TRL's GRPO trainer.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 SHAPES = {
@@ -28,8 +30,16 @@ SHAPES = {
 VARIANTS = {
     "trl grpo": ("trl-grpo", {}),
     "trl sdpo sampled": ("trl-sdpo", {"distillation_mode": "sampled_token", "distillation_alpha": 1.0}),
-    "trl sdpo top-k 100": ("trl-sdpo", {"distillation_mode": "topk_logits", "distillation_topk": 100}),
-    "trl sdpo full": ("trl-sdpo", {"distillation_mode": "full_logits"}),
+    "trl sdpo top-k 100": (
+        "trl-sdpo",
+        {
+            "distillation_mode": "topk_logits",
+            "distillation_topk": 100,
+            "distillation_alpha": 0.5,
+            "distillation_add_tail": True,
+        },
+    ),
+    "trl sdpo full": ("trl-sdpo", {"distillation_mode": "full_logits", "distillation_alpha": 0.5}),
     "grpo": ("errata", {"method": "grpo"}),
     "sdpo": ("errata", {"method": "sdpo"}),
     "sdpo-science (top-k 100)": ("errata", {"method": "sdpo-science"}),
@@ -48,10 +58,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="timed steps in each process, after one warm-up step")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(measure(args.child, SHAPES[args.model], args.steps, args.threads)))
+        print(json.dumps(measure(args.child, args.folder, SHAPES[args.model], args.steps, args.threads)))
         return
+    with tempfile.TemporaryDirectory() as folder:
+        _make_policy(SHAPES[args.model], folder)
+        compare(args, folder)
+
+
+def compare(args: argparse.Namespace, folder: str) -> None:
+    """Run all variants in turn, several times, and print the medians."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in args.only}
     for _ in range(args.repeat):
         for name in args.only:
@@ -64,11 +82,14 @@ def main() -> None:
                 str(args.steps),
                 "--threads",
                 str(args.threads),
+                "--folder",
+                folder,
             ]
             done = subprocess.run([*command, "--child", name], capture_output=True, text=True, check=False)
             if done.returncode:
                 raise SystemExit(f"{name}: {done.stderr[-2000:]}")
             found[name].append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"{name}: {found[name][-1]['seconds']:.2f} s", file=sys.stderr, flush=True)
     median = {n: {k: statistics.median(r[k] for r in rows) for k in rows[0]} for n, rows in found.items()}
     base = median.get("trl grpo") or next(iter(median.values()))
     shape = SHAPES[args.model]
@@ -90,15 +111,20 @@ def main() -> None:
         print(f"distil / (grpo + one teacher forward of {forward:.3f} s) = {median['distil']['seconds'] / floor:.2f}")
 
 
-def measure(name: str, shape: dict[str, Any], steps: int, threads: int) -> dict[str, float]:
-    """Seconds per step and peak memory in MB above what the process held before training."""
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def measure(name: str, folder: str, shape: dict[str, Any], steps: int, threads: int) -> dict[str, float]:
+    """Seconds per step and peak memory in MB above what the process held with the policy loaded."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
     from transformers import PrinterCallback, TrainerCallback, logging
 
     torch.set_num_threads(threads)
     logging.set_verbosity_error()
-    model, tokenizer, rows = _world(shape)
+    model, tokenizer, rows = _world(folder)
+    before = resident()
     ids = torch.randint(
         10, 100, (shape["prompts"] * shape["group"], shape["length"]), generator=torch.Generator().manual_seed(0)
     )
@@ -116,9 +142,8 @@ def measure(name: str, shape: dict[str, Any], steps: int, threads: int) -> dict[
 
     trainer.add_callback(Clock())
     trainer.remove_callback(PrinterCallback)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     trainer.train()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     prompts = torch.randint(10, 100, (len(ids), 24))
     with torch.no_grad():
         started = time.perf_counter()
@@ -137,15 +162,15 @@ def measure(name: str, shape: dict[str, Any], steps: int, threads: int) -> dict[
         forward = time.perf_counter() - started
     return {
         "seconds": statistics.median(times[1:]),
-        "peak": peak / 1024,
+        "peak": peak / 1e6,
         "generation": generation,
         "teacher_forward": forward,
     }
 
 
-def _world(shape: dict[str, Any]) -> tuple[Any, Any, Any]:
+def _make_policy(shape: dict[str, Any], folder: str) -> None:
+    """A policy of that shape in a folder: TRL's teacher is loaded from where the policy came from."""
     import torch
-    from datasets import Dataset
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
     from errata.house import HOUSE_PATH
@@ -165,13 +190,21 @@ def _world(shape: dict[str, Any]) -> tuple[Any, Any, Any]:
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
-    rows = Dataset.from_list(
-        [
-            {"problem_id": str(i), "prompt": [{"role": "user", "content": f"{i % 10}+3*4-2=?"}], "reference": "a" * 16}
-            for i in range(64)
-        ]
-    )
-    return Qwen3ForCausalLM(config), tokenizer, rows
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _world(folder: str) -> tuple[Any, Any, Any]:
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    rows = [
+        {"problem_id": str(i), "prompt": [{"role": "user", "content": f"{i % 10}+3*4-2=?"}], "reference": "a" * 16}
+        for i in range(64)
+    ]
+    return model, tokenizer, Dataset.from_list(rows)
 
 
 def _trainer(name: str, shape: dict[str, Any], model: Any, tokenizer: Any, rows: Any, steps: int) -> Any:
