@@ -261,8 +261,8 @@ def in_own_loop(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
             outcome.set_exception(error)
 
     thread = threading.Thread(target=run, name="errata-expert", daemon=True)
-    thread.start()
     try:
+        thread.start()
         return outcome.result()
     finally:
         if not outcome.done():

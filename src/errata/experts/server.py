@@ -6,7 +6,7 @@ It marks the student's states in one of two ways (METHODS section 7):
   ``prompt_logprobs``. The answer's ``choices[0].prompt_logprobs`` has an entry per prompt token: ``null`` for the first, else
   ``{"token id": {"logprob": -0.1, "rank": 1, "decoded_token": "x"}, ...}``, the k likeliest and, where it is none of them,
   the prompt's own token as one more (vLLM 0.5.5 and later).
-- ``samples``: one short continuation per draw and state. Its text is read with the *policy's* tokenizer; see `errata.experts.reading.Reading`.
+- ``samples``: one short continuation per draw and state. Its text is read with the *policy's* tokenizer (`reading.Reading`).
 
 What a run pays for is cached on disk by content, so that a resumed run asks nothing twice.
 """
@@ -261,7 +261,7 @@ class ServerExpert:
             return
         # Sent as text, so that the server's own tokenizer shows in the ids that come back.
         entries, ids = _prompt_logprobs(document), self._tokenizer(_PROBE)["input_ids"]
-        if len(entries) != len(ids) or any(str(i) not in entry for i, entry in zip(ids[1:], entries[1:], strict=True)):
+        if len(entries) != len(ids) or any(str(i) not in (row or ()) for i, row in zip(ids[1:], entries[1:], strict=True)):
             raise ValueError(
                 f"model: {self.settings} splits text into other tokens than the policy, so its top-k cannot be used; "
                 "ask an expert with the policy's tokenizer or use gives: samples"
