@@ -12,9 +12,10 @@ import torch
 
 
 class FakeServer:
-    """``answer(path, body)`` makes the document, or ``(status, document)``. What ``script`` holds comes first, one per request:
+    """``answer(path, body)`` makes the document, or ``(status, document)``. ``script`` comes first, one word per request:
 
-    ``ok`` · ``slow`` (after ``delay_s``) · ``429`` (Retry-After: 1) · ``500`` · ``garbage`` · ``schema`` · ``truncated`` · ``drop``.
+    ok · slow (after ``delay_s``) · 429 (Retry-After: 1) · 500 · garbage · schema · truncated · drop
+
     ``always`` is played when the script is over.
     """
 
@@ -101,7 +102,9 @@ class FakeServer:
 def _reply(handler, status, document, headers=None):
     data = (document if isinstance(document, str) else json.dumps(document)).encode()
     handler.send_response(status)
-    for name, value in ({"Content-Type": "application/json", "Content-Length": str(len(data))} | (headers or {})).items():
+    for name, value in (
+        {"Content-Type": "application/json", "Content-Length": str(len(data))} | (headers or {})
+    ).items():
         handler.send_header(name, value)
     handler.end_headers()
     handler.wfile.write(data)

@@ -261,7 +261,9 @@ class ServerExpert:
             return
         # Sent as text, so that the server's own tokenizer shows in the ids that come back.
         entries, ids = _prompt_logprobs(document), self._tokenizer(_PROBE)["input_ids"]
-        if len(entries) != len(ids) or any(str(i) not in (row or ()) for i, row in zip(ids[1:], entries[1:], strict=True)):
+        if len(entries) != len(ids) or any(
+            str(i) not in (row or ()) for i, row in zip(ids[1:], entries[1:], strict=True)
+        ):
             raise ValueError(
                 f"model: {self.settings} splits text into other tokens than the policy, so its top-k cannot be used; "
                 "ask an expert with the policy's tokenizer or use gives: samples"
