@@ -208,7 +208,7 @@ class Session:
         except openai.APIStatusError as error:
             self._counters["calls"] -= 1
             kind = WrongRequestError if error.status_code in _WRONG_REQUEST else NoAnswerError
-            raise kind(self._asker.readable(error.message), error.status_code) from None
+            raise kind(self._asker.readable(f"{error.status_code}: {error.response.text}"), error.status_code) from None
         except openai.OpenAIError as error:
             self._counters["calls"] -= 1
             raise NoAnswerError(self._asker.readable(f"{error} {error.__cause__ or ''}")) from None
