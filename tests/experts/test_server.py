@@ -626,3 +626,11 @@ def test_the_key_is_sent_and_seen_nowhere(expert, question, tmp_path, monkeypatc
     assert "0b*4" in files.decode(errors="replace")
     assert SECRET not in "".join(seen)
     assert SECRET.encode() not in files
+
+
+def test_a_key_echoed_in_garbage_is_not_shown_even_in_part(expert, monkeypatch):
+    monkeypatch.setenv("ERRATA_KEY", SECRET)
+    echo = FakeServer(lambda path, body: {"echo": "x" * 60 + SECRET + "y" * 400})
+    with echo as server, pytest.raises(ValueError, match=r"it has no choices: .*x\*\*\*y") as caught:
+        expert(server, key_env="ERRATA_KEY").check()
+    assert SECRET[:8] not in str(caught.value)
