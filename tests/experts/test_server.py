@@ -295,12 +295,12 @@ def test_chat_goes_on_with_the_students_begun_answer(expert, ids):
     ],
 )
 def test_what_a_continuation_is_good_for(expert, question, ids, text, reason, expected):
-    # At state 1 itself the expert is cut at once, which says nothing.
+    # At states 1 and 2 themselves the expert is cut at once, which says nothing.
     def table(path, body):
         return completion(text, reason=reason) if body["prompt"] == PROMPT else completion("")
 
     with FakeServer(table) as server:
-        (answer,) = expert(server).answer([question(0, 1)])
+        (answer,) = expert(server).answer([question(0, 1, 2)])
     assert (drawn(answer) if answer else {}) == {at: list(ids(token)) for at, token in expected.items()}
 
 
@@ -315,9 +315,9 @@ def merging_tokenizer():
 
 
 def test_what_melts_into_the_students_last_token_is_dropped_and_counted():
-    with FakeServer(lambda path, body: completion({"c": "cab", "ca": "bc", "cac": "aab"}[body["prompt"]])) as server:
+    with FakeServer(lambda path, body: completion({"c": "cab", "ca": "bcc", "cac": "aab"}[body["prompt"]])) as server:
         one = ServerExpert(server.url, "m", merging_tokenizer(), gives="samples")
-        # c | a c ...: after "ca" the expert's "bc" makes c ab c of it.
+        # c | a c ...: after "ca" the expert's "bcc" makes c ab c c of it.
         (answer,) = one.answer([Question("c", (2,), (0, 2, 1), (0, 1, 2), 0)])
     assert drawn(answer) == {0: [2], 2: [0]}
     assert one.counters["misaligned"] == 1
