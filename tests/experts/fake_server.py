@@ -12,9 +12,10 @@ import torch
 
 
 class FakeServer:
-    """``answer(path, body)`` makes the document, or ``(status, document)``. What ``script`` holds comes first, one per request:
+    """``answer(path, body)`` makes the document, or ``(status, document)``. ``script`` comes first, one word per request:
 
-    ``ok`` · ``slow`` (``delay_s``) · ``429`` (Retry-After: 1) · ``500`` · ``garbage`` · ``schema`` · ``truncated`` · ``drop``.
+    ok · slow (after ``delay_s``) · 429 (Retry-After: 1) · 500 · garbage · schema · truncated · drop
+
     ``always`` is played when the script is over.
     """
 

@@ -40,7 +40,7 @@ _LAST_WORDS_S = 10.0
 
 
 class GarbledError(Exception):
-    """An answer that is not what the protocol says."""
+    """An answer that is not what the protocol says; the message says why, the text itself is added where it is shown."""
 
 
 class NoAnswerError(Exception):
@@ -185,7 +185,8 @@ class Session:
                 return read(document)
             except GarbledError as error:
                 if garbled >= retries:
-                    raise NoAnswerError(self._asker.readable(f"garbage instead of an answer: {error}"), 200) from None
+                    reason = self._asker.readable(f"garbage instead of an answer, {error}: {text}")
+                    raise NoAnswerError(reason, 200) from None
             await asyncio.sleep(min(0.5 * 2.0**garbled, 8.0))
         raise AssertionError
 
@@ -208,7 +209,7 @@ class Session:
         except openai.APIStatusError as error:
             self._counters["calls"] -= 1
             kind = WrongRequestError if error.status_code in _WRONG_REQUEST else NoAnswerError
-            raise kind(self._asker.readable(error.message), error.status_code) from None
+            raise kind(self._asker.readable(f"{error.status_code}: {error.response.text}"), error.status_code) from None
         except openai.OpenAIError as error:
             self._counters["calls"] -= 1
             raise NoAnswerError(self._asker.readable(f"{error} {error.__cause__ or ''}")) from None
@@ -234,9 +235,9 @@ def _document(text: str) -> dict[str, Any]:
     try:
         document = json.loads(text)
     except ValueError:
-        raise GarbledError(f"not JSON: {text[:80]!r}") from None
+        raise GarbledError("it is not JSON") from None
     if not isinstance(document, dict):
-        raise GarbledError(f"not an object: {text[:80]!r}")
+        raise GarbledError("it is not an object")
     return document
 
 

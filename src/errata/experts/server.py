@@ -143,18 +143,18 @@ class ServerExpert:
         """Per wanted prompt token the k likeliest of its place as ``[id, log-probability]``, likeliest first."""
         entries = _prompt_logprobs(document)
         if len(entries) <= at[-1]:
-            raise GarbledError(f"prompt_logprobs of {len(entries)} tokens, {at[-1] + 1} were sent")
+            raise GarbledError(f"prompt_logprobs has {len(entries)} entries, {at[-1] + 1} tokens were sent")
         return [self._top_row(entries[index]) for index in at]
 
     def _top_row(self, entry: Any) -> list[list[float]]:
         try:
             found = [(int(name), float(value["logprob"])) for name, value in entry.items()]
         except (AttributeError, TypeError, KeyError, ValueError):
-            raise GarbledError(f"prompt_logprobs entry {str(entry)[:80]!r}") from None
+            raise GarbledError("an entry of prompt_logprobs is not as vLLM writes it") from None
         # A model's head may be padded beyond its vocabulary.
         known = [(i, logp) for i, logp in found if 0 <= i < len(self._tokenizer) and LEAST_LOGP < logp <= 1e-3]
         if not known:
-            raise GarbledError(f"prompt_logprobs entry without a token of the vocabulary: {str(entry)[:80]!r}")
+            raise GarbledError("an entry of prompt_logprobs has no token of the vocabulary")
         known.sort(key=lambda pair: (-pair[1], pair[0]))
         return [[i, logp] for i, logp in known[: self.settings.top_k]]
 
@@ -214,9 +214,9 @@ class ServerExpert:
         try:
             replies = [Reply(self._text_of(c), c.get("finish_reason") == "stop") for c in document["choices"]]
         except (AttributeError, TypeError, KeyError):
-            raise GarbledError(f"choices {str(document.get('choices'))[:80]!r}") from None
+            raise GarbledError("it has no choices") from None
         if not replies or not all(isinstance(reply.text, str) for reply in replies):
-            raise GarbledError(f"choices without text: {str(document['choices'])[:80]!r}")
+            raise GarbledError("a choice has no text")
         return replies
 
     def _text_of(self, choice: dict[str, Any]) -> Any:
@@ -261,7 +261,9 @@ class ServerExpert:
             return
         # Sent as text, so that the server's own tokenizer shows in the ids that come back.
         entries, ids = _prompt_logprobs(document), self._tokenizer(_PROBE)["input_ids"]
-        if len(entries) != len(ids) or any(str(i) not in entry for i, entry in zip(ids[1:], entries[1:], strict=True)):
+        if len(entries) != len(ids) or any(
+            str(i) not in (row or ()) for i, row in zip(ids[1:], entries[1:], strict=True)
+        ):
             raise ValueError(
                 f"model: {self.settings} splits text into other tokens than the policy, so its top-k cannot be used; "
                 "ask an expert with the policy's tokenizer or use gives: samples"
@@ -300,11 +302,11 @@ def _prompt_logprobs(document: dict[str, Any]) -> list[Any]:
         choice = document["choices"][0]
         entries = choice.get("prompt_logprobs")
     except (AttributeError, TypeError, KeyError, IndexError):
-        raise GarbledError(f"choices {str(document.get('choices'))[:80]!r}") from None
+        raise GarbledError("it has no choices") from None
     if entries is None:
         raise ValueError("gives: the server ignores prompt_logprobs, which is vLLM's; use gives: samples")
     if not isinstance(entries, list):
-        raise GarbledError(f"prompt_logprobs {str(entries)[:80]!r}")
+        raise GarbledError("prompt_logprobs is no list")
     return entries
 
 
