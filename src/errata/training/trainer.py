@@ -349,7 +349,10 @@ class ErrataTrainer(compat.TRLHooks):
             self.rollout_log.write(
                 self.state.global_step + 1,
                 inputs,
-                scores,
+                # Of a black box neither is known.
+                scores._replace(teacher_logp=None, teacher_entropy=None)
+                if self.marker.access.gives == "samples"
+                else scores,
                 mask,
                 *self.batch_records,
                 top_tokens=None if sharded else lambda row: self.marker.alternatives(inputs, row, student_head[0], 4),
