@@ -3,7 +3,6 @@
 import json
 import re
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -132,7 +131,8 @@ def test_samples_train_and_what_they_cost_is_logged(tmp_path, policy, server):
     assert 0.1 < logged(made, "expert/share")[0] < 0.4
     assert all(loss != 0 for loss in logged(made, "loss"))
     calls = logged(made, "expert/calls")
-    assert calls == sorted(calls) and calls[-1] == len(server.requests)
+    assert calls == sorted(calls)
+    assert calls[-1] == len(server.requests)
     assert logged(made, "expert/tokens_in")[-1] > 20 * calls[-1]  # prompt and attempt are paid for at every state
     assert 1 < logged(made, "expert/tokens_out")[-1] / calls[-1] <= 2 * 4
     before = build_model(len(TOKENIZER))
@@ -328,5 +328,6 @@ def test_a_server_that_is_not_there_is_one_line_and_leaves_no_run(tmp_path, poli
     finally:
         server.start()
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "base_url" in line and "start the server" in line
-    assert not Path(tmp_path / "run" / "config.yaml").exists()
+    assert "base_url" in line
+    assert "start the server" in line
+    assert not (tmp_path / "run" / "config.yaml").exists()
