@@ -45,7 +45,7 @@ class Rollout:
     prompt: Messages | str
     """What the student was asked."""
     completion: str
-    """What it answered, as text without special tokens: ``"7a+3=0b*4=3"``."""
+    """What it answered, as text without special tokens: ``"7a+3=0b*4=3"``; of several turns the transcript."""
     verdict: Verdict
     """What the world said to it."""
     length: int = 0
@@ -54,6 +54,8 @@ class Rollout:
     """The data set's own solution, if it has one."""
     row: Mapping[str, Any] = field(default_factory=dict)
     """The data set's row."""
+    turns: tuple[Mapping[str, Any], ...] = ()
+    """The completion's messages where tools were called: what the policy said, its calls and what the tools answered."""
     entropy: float | None = None
     """Mean entropy of the student over the completion's tokens in nats, where a method asks for it before contexts are chosen."""
 

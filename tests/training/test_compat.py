@@ -20,7 +20,20 @@ def test_signature(name):
     )
 
 
-@pytest.mark.parametrize("name", ["_metrics", "_step", "_buffered_inputs", "_entropy_bonus_enabled"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_metrics",
+        "_step",
+        "_buffered_inputs",
+        "_entropy_bonus_enabled",
+        "_standalone_tools",
+        "_environment_pool",
+        "_batch_environments",
+        "_sync_tool_dicts",
+        "_async_tool_dicts",
+    ],
+)
 def test_private_attribute_is_still_set(name):
     assert re.search(rf"self\.{name}\b", inspect.getsource(GRPOTrainer))
 

@@ -14,7 +14,7 @@ def test_recorder_gives_trl_floats_and_keeps_verdicts():
     )
     assert recorder(prompts=["p"] * 3, completions=["a", "b", "c"], answer=["x"] * 3) == [1.0, 0.0, None]
     assert [v.feedback for v in recorder.verdicts] == ["", "no", ""]
-    assert recorder.texts == ["a", "b", "c"]
+    assert (recorder.prompts, recorder.completions) == (["p"] * 3, ["a", "b", "c"])
 
 
 def test_combined_verdict():

@@ -2,5 +2,6 @@
 
 from errata.contexts.choose import SOURCES, choose
 from errata.contexts.render import PRESETS, Rendered, Renderer
+from errata.contexts.turns import has_tools, transcript
 
-__all__ = ["PRESETS", "SOURCES", "Rendered", "Renderer", "choose"]
+__all__ = ["PRESETS", "SOURCES", "Rendered", "Renderer", "choose", "has_tools", "transcript"]

@@ -10,7 +10,7 @@ from typing import Any
 from errata.feedback.custom import Verifier, as_verdicts, completion_text, verifier_name
 from errata.records import Rollout, Verdict
 
-__all__ = ["ask_person", "with_correction"]
+__all__ = ["Expert", "ask_person", "corrected_verdict", "with_correction"]
 
 Expert = Callable[[Rollout], str | None]
 """Sees a failed attempt and its verdict, answers with a correction, or ``None`` for no comment."""
@@ -49,7 +49,7 @@ def with_correction(
                 row=row,
             )
             text = row[source] if isinstance(source, str) else source(rollout)
-            verdicts.append(_corrected(verdict, (text or "").strip(), leaks_answer))
+            verdicts.append(corrected_verdict(verdict, text or "", leaks_answer))
         return verdicts
 
     corrected.__name__ = name
@@ -58,7 +58,9 @@ def with_correction(
     return corrected
 
 
-def _corrected(verdict: Verdict, text: str, leaks_answer: bool) -> Verdict:
+def corrected_verdict(verdict: Verdict, text: str, leaks_answer: bool = True) -> Verdict:
+    """The verdict with a correction after what it says itself; unchanged where the text is empty."""
+    text = text.strip()
     if not text:
         return verdict
     return replace(

@@ -53,13 +53,13 @@ class Critic:
         unknown = self._uses - {"problem", "attempt", "feedback", "reference"}
         if unknown:
             raise ValueError(f"template: no {min(unknown)!r}; it may use problem, attempt, feedback and reference")
-        self._generate, self._count, self._threshold = generate, count_tokens, threshold
+        self.generate, self._count, self._threshold = generate, count_tokens, threshold
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Verdict]:
         """One verdict per rollout, in order; only its feedback, kind, leak and info differ from the rollout's own."""
         failed = [r for r in rollouts if r.reward is not None and r.reward < self._threshold]
         prompts = [self._prompt(r) for r in failed]
-        texts = self._generate(prompts) if prompts else []
+        texts = self.generate(prompts) if prompts else []
         if len(texts) != len(prompts):
             raise ValueError(f"generate: returned {len(texts)} texts for {len(prompts)} prompts; return one each")
         new = {id(r): self._verdict(r, p, t) for r, p, t in zip(failed, prompts, texts, strict=True)}

@@ -7,6 +7,7 @@ float, ``None``, dict or :class:`~errata.records.Verdict` per completion, mixed 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -19,7 +20,15 @@ from typing import Any
 
 from errata.records import Verdict
 
-__all__ = ["answer_text", "as_verdicts", "combine", "completion_text", "load_verifier", "verifier_name"]
+__all__ = [
+    "answer_text",
+    "as_verdicts",
+    "combine",
+    "completion_text",
+    "load_function",
+    "load_verifier",
+    "verifier_name",
+]
 
 Verifier = Callable[..., Any]
 
@@ -164,33 +173,45 @@ def _merged(verdicts: Sequence[Verdict], weights: Sequence[float], labels: Seque
 
 
 def load_verifier(spec: str) -> Verifier:
-    """The function that ``"package.module:function"`` or ``"path/to/file.py:function"`` names.
+    """The verifier that ``"package.module:function"`` or ``"path/to/file.py:function"`` names; see :func:`load_function`."""
+    return load_function(spec, "verifier")
+
+
+def load_function(spec: str, argument: str) -> Callable[..., Any]:
+    """The function or class that ``"package.module:function"`` or ``"path/to/file.py:function"`` names, a setting
+    ``argument``'s value.
 
     Raises ``ValueError`` saying what is wrong: the form, the file or module (and why it does not import) or the name.
     """
     source, colon, attribute = spec.rpartition(":")
     if not colon or not source or not attribute:
-        raise ValueError(f"verifier: {spec!r} is not of the form 'package.module:function' or 'path.py:function'")
+        raise ValueError(f"{argument}: {spec!r} is not of the form 'package.module:function' or 'path.py:function'")
     try:
         module = _module_of_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
     except FileNotFoundError:
-        raise ValueError(f"verifier: no file {source!r} (looked in {Path.cwd()})") from None
+        raise ValueError(f"{argument}: no file {source!r} (looked in {Path.cwd()})") from None
     except Exception as error:
-        raise ValueError(f"verifier: {source!r} does not import: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{argument}: {source!r} does not import: {type(error).__name__}: {error}") from error
     found = getattr(module, attribute, None)
     if found is None:
         near = difflib.get_close_matches(attribute, [k for k in vars(module) if not k.startswith("_")], n=1)
         raise ValueError(
-            f"verifier: {source!r} has no {attribute!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            f"{argument}: {source!r} has no {attribute!r}" + (f"; did you mean {near[0]!r}?" if near else "")
         )
     if not callable(found):
-        raise ValueError(f"verifier: {spec!r} is a {type(found).__name__}, not a function")
-    verifier: Verifier = found
-    return verifier
+        raise ValueError(f"{argument}: {spec!r} is a {type(found).__name__}, not a function")
+    function: Callable[..., Any] = found
+    return function
 
 
 def _module_of_file(path: Path) -> Any:
     path = path.resolve(strict=True)
+    return _module_as_written(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _module_as_written(path: Path, written: int) -> Any:
+    # Once for all that is named in it: a verifier must find its rollouts' environments to be of the class it knows.
     name = f"errata_verifier_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None

@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ PRIVATE = {
     "_compute_loss": ("self", "model", "inputs"),
     "_tokenize_prompts": ("self", "prompts"),
     "_generate": ("self", "prompts"),
+    "_generate_single_turn": ("self", "prompt_ids", "images", "multimodal_fields", "num_generations"),
     "_save_checkpoint": ("self", "model", "trial"),
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
 }
@@ -54,6 +56,19 @@ def beyond_the_clipped_surrogate(args: Any) -> list[str]:
         "router_aux_loss_coef": not args.router_aux_loss_coef,
     }
     return [name for name, is_plain in plain.items() if not is_plain]
+
+
+class Sampled(NamedTuple):
+    """Attempts, one per row."""
+
+    prompts: list[Any]
+    """What was asked, with what the environment showed at its reset."""
+    completions: list[Any]
+    """Texts or messages."""
+    ids: list[list[int]]
+    lengths: list[int]
+    """Tokens that the policy itself generated."""
+    environments: list[Any] | None
 
 
 class TRLHooks(GRPOTrainer):  # type: ignore[misc]
@@ -95,37 +110,93 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
 
     def encode_prompts(self, prompts: list[Any]) -> list[list[int]]:
         """Token ids of prompts as the policy sees them, chat template, tools and generation prompt included."""
+        self._batch_environments = [None] * len(prompts)
         ids: list[list[int]] = self._tokenize_prompts(prompts)[0] if prompts else []
         return ids
 
-    def sample(self, prompts: list[Any], *, temperature: float, top_p: float) -> tuple[list[Any], list[list[int]]]:
-        """Completions (text or messages) and their token ids, one per prompt, by whatever engine TRL generates with."""
+    def sample(self, rows: list[dict[str, Any]], *, temperature: float, top_p: float) -> Sampled:
+        """An attempt at each row by whatever engine TRL generates with, of several turns where there are tools."""
+        prompts = self._enter_environments(rows)
         with self._sampling(temperature, top_p):
-            training = self.model.training
-            self.model.eval()
             seen = self.state.num_input_tokens_seen
             try:
-                _, ids, _, completions, *_ = self._generate(prompts)
+                _, ids, tool_mask, completions, *_ = self._generate(prompts)
             finally:
-                self.model.train(training)
                 self.state.num_input_tokens_seen = seen
                 self._metrics["eval"].clear()
-        return completions, ids
+        lengths = [len(i) for i in ids] if tool_mask is None else [sum(m) for m in tool_mask]
+        return Sampled(prompts, completions, ids, lengths, self.environments)
+
+    def write(self, prompts: list[Any], *, temperature: float, top_p: float, max_tokens: int) -> list[list[int]]:
+        """Token ids of what the policy says to prompts of any kind: one turn, without tools, and nothing is logged.
+
+        On several processes all must call this, with equally many prompts.
+        """
+        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        encoded = [self._plain_prompt(tokenizer, prompt) for prompt in prompts]
+        with self._sampling(temperature, top_p, max_tokens):
+            ids: list[list[int]] = self._generate_single_turn(encoded, None, {}, 1)[0]
+        return ids
+
+    def _plain_prompt(self, tokenizer: Any, prompt: Any) -> list[int]:
+        if not tokenizer.chat_template:  # a policy that continues texts
+            prompt = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        if isinstance(prompt, str):
+            return list(tokenizer(prompt)["input_ids"])
+        return list(
+            tokenizer.apply_chat_template(
+                prompt,
+                chat_template=self.chat_template,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
+                **self.chat_template_kwargs,
+            )
+        )
+
+    def _enter_environments(self, rows: list[dict[str, Any]]) -> list[Any]:
+        """The rows' prompts, with the tools at hand and an environment reset for each, as TRL does for a training batch."""
+        prompts = [row["prompt"] for row in rows]
+        environments: list[Any] = [None] * len(rows)
+        if self.environment_factories is not None:
+            pool = self._environment_pool[None]
+            pool += [self.environment_factories[None]() for _ in range(len(rows) - len(pool))]
+            environments = self.environments = pool[: len(rows)]
+            self._batch_environments = [None] * len(rows)
+            prompts = [
+                _observed(prompt, environment.reset(**row))
+                for prompt, environment, row in zip(prompts, environments, rows, strict=True)
+            ]
+        tools = [[*self._standalone_tools, *_methods(e)] for e in environments] if self.tools else []
+        self._sync_tool_dicts = [{t.__name__: t for t in ts if not inspect.iscoroutinefunction(t)} for ts in tools]
+        self._async_tool_dicts = [{t.__name__: t for t in ts if inspect.iscoroutinefunction(t)} for ts in tools]
+        return prompts
 
     @contextmanager
-    def _sampling(self, temperature: float, top_p: float) -> Iterator[None]:
-        engines = [e for e in (getattr(self, "vllm_generation", None), getattr(self, "generation_config", None)) if e]
-        before = [(e, e.temperature, e.top_p) for e in engines]
+    def _sampling(self, temperature: float, top_p: float, max_tokens: int | None = None) -> Iterator[None]:
+        """The engines set for other sampling than the training's, the model in evaluation mode; all as before after."""
+        settings: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
+        length = {} if max_tokens is None else {"max_new_tokens": max_tokens}
+        vllms = {} if max_tokens is None else {"max_completion_length": max_tokens}
+        changes: list[tuple[Any, dict[str, Any]]] = []
+        if getattr(self, "vllm_generation", None):
+            changes.append((self.vllm_generation, settings | vllms))
+        if getattr(self, "generation_config", None):
+            changes.append((self.generation_config, settings | length))
+        before = [(engine, {name: getattr(engine, name) for name in new}) for engine, new in changes]
         kwargs = dict(getattr(self, "generation_kwargs", {}))
-        for engine in engines:
-            engine.temperature, engine.top_p = temperature, top_p
+        training = self.model.training
+        self.model.eval()
+        for engine, new in changes:
+            vars(engine).update(new)
         if kwargs:
-            self.generation_kwargs.update(temperature=temperature, top_p=top_p)
+            self.generation_kwargs.update(settings | length)
         try:
             yield
         finally:
-            for engine, old_temperature, old_top_p in before:
-                engine.temperature, engine.top_p = old_temperature, old_top_p
+            self.model.train(training)
+            for engine, old in before:
+                vars(engine).update(old)
             if kwargs:
                 self.generation_kwargs.update(kwargs)
 
@@ -180,6 +251,24 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         if path.is_file():
             saved = torch.load(path, map_location=self.accelerator.device, weights_only=False)
             self._step, self._buffered_inputs, self.batch_records = saved["step"], saved["inputs"], saved["records"]
+
+
+def _observed(prompt: Any, observation: Any) -> Any:
+    """The prompt with what an environment shows at its reset after the last message, as TRL puts it there."""
+    if observation is None:
+        return prompt
+    content = prompt[-1]["content"]
+    if isinstance(observation, list) and isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if isinstance(observation, str) and isinstance(content, list):
+        observation = [{"type": "text", "text": observation}]
+    return [*prompt[:-1], {**prompt[-1], "content": content + observation}]
+
+
+def _methods(environment: Any) -> list[Callable[..., Any]]:
+    """What TRL offers of an environment as tools."""
+    names = [name for name, _ in inspect.getmembers(type(environment), predicate=inspect.isfunction)]
+    return [getattr(environment, n) for n in names if n not in ("reset", "get_reward") and not n.startswith("_")]
 
 
 def complete_checkpoints(run: Path) -> list[Path]:

@@ -30,6 +30,23 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
         None, "Verifiers instead of the task's: file.py:function or package.module:function."
     )
     verifier_timeout_s: float = _help(60.0, "Seconds a verifier may take for a batch before its rollouts go unjudged.")
+    correction: str | None = _help(
+        None,
+        "Who corrects failed attempts: a column of the data, file.py:function, or `person`, who is asked in the terminal.",
+    )
+    critic: str | None = _help(
+        None, "Who criticises failed attempts: `policy`, or another model's hub id or directory."
+    )
+    critic_template: str | None = _help(
+        None, "Wording of the critic's prompt: a .jinja file or Jinja text with problem, attempt, feedback, reference."
+    )
+    critic_max_tokens: int = _help(512, "Longest critique in tokens, thinking included.")
+    tools: list[str] | None = _help(
+        None, "Functions that the policy may call in a rollout: file.py:function or package.module:function."
+    )
+    environment: str | None = _help(
+        None, "Class whose methods the policy may call, one instance a rollout: file.py:Class or package.module:Class."
+    )
 
     method: str = _help("distil", "One of `errata methods`, or file.py:Class.")
     method_args: dict[str, Any] | str | None = _help(None, "Settings of the method, e.g. {credit: mean}.")
@@ -117,6 +134,10 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
             if value is not None and not isinstance(value, dict):
                 raise ValueError(f"{name}: must be a mapping, got {value!r}")
         self.context_template = _template(self.context_template)
+        if self.correction is not None and self.critic is not None:
+            raise ValueError("critic: a critique would replace what correction says; leave out one of the two")
+        if self.critic_max_tokens < 1:
+            raise ValueError(f"critic_max_tokens: must be at least 1, got {self.critic_max_tokens}")
         for name, allowed in {
             "teacher": TEACHERS,
             "teacher_dtype": ("float32", "bfloat16"),

@@ -16,9 +16,9 @@ from accelerate.utils import gather_object
 
 from errata.evaluation import summary
 from errata.evaluation.sampling import sample
-from errata.feedback import completion_text, judge
+from errata.feedback import judge
 from errata.records import Group, Rollout, TeacherContext, Verdict
-from errata.training.judging import Recorder, combined
+from errata.training.judging import Recorder, attempt, combined
 
 logger = logging.getLogger(__name__)
 
@@ -74,27 +74,34 @@ class Evaluator:
         per_call = max(args.eval_batch_size // args.eval_k, 1)
         for start in range(0, len(mine), per_call):
             part = [(i * args.eval_k + j, row) for i, row in mine[start : start + per_call] for j in range(args.eval_k)]
-            completions, ids = trainer.sample([row["prompt"] for _, row in part], temperature=temperature, top_p=top_p)
-            verdicts = self._judge([row for _, row in part], completions, ids)
+            tried = trainer.sample([row for _, row in part], temperature=temperature, top_p=top_p)
+            asked = [{**row, "prompt": prompt} for (_, row), prompt in zip(part, tried.prompts, strict=True)]
+            verdicts = self._judge(asked, tried.completions, tried.ids, tried.environments)
             found += [
                 Rollout(
                     index=index,
                     problem_id=str(row["problem_id"]),
                     prompt=row["prompt"],
-                    completion=completion_text(completion),
+                    **attempt(completion),
                     verdict=verdict,
-                    length=len(tokens),
+                    length=length,
                     reference=row.get("reference"),
                     row={k: v for k, v in row.items() if k in ("answer", "task")},
                 )
-                for (index, row), completion, tokens, verdict in zip(part, completions, ids, verdicts, strict=True)
+                for (index, _), row, completion, length, verdict in zip(
+                    part, asked, tried.completions, tried.lengths, verdicts, strict=True
+                )
             ]
         everyone = gather_object(found)
         unique = {r.index: r for r in everyone if r.index < len(rows) * args.eval_k}
         return [unique[i] for i in sorted(unique)]
 
-    def _judge(self, rows: list[dict[str, Any]], completions: list[Any], ids: list[list[int]]) -> list[Verdict]:
+    def _judge(
+        self, rows: list[dict[str, Any]], completions: list[Any], ids: list[list[int]], environments: Any = None
+    ) -> list[Verdict]:
         columns = {k: [row[k] for row in rows] for k in rows[0] if k not in ("prompt", "completion", "completion_ids")}
+        if environments is not None:
+            columns["environments"] = environments
         recorders = [r for r in self._trainer.recorders if isinstance(r, Recorder)]
         weights = [
             float(w)
@@ -118,7 +125,8 @@ class Evaluator:
         """Share of right answers the teacher gives where it is shown what it would be shown; ``None`` without any."""
         trainer, args = self._trainer, self._trainer.args
         sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-        if trainer.teacher is None or args.eval_teacher_problems == 0 or sharded:
+        # A teacher is asked for one turn, so of tasks with tools its accuracy is not known.
+        if trainer.teacher is None or args.eval_teacher_problems == 0 or sharded or trainer.tools:
             return None
         contexts = self._contexts(rollouts, args.eval_k, args.eval_teacher_problems)
         if not contexts:

@@ -6,14 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from errata.feedback import completion_text, judge
+from errata.contexts import has_tools, transcript
+from errata.feedback import judge
 from errata.records import Verdict
 
 _NOT_COLUMNS = ("prompts", "completions", "completion_ids")
 
 
 class Recorder:
-    """Wraps one verifier so that TRL can call it; remembers the last batch's verdicts.
+    """Wraps one verifier so that TRL can call it; remembers the last batch: what was asked, answered and said to it.
 
     A rollout that could not be judged gets ``None``, which TRL leaves out of its group's mean.
     """
@@ -22,7 +23,8 @@ class Recorder:
         self.verifier, self.timeout_s = verifier, timeout_s
         self.__name__ = getattr(verifier, "__name__", type(verifier).__name__)
         self.verdicts: list[Verdict] = []
-        self.texts: list[str] = []
+        self.prompts: list[Any] = []
+        self.completions: list[Any] = []
 
     def __call__(
         self, *, prompts: list[Any], completions: list[Any], completion_ids: list[Any] | None = None, **columns: Any
@@ -35,8 +37,14 @@ class Recorder:
             columns=columns,
             timeout_s=self.timeout_s,
         )
-        self.texts = [completion_text(c) for c in completions]
+        self.prompts, self.completions = list(prompts), list(completions)
         return [v.score for v in self.verdicts]
+
+
+def attempt(completion: Any) -> dict[str, Any]:
+    """A ``Rollout``'s fields that tell a completion, text or messages: its transcript, and its turns if tools were called."""
+    turns = tuple(dict(message) for message in completion) if has_tools(completion) else ()
+    return {"completion": transcript(completion), "turns": turns}
 
 
 def combined(verdicts: Sequence[Verdict], weights: Sequence[float]) -> Verdict:

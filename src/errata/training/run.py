@@ -59,6 +59,7 @@ def build_trainer(recipe: Recipe, run: RunDirectory | None = None) -> ErrataTrai
     config, model_args = recipe.config, recipe.model
     method = methods.get(config.method, **sources.mapping(config.method_args))
     verifiers = sources.verifiers_of(recipe)
+    tools = sources.tools_of(config)
     train_split, test_split = "train", config.eval_split
     if config.task is None:
         train_split, test_split = recipe.script.dataset_train_split, recipe.script.dataset_test_split
@@ -100,6 +101,7 @@ def build_trainer(recipe: Recipe, run: RunDirectory | None = None) -> ErrataTrai
         peft_config=get_peft_config(model_args),
         expert=expert,
         access=access,
+        **tools,
     )
     trainer.remove_callback(PrinterCallback)  # the progress bar says it, and metrics.jsonl keeps it
     if run is not None:
@@ -235,6 +237,11 @@ def evaluate(args: argparse.Namespace) -> int:
     from errata.evaluation import evaluate as evaluate_model
 
     of_run = _settings_of_run(Path(args.model))
+    if of_run.get("tools") or of_run.get("environment"):
+        raise ValueError(
+            f"{args.model}: was trained with tools, and `errata eval` asks for one turn without them; its accuracy is in "
+            "the run's eval.jsonl (eval_strategy: steps)"
+        )
     task = args.task or of_run.get("eval_task") or of_run.get("task")
     if task is None:
         raise ValueError("task: missing; name one of `errata tasks` with --task")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
 import json
 import logging
 from collections.abc import Iterable, Sequence
@@ -12,9 +13,11 @@ from typing import Any
 
 from datasets import Dataset, load_dataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import DocstringParsingException, TypeHintParsingException, get_json_schema
 
 from errata import tasks
-from errata.feedback import load_verifier
+from errata.feedback import load_function, load_verifier
+from errata.training.config import ErrataConfig
 from errata.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -173,7 +176,39 @@ def verifiers_of(recipe: Recipe) -> list[Any]:
             return [tasks.verifier(config.task, **mapping(config.task_args))]
         except (RuntimeError, ImportError) as error:  # no isolation for programs, a missing package
             raise ValueError(f"task: the verifier of {config.task} cannot run here: {error}") from error
+    if config.environment is not None and hasattr(load_function(config.environment, "environment"), "get_reward"):
+        return []  # it judges by itself
     raise ValueError("verifier: missing; rows of dataset_name need verifier: [file.py:function] or TRL's reward_funcs")
+
+
+def tools_of(config: ErrataConfig) -> dict[str, Any]:
+    """The trainer's ``tools`` and ``environment_factory``, for a recipe's ``tools`` and ``environment``.
+
+    Raises ``ValueError`` for one that does not load, or that cannot be described to a model, with the mend.
+    """
+    tools = [load_function(spec, "tools") for spec in config.tools or ()]
+    for spec, tool in zip(config.tools or (), tools, strict=True):
+        _check_tool(f"tools: {spec!r}", tool)
+    given: dict[str, Any] = {"tools": tools} if tools else {}
+    if config.environment is not None:
+        environment = load_function(config.environment, "environment")
+        if not isinstance(environment, type) or not callable(getattr(environment, "reset", None)):
+            raise ValueError(f"environment: {config.environment!r} must be a class with a method reset(self, **row)")
+        for name, method in inspect.getmembers(environment, inspect.isfunction):
+            if name not in ("reset", "get_reward") and not name.startswith("_"):
+                _check_tool(f"environment: {config.environment!r}, {name}", method)
+        given["environment_factory"] = environment
+    return given
+
+
+def _check_tool(where: str, tool: Any) -> None:
+    try:
+        get_json_schema(tool)
+    except (DocstringParsingException, TypeHintParsingException, ValueError) as error:
+        raise ValueError(
+            f"{where}: cannot be described to the model: {' '.join(str(error).split())}; give every argument a type and a "
+            "line under Args: in the docstring"
+        ) from error
 
 
 def _reward_function(name: str) -> Any:

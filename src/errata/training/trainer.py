@@ -21,16 +21,18 @@ from transformers import TrainerCallback
 
 from errata.contexts import Rendered, Renderer
 from errata.experts import Access, SelfTeacher, Teacher
+from errata.feedback.leaks import mentions_feedback
 from errata.methods import Batch, Method
 from errata.ops.reduce import token_weights
 from errata.ops.scores import Head, TokenScores, fused_loss, token_scores
 from errata.records import Group, Rollout, TeacherContext, groups_of
 from errata.training import compat
+from errata.training.commenting import Commentator
 from errata.training.config import ErrataConfig
 from errata.training.evaluating import Evaluator
 from errata.training.experts import MakeExpert
 from errata.training.forward import accept_head_function, at_completion, completion_inputs
-from errata.training.judging import Recorder, combined
+from errata.training.judging import Recorder, attempt, combined
 from errata.training.marking import SPARSE, Marker, generated
 from errata.training.recording import RolloutLog
 from errata.training.replay import Replay, fresh_and_past
@@ -74,6 +76,10 @@ class ErrataTrainer(compat.TRLHooks):
                 f"{', '.join(self._beyond)}: {type(method).__name__} distils beside TRL's clipped surrogate and has no such "
                 "option; leave it at TRL's default (loss_type: dapo, grpo, bnpo or dr_grpo) or use method: grpo"
             )
+        if isinstance(kwargs.get("environment_factory"), dict):
+            raise ValueError(
+                "environment_factory: must be one class; several environments in one run are not supported"
+            )
         self.method = method
         self.experience = method.experience()
         self.recorders = [
@@ -89,6 +95,10 @@ class ErrataTrainer(compat.TRLHooks):
             eval_dataset=eval_dataset,
             **kwargs,
         )
+        # An environment that owns its reward (`get_reward`) was added by TRL: one more verifier, with all a verdict may say.
+        for i in range(len(self.recorders), len(self.reward_funcs)):
+            self.reward_funcs[i] = Recorder(self.reward_funcs[i], timeout_s=args.verifier_timeout_s)
+            self.recorders.append(self.reward_funcs[i])
         if method.uses_teacher and self.aux_loss_enabled:
             raise ValueError("router_aux_loss_coef: not added to a distillation loss; set it to 0 or use method: grpo")
         lora = hasattr(self.model, "peft_config")
@@ -108,6 +118,7 @@ class ErrataTrainer(compat.TRLHooks):
             count_tokens=lambda prompt: len(self.encode_prompts([prompt])[0]),
             history=self.experience.history is not None,
         )
+        self.commentator = Commentator(self, train_dataset.column_names)
         self.evaluator = Evaluator(self, run)
         self.rollout_log = RolloutLog(run, self.processing_class, keep=args.rollouts_saved)
         self.add_callback(_AfterStep(self))
@@ -145,7 +156,7 @@ class ErrataTrainer(compat.TRLHooks):
     def on_rollouts(self, inputs: list[dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
         mask = generated(batch)
         stage = self.experience.stage
-        local = self._rollouts_of(inputs, mask)
+        local = self.commentator(self._rollouts_of(inputs, mask), inputs)
         if self.method.needs_entropy(stage):
             entropy = self.scored(batch).student_entropy
             means = (entropy.sum(1) / mask.sum(1).clamp(min=1)).tolist()
@@ -193,8 +204,9 @@ class ErrataTrainer(compat.TRLHooks):
             Rollout(
                 index=first + i,
                 problem_id=str(row["problem_id"]),
-                prompt=row["prompt"],
-                completion=recorders[0].texts[i],
+                # An environment adds what it shows at its reset.
+                prompt=recorders[0].prompts[i] if self.environment_factories else row["prompt"],
+                **attempt(recorders[0].completions[i]),
                 verdict=verdicts[i],
                 length=lengths[i],
                 reference=row.get("reference"),
@@ -435,6 +447,7 @@ class ErrataTrainer(compat.TRLHooks):
         self.log_metric("groups/solve_all", sum(s == len(g) for s, g in zip(solved, groups, strict=True)) / len(groups))
         self.log_metric("groups/solve_none", sum(s == 0 for s in solved) / len(groups))
         self.log_metric("rollouts/unjudged", 1 - len(judged) / everyone)
+        self.log_metric("rollouts/mentions_feedback", sum(_mentions(r) for g in groups for r in g) / everyone)
         if self.method.uses_teacher:
             kinds = Counter(c.kind for c in contexts)
             for kind in sorted({*self.method.sources, "none", *kinds}):
@@ -532,3 +545,12 @@ class _AfterStep(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._trainer.teacher is not None:
             self._trainer.teacher.update()
+
+
+def _mentions(rollout: Rollout) -> bool:
+    """Whether a completion speaks of feedback that its policy never saw, neither in its prompt nor from a tool."""
+    prompt: Any = rollout.prompt
+    seen = [m for m in rollout.turns if m.get("role") == "tool"]
+    if seen:
+        prompt = [*([{"content": prompt}] if isinstance(prompt, str) else prompt), *seen]
+    return mentions_feedback(rollout.turns or rollout.completion, prompt) is not None
