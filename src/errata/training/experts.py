@@ -6,7 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from errata import methods
+from errata.experts import SelfTeacher, Teacher
 from errata.experts.access import GIVES, Access
 from errata.methods import Method
 from errata.training.config import ErrataConfig
@@ -48,6 +51,32 @@ def expert_of(config: ErrataConfig, method: Method, tokenizer: Any) -> tuple[Mak
     if config.expert_on_failure == "self" and not remote:
         raise ValueError("expert_on_failure: self is for a server, which may fail")
     return (_server if remote else _local)(config, access, others, tokenizer), access
+
+
+def self_teacher(trainer: Any, prepare: Prepare) -> Teacher:
+    """The policy as its own teacher, as the recipe and the method say."""
+    args, kind = trainer.args, trainer.args.teacher or trainer.method.teacher
+    if args.teacher_device is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise ValueError("teacher_device: FSDP and DeepSpeed keep a teacher where they shard it; leave it out")
+    if args.teacher_freeze_below is not None and kind not in ("ema", "sync"):
+        raise ValueError(f"teacher_freeze_below: a {kind} teacher follows no one; use teacher: ema or sync")
+    batch, steps = trainer.args.steps_per_generation * trainer.num_iterations, args.teacher_sync_steps or 0
+    if kind == "sync" and steps * args.gradient_accumulation_steps % batch:
+        raise ValueError(
+            f"teacher_sync_steps: {steps} would change the teacher within a generation batch, which lasts "
+            f"{batch} micro-batches ({args.gradient_accumulation_steps} a step); give a multiple"
+        )
+    return SelfTeacher(
+        trainer.model,
+        kind,
+        trainer.method.teacher_rate if args.teacher_rate is None else args.teacher_rate,
+        prepare,
+        sync_steps=args.teacher_sync_steps,
+        base_weight=args.teacher_base_weight,
+        dtype=None if args.teacher_dtype is None else getattr(torch, args.teacher_dtype),
+        device=args.teacher_device,
+        seed=args.seed,
+    )
 
 
 def _enough(config: ErrataConfig, method: Method, access: Access) -> None:

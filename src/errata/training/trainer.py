@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +19,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from errata.contexts import Rendered, Renderer
-from errata.experts import Access, SelfTeacher, Teacher
-from errata.feedback.leaks import mentions_feedback
+from errata.experts import Access, Teacher
 from errata.methods import Batch, Method
 from errata.ops.reduce import token_weights
 from errata.ops.scores import Head, TokenScores, fused_loss, token_scores
@@ -30,8 +28,9 @@ from errata.training import compat
 from errata.training.commenting import Commentator
 from errata.training.config import ErrataConfig
 from errata.training.evaluating import Evaluator
-from errata.training.experts import MakeExpert
+from errata.training.experts import MakeExpert, self_teacher
 from errata.training.forward import accept_head_function, at_completion, completion_inputs
+from errata.training.health import log_batch, log_scores
 from errata.training.judging import Recorder, attempt, combined
 from errata.training.marking import SPARSE, Marker, generated
 from errata.training.recording import RolloutLog
@@ -106,7 +105,8 @@ class ErrataTrainer(compat.TRLHooks):
         self.teacher: Teacher | None = None
         answering = None
         if method.uses_teacher:
-            made = self._self_teacher() if expert is None else expert(self._prepared_teacher)
+            prepare = self._prepared_teacher
+            made = self_teacher(self, prepare) if expert is None else expert(prepare)
             self.teacher, answering = (made, None) if isinstance(made, Teacher) else (None, made)
         self.marker = Marker(self, access or Access(), answering)
         self.replay: Replay | None = None
@@ -122,30 +122,6 @@ class ErrataTrainer(compat.TRLHooks):
         self.evaluator = Evaluator(self, run)
         self.rollout_log = RolloutLog(run, self.processing_class, keep=args.rollouts_saved)
         self.add_callback(_AfterStep(self))
-
-    def _self_teacher(self) -> Teacher:
-        args, kind = self.args, self.args.teacher or self.method.teacher
-        if args.teacher_device is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise ValueError("teacher_device: FSDP and DeepSpeed keep a teacher where they shard it; leave it out")
-        if args.teacher_freeze_below is not None and kind not in ("ema", "sync"):
-            raise ValueError(f"teacher_freeze_below: a {kind} teacher follows no one; use teacher: ema or sync")
-        batch, steps = self.args.steps_per_generation * self.num_iterations, args.teacher_sync_steps or 0
-        if kind == "sync" and steps * args.gradient_accumulation_steps % batch:
-            raise ValueError(
-                f"teacher_sync_steps: {steps} would change the teacher within a generation batch, which lasts "
-                f"{batch} micro-batches ({args.gradient_accumulation_steps} a step); give a multiple"
-            )
-        return SelfTeacher(
-            self.model,
-            kind,
-            self.method.teacher_rate if args.teacher_rate is None else args.teacher_rate,
-            self._prepared_teacher,
-            sync_steps=args.teacher_sync_steps,
-            base_weight=args.teacher_base_weight,
-            dtype=None if args.teacher_dtype is None else getattr(torch, args.teacher_dtype),
-            device=args.teacher_device,
-            seed=args.seed,
-        )
 
     def _prepared_teacher(self, teacher: Any) -> Any:
         accept_head_function(teacher)
@@ -173,7 +149,7 @@ class ErrataTrainer(compat.TRLHooks):
             for r, c in zip(local, contexts_here, strict=True)
         ]
         self.batch_records = (local, contexts_here, rendered)
-        self._log_health(groups, contexts)
+        log_batch(self, groups, contexts)
 
         marks = self.marker.mark(contexts_here, rendered, batch, local[0].index)
         device = mask.device
@@ -353,7 +329,7 @@ class ErrataTrainer(compat.TRLHooks):
             student = self.replay.joined(inputs, past)
         with self.accelerator.autocast():
             loss, scores = model(**student, with_head=on_head)
-        self._log_scores(scores, inputs, mask)
+        log_scores(self, scores, inputs, mask)
         if self.replay is not None:
             self.replay.keep(inputs, scores, mask, student_head[0])
         if self.accelerator.is_main_process:
@@ -438,58 +414,6 @@ class ErrataTrainer(compat.TRLHooks):
         share: float = steps / self.args.steps_per_generation / self.accelerator.num_processes
         return count * share
 
-    # -- health ---------------------------------------------------------------------------------------------------
-
-    def _log_health(self, groups: list[Group], contexts: list[TeacherContext]) -> None:
-        judged = [r for g in groups for r in g if r.reward is not None]
-        solved = [sum((r.reward or 0) >= self.method.success_threshold for r in g) for g in groups]
-        everyone = len(contexts)
-        self.log_metric("groups/solve_all", sum(s == len(g) for s, g in zip(solved, groups, strict=True)) / len(groups))
-        self.log_metric("groups/solve_none", sum(s == 0 for s in solved) / len(groups))
-        self.log_metric("rollouts/unjudged", 1 - len(judged) / everyone)
-        self.log_metric("rollouts/mentions_feedback", sum(_mentions(r) for g in groups for r in g) / everyone)
-        if self.method.uses_teacher:
-            kinds = Counter(c.kind for c in contexts)
-            for kind in sorted({*self.method.sources, "none", *kinds}):
-                self.log_metric(f"context/{kind}", kinds[kind] / everyone)
-        for name, value in self.experience.metrics().items():
-            self.log_metric(name, value)
-
-    @torch.no_grad()
-    def _log_scores(self, scores: TokenScores, inputs: dict[str, Any], mask: Tensor) -> None:
-        taught = mask & inputs["has_teacher"][:, None]
-        if "asked" in inputs:
-            taught = taught & (inputs["asked"] > 0)
-        rendered = self.batch_records[2]
-
-        def total(values: Tensor | None, where: Tensor) -> list[Tensor]:
-            return [where.new_zeros((), dtype=torch.float32) if values is None else (values * where).sum(), where.sum()]
-
-        gap = None if scores.teacher_logp is None else scores.teacher_logp - scores.student_logp
-        named = {
-            "entropy": total(scores.student_entropy, mask),
-            "teacher/divergence": total(scores.divergence, taught),
-        }
-        if self.marker.access.gives != "samples":  # of which neither is known
-            named |= {"teacher/entropy": total(scores.teacher_entropy, taught), "teacher/gap": total(gap, taught)}
-        old = inputs.get("old_per_token_logps")
-        if old is not None:
-            ratio = (scores.student_logp - old).exp()
-            advantage = inputs["advantage"]
-            clipped = ((ratio < 1 - self.epsilon_low) & (advantage < 0)) | (
-                (ratio > 1 + self.epsilon_high) & (advantage > 0)
-            )
-            named["clip_ratio/region_mean"] = total(clipped.float(), mask)
-        sums = self.accelerator.reduce(
-            torch.stack([x.float() for pair in named.values() for x in pair]), reduction="sum"
-        ).view(-1, 2)
-        for name, (value, count) in zip(named, sums.tolist(), strict=True):
-            if count:
-                self.log_metric(name, value / count)
-        if self.method.uses_teacher:
-            self.log_metric("context/cut", sum(bool(r.cut) for r in rendered) / len(rendered))
-            self.log_metric("context/dropped", sum(r.dropped for r in rendered) / len(rendered))
-
     # -- evaluation and state -------------------------------------------------------------------------------------
 
     def evaluate(
@@ -545,12 +469,3 @@ class _AfterStep(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._trainer.teacher is not None:
             self._trainer.teacher.update()
-
-
-def _mentions(rollout: Rollout) -> bool:
-    """Whether a completion speaks of feedback that its policy never saw, neither in its prompt nor from a tool."""
-    prompt: Any = rollout.prompt
-    seen = [m for m in rollout.turns if m.get("role") == "tool"]
-    if seen:
-        prompt = [*([{"content": prompt}] if isinstance(prompt, str) else prompt), *seen]
-    return mentions_feedback(rollout.turns or rollout.completion, prompt) is not None
