@@ -345,7 +345,8 @@ def test_landlock_hides_files_and_keeps_the_system_as_it_is(tmp_path):
     secret.write_text("s3cret")
     source = f"""import os
 secret = {str(secret)!r}
-for p in ['/etc/passwd', '/home', '/proc/self/environ', '/proc/1/environ', '/', secret]:
+parents = '/proc/{os.getpid()}/environ'
+for p in ['/etc/passwd', '/etc/shadow', '/home', '/proc/self/environ', '/proc/1/environ', parents, '/', secret]:
     try: print(p, os.listdir(p) if os.path.isdir(p) else open(p).read())
     except PermissionError: print('refused')
 for change in [
@@ -361,7 +362,7 @@ for change in [
     try: change(); print('done')
     except OSError as error: print('refused' if error.errno in (1, 13, 18) else error)
 """
-    assert run(source, "landlock").stdout == "refused\n" * 14
+    assert run(source, "landlock").stdout == "refused\n" * 16
     assert secret.read_text() == "s3cret"
     assert secret.stat().st_mode & 0o777 == 0o644
 

@@ -135,10 +135,14 @@ def test_what_the_judge_said_is_kept_and_its_leak_is_inherited(tmp_path):
     assert all(row["info"]["judged"] == "It is abc." and row["context"]["leaks_answer"] for row in told)
 
 
-def test_nobody_is_asked_where_no_teacher_would_be_told(tmp_path):
-    t, rows = run(tmp_path, "grpo", method_args={}, critic="policy", max_steps=1)
+@pytest.mark.parametrize("method", ["grpo", "opsd"])
+@pytest.mark.parametrize("who", ["critic", "correction"])
+def test_nobody_is_asked_where_no_teacher_would_be_told(tmp_path, caplog, method, who):
+    asked = {"critic": "policy"} if who == "critic" else {"correction": "reference"}
+    t, rows = run(tmp_path, method, method_args={}, max_steps=1, **asked)
+    assert f"{who}: nobody is asked" in caplog.text
     assert {row["kind"] for row in rows} == {""}
-    assert not any("critic/tokens" in log for log in t.state.log_history)
+    assert not any("critic/tokens" in log or "correction/given" in log for log in t.state.log_history)
 
 
 @pytest.mark.parametrize("critic", ["policy", "other"])

@@ -1,11 +1,12 @@
 """What is said to failed attempts once they are judged: an expert's correction, or a model's critique.
 
 It is asked for in training alone, of rollouts whose combined score is below the method's threshold, and only where the
-method has a teacher to be shown the answer: each of these answers costs somebody's time.
+method has a teacher that is shown feedback: each of these answers costs somebody's time.
 """
 
 from __future__ import annotations
 
+import logging
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,8 @@ from errata.feedback.critique import Critic
 from errata.records import Messages, Rollout
 from errata.training import sources
 
+logger = logging.getLogger(__name__)
+
 _STAND_IN: Messages = [{"role": "user", "content": "."}]
 
 
@@ -32,6 +35,7 @@ class Commentator:
 
     Args:
         trainer: whose settings ``correction``, ``critic``, ``critic_template`` and ``critic_max_tokens`` say who is asked.
+        columns: of the data, where they are known.
     Raises:
         ValueError: a correction that cannot be had (no such function or column, nobody at a terminal), a critic that cannot
             be loaded, a template with an error; at a call never: who fails to answer leaves the verdict as it was.
@@ -40,7 +44,11 @@ class Commentator:
     def __init__(self, trainer: Any, columns: Sequence[str]) -> None:
         self._trainer = trainer
         args = trainer.args
-        active = trainer.method.uses_teacher
+        method = trainer.method
+        active = method.uses_teacher and ("feedback" in method.sources or method.with_feedback)
+        for name in ("correction", "critic"):
+            if getattr(args, name) is not None and not active:
+                logger.warning("%s: nobody is asked, for method %s shows its teacher no feedback", name, args.method)
         self._column, self._expert = _source(args.correction, columns, trainer.accelerator.num_processes)
         self._corrects = active and args.correction is not None
         self._critic: Critic | None = None
@@ -55,7 +63,7 @@ class Commentator:
                 generate,
                 count_tokens=lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
                 template=args.critic_template,
-                threshold=trainer.method.success_threshold,
+                threshold=method.success_threshold,
             )
 
     def __call__(self, rollouts: list[Rollout], rows: Sequence[dict[str, Any]]) -> list[Rollout]:
@@ -161,7 +169,7 @@ def _source(correction: str | None, columns: Sequence[str], processes: int) -> t
         return "", ask_person
     if ":" in correction:
         return "", load_function(correction, "correction")
-    if correction not in columns:
+    if columns and correction not in columns:
         raise ValueError(
             f"correction: the data has no column {correction!r} (has {', '.join(columns)}); "
             "name one, file.py:function, or person"

@@ -118,7 +118,7 @@ class ErrataTrainer(compat.TRLHooks):
             count_tokens=lambda prompt: len(self.encode_prompts([prompt])[0]),
             history=self.experience.history is not None,
         )
-        self.commentator = Commentator(self, train_dataset.column_names)
+        self.commentator = Commentator(self, getattr(train_dataset, "column_names", None) or ())
         self.evaluator = Evaluator(self, run)
         self.rollout_log = RolloutLog(run, self.processing_class, keep=args.rollouts_saved)
         self.add_callback(_AfterStep(self))
