@@ -310,6 +310,7 @@ def test_the_key_is_sent_and_stands_in_no_file_of_the_run(tmp_path, policy, serv
         ({"on_failure": "pause"}, "on_failure is the recipe's expert_on_failure"),
         ({"answer_tokens": 1}, "answer_tokens: must be a whole number of at least 3"),
         ({"retries": "many"}, "retries: must be a whole number"),
+        ({"key_env": "hf_SecretSecret"}, "key_env: must be the name of an environment variable, in capitals"),
     ],
 )
 def test_a_wrong_setting_is_one_line_before_anything_is_asked(tmp_path, policy, server, expert_args, message, capsys):
@@ -317,7 +318,9 @@ def test_a_wrong_setting_is_one_line_before_anything_is_asked(tmp_path, policy, 
     assert main(["train", str(path)]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert re.search(message, line), line
+    assert "Secret" not in line
     assert not server.requests
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_server_that_is_not_there_is_one_line_and_leaves_no_run(tmp_path, policy, server, capsys):

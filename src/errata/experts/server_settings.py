@@ -65,7 +65,7 @@ class ServerSettings:
     on_failure: Literal["skip", "pause"] = "skip"
     """``skip``: what failed goes without an answer. ``pause``: it is asked again, after 1 to 60 s, until the server answers."""
     key_env: str = "OPENAI_API_KEY"
-    """Name of the environment variable that holds the key; may be unset where the server wants none."""
+    """Name of the environment variable that holds the key, in capitals; may be unset where the server wants none."""
     cache: str | None = None
     """SQLite file of answers, on a local disk; None: none is kept."""
     extra_body: Mapping[str, Any] = field(default_factory=dict)
@@ -92,9 +92,7 @@ class ServerSettings:
         _number("timeout_s", self.timeout_s, 1e-3)
         if self.requests_per_minute is not None:
             _number("requests_per_minute", self.requests_per_minute, 1e-3)
-        if not isinstance(self.key_env, str) or not self.key_env.isidentifier():
-            # Whoever wrote the key itself here must not find it in a traceback.
-            raise ValueError("key_env: must be the name of an environment variable, such as OPENAI_API_KEY, not a key")
+        _check_name(self.key_env)
         _check_extra(self.extra_body)
 
     def __str__(self) -> str:
@@ -108,6 +106,15 @@ def _check_url(url: object) -> None:
     if "@" in parts.netloc or parts.query or parts.fragment:
         # Not shown: what stands there is likely a secret.
         raise ValueError("base_url: holds a user name, password or query; keep keys in the variable that key_env names")
+
+
+def _check_name(name: object) -> None:
+    # Whoever wrote the key itself here must not find it in a traceback or in the run's config; many keys (hf_..., sk_...) are
+    # identifiers, few are in capitals.
+    if not isinstance(name, str) or not name.isidentifier() or not name.isupper():
+        raise ValueError(
+            "key_env: must be the name of an environment variable, in capitals such as OPENAI_API_KEY, not a key"
+        )
 
 
 def _one_of(name: str, value: object, *allowed: str) -> None:
