@@ -108,9 +108,8 @@ def compare(args: argparse.Namespace, folder: str) -> None:
     if {"distil", "grpo"} <= median.keys():
         forward = median["distil"]["teacher_forward"]
         floor = median["grpo"]["seconds"] + forward
-        print(
-            f"distil / (grpo + one teacher forward, logits included, of {forward:.3f} s) = {median['distil']['seconds'] / floor:.2f}"
-        )
+        ratio = median["distil"]["seconds"] / floor
+        print(f"distil / (grpo + one teacher forward, logits included, of {forward:.3f} s) = {ratio:.2f}")
 
 
 def resident() -> int:
