@@ -28,6 +28,15 @@ def test_overrides_win_and_reach_into_mappings(tmp_path):
     assert found.expert_args == {"gives": "samples"}
 
 
+def test_another_method_than_the_recipes_leaves_its_settings_behind(tmp_path):
+    path = written(
+        tmp_path, "model: house\ntask: rulebook/sharpen\nmethod: distil\nmethod_args: {future_weight: 0.3}\n"
+    )
+    assert read(path, ["--method", "drift"]).config.method_args is None
+    assert read(path, ["--method=drift", "--method_args.warmup_steps", "5"]).config.method_args == {"warmup_steps": 5}
+    assert read(path, ["--method", "distil"]).config.method_args == {"future_weight": 0.3}
+
+
 def test_a_trl_recipe_is_read_unchanged(tmp_path):
     path = written(
         tmp_path,

@@ -111,8 +111,9 @@ class Marker:
                     device=batch["completion_ids"].device,
                 )
             by_part.append(found)
-        for i, state in zip(rows, teacher.join(by_part), strict=True):
-            states[i] = state if i in set(wanted) else None
+        found_at = dict(zip(rows, teacher.join(by_part), strict=True))
+        for i in wanted:
+            states[i] = found_at[i]
         if wanted:
             trainer.log_metric("teacher/padding", padding)
         return states
@@ -139,10 +140,10 @@ class Marker:
 
     def alternatives(self, inputs: dict[str, Any], row: int, student_head: Head, n: int) -> tuple[Tensor, Tensor]:
         """The teacher's ``n`` likeliest tokens at each of a rollout's states, (T, n), and their probabilities; of an expert
-        that was asked, what it named."""
+        that was asked, all that it named, a token drawn twice standing there twice."""
         state = inputs["teacher_states"][row]
         if state is None:
-            return inputs["named_tokens"][row, :, :n], inputs["named_logp"][row, :, :n].exp()
+            return inputs["named_tokens"][row], inputs["named_logp"][row].exp()
         probability, token = self.head(student_head).logits(state).softmax(-1).topk(n, dim=-1)
         return token, probability
 

@@ -42,7 +42,7 @@ def read(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
     ``--method_args "{credit: mean, cost: ce}"`` sets several of its keys.
 
     A recipe's mapping ``on_gpu`` holds what replaces its other settings where there is a CUDA device, so that one file
-    serves the paper's run and a trial on a laptop.
+    serves the paper's run and a trial on a laptop. Another ``--method`` than the recipe's leaves its ``method_args`` behind.
 
     Raises:
         ValueError: a missing file, malformed YAML (with its line), an unknown key (with the nearest known one), a value
@@ -57,6 +57,9 @@ def read(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
     for key, value in given.pop("env", {}).items():
         os.environ[key] = str(value)
     flat, nested = _split_overrides(overrides)
+    pairs = {flat[i].removeprefix("--"): flat[i + 1] for i in range(len(flat) - 1) if flat[i].startswith("--")}
+    if pairs.get("method", given.get("method", "distil")) != given.get("method", "distil"):
+        given.pop("method_args", None)  # they are meant for the recipe's own method
     for (outer, inner), value in nested.items():
         given[outer] = {**(given.get(outer) or {}), inner: value}
     known = {f.name for kind in (ErrataConfig, ModelConfig, GRPOScriptArguments) for f in fields(kind) if f.init}
@@ -70,7 +73,6 @@ def read(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
         config.model = model.model_name_or_path
     if config.model is None:
         raise ValueError("model: missing; name a hub id, a directory or `house`")
-    pairs = {flat[i].removeprefix("--"): flat[i + 1] for i in range(len(flat) - 1) if flat[i].startswith("--")}
     return Recipe(config, model, script, {**given, **pairs})
 
 

@@ -86,8 +86,8 @@ class RolloutLog:
             if top_tokens is not None and taught:
                 tokens, probabilities = top_tokens(row)
                 record["alternatives"] = [
-                    [[self._tokenizer.decode([i]), round(p, 4)] for i, p in zip(ids, ps, strict=True)]
-                    for ids, ps in zip(tokens.tolist(), probabilities.tolist(), strict=True)
+                    [[self._tokenizer.decode([i]), round(p, 4)] for i, p in _likeliest(ids, ps)]
+                    for ids, ps in zip(tokens[:length].tolist(), probabilities[:length].tolist(), strict=True)
                 ]
             self._write("rollouts", record)
 
@@ -99,6 +99,15 @@ class RolloutLog:
             turn.append((seen.get(problem, 0), row))
             seen[problem] = seen.get(problem, 0) + 1
         return [row for _, row in sorted(turn)[: self._keep]]
+
+
+def _likeliest(ids: Sequence[int], probabilities: Sequence[float], n: int = 4) -> list[tuple[int, float]]:
+    """At most ``n`` tokens, each once with all its mass, likeliest first; none where nobody was asked."""
+    mass: dict[int, float] = {}
+    for i, p in zip(ids, probabilities, strict=True):
+        if p > 0:
+            mass[i] = mass.get(i, 0.0) + p
+    return sorted(mass.items(), key=lambda pair: -pair[1])[:n]
 
 
 def _solved(group: Sequence[Rollout]) -> float:

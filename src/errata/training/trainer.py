@@ -320,7 +320,9 @@ class ErrataTrainer(compat.TRLHooks):
                 inputs.update(self._decide(inputs, scores))
             loss, scores = self._loss(hidden, head, tokens, mask, inputs)
             if self.replay is not None and past is not None and past_hidden is not None:
-                loss = loss + self.replay.loss(past_hidden, head, past, self._total(inputs["n_sd"]).reciprocal())
+                loss = loss + self.replay.loss(
+                    past_hidden, head, past, self._total(inputs["n_sd"].clamp(min=1)).reciprocal()
+                )
             return loss, scores
 
         if past is None or self.replay is None:
