@@ -456,8 +456,12 @@ def test_an_interrupt_ends_the_work_at_once():
         finally:
             cancelled.set()
 
-    with pytest.raises(KeyboardInterrupt):
-        in_own_loop(forever)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            in_own_loop(forever)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert cancelled.is_set()
 
 
