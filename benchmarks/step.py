@@ -5,7 +5,8 @@
 Every variant runs in a process of its own, so that its peak memory is its own: the operating system's account of the largest
 resident set, less what was resident once the policy was loaded. So a teacher's weights, gradients and the optimizer count.
 Completions are the same fixed tokens for all, so generation costs nothing; what real generation would add is measured in each
-process, and the median printed beside. Ratios are to TRL's GRPO trainer.
+process, and the median printed beside. Ratios are to TRL's GRPO trainer. Beside DistIL's step stands what it cannot do without:
+GRPO's step, and one forward of the teacher on the batches of tokens that step gave it, with the logits of all completion tokens.
 """
 
 from __future__ import annotations
@@ -143,7 +144,9 @@ def measure(name: str, folder: str, shape: dict[str, Any], steps: int, threads: 
 
     trainer.add_callback(Clock())
     trainer.remove_callback(PrinterCallback)
+    seen = _teacher_batches(model)
     trainer.train()
+    taught = seen[len(seen) * steps // (steps + 1) :]  # the last step's
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     prompts = torch.randint(10, 100, (len(ids), 24))
     with torch.no_grad():
@@ -156,20 +159,39 @@ def measure(name: str, folder: str, shape: dict[str, Any], steps: int, threads: 
             do_sample=True,
         )
         generation = time.perf_counter() - started
-        both = torch.cat([prompts, prompts, ids], dim=1)  # a teacher's prompt is longer by what it is shown
+        forward = 0.0
         head = model.get_output_embeddings().weight
-        for _ in range(2):  # the second time counts
-            started = time.perf_counter()
-            hidden = model.base_model(both).last_hidden_state[:, -shape["length"] :].flatten(0, 1)
-            for row in range(0, len(hidden), 128):  # whatever is made of the logits, they must be computed
-                torch.mm(hidden[row : row + 128], head.t())
-            forward = time.perf_counter() - started
+        for batch in taught:
+            for _ in range(2):  # the second time counts
+                started = time.perf_counter()
+                hidden = model.base_model(**batch).last_hidden_state[:, -shape["length"] :].flatten(0, 1)
+                for row in range(0, len(hidden), 128):  # whatever is made of the logits, they must be computed
+                    torch.mm(hidden[row : row + 128], head.t())
+                took = time.perf_counter() - started
+            forward += took
     return {
         "seconds": statistics.median(times[1:]),
         "peak": peak / 1e6,
         "generation": generation,
         "teacher_forward": forward,
     }
+
+
+def _teacher_batches(model: Any) -> list[dict[str, Any]]:
+    """What is given to the policy's class without gradient from now on: its teacher's batches."""
+    import torch
+
+    seen: list[dict[str, Any]] = []
+    body = type(model.base_model)
+    plain = body.forward
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled() and kwargs.get("input_ids") is not None:
+            seen.append({"input_ids": kwargs["input_ids"], "attention_mask": kwargs.get("attention_mask")})
+        return plain(self, *args, **kwargs)
+
+    body.forward = forward
+    return seen
 
 
 def _make_policy(shape: dict[str, Any], folder: str) -> None:

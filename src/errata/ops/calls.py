@@ -112,7 +112,7 @@ class Call:
         """The scores, and the gradients of ``leaves`` where needed."""
         acc = accumulation_dtype(leaves[0], leaves[1])
         totals = [
-            torch.zeros_like(leaf, dtype=acc) if need and leaf is not None else None
+            torch.zeros(leaf.shape, dtype=acc, device=leaf.device) if need and leaf is not None else None
             for need, leaf in zip(needs, leaves, strict=True)
         ]
         hidden, weight, bias = leaves

@@ -286,7 +286,9 @@ class _FusedLoss(torch.autograd.Function):
         if held is None:
             held = ctx.again(ctx.saved_tensors)
         # In place, and let go of: dhead is the largest tensor here and autograd may keep it as .grad without a copy.
-        scaled = [None if g is None else g.mul_(by_loss).to(dtype) for g, dtype in zip(held, ctx.dtypes, strict=True)]
+        if by_loss.device.type != "cpu" or by_loss != 1.0:  # to look at it, a GPU's would have to be waited for
+            held = [None if g is None else g.mul_(by_loss) for g in held]
+        scaled = [None if g is None else g.to(dtype) for g, dtype in zip(held, ctx.dtypes, strict=True)]
         del held
         return *scaled, None, None, None
 

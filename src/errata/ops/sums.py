@@ -76,12 +76,13 @@ def operand(tensor: Tensor, dtype: torch.dtype, acc: torch.dtype) -> Tensor:
     return tensor.to(dtype).to(product_dtype(dtype, tensor.device, acc))
 
 
-def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a·b, accumulated in total's type."""
+def add_product(total: Tensor, a: Tensor, b: Tensor, anew: bool = False) -> None:
+    """total += a·b, accumulated in total's type; ``anew``: total = a·b, whatever was there."""
+    beta = 0 if anew else 1
     if a.dtype == total.dtype:
-        total.addmm_(a, b)
+        total.addmm_(a, b, beta=beta)
     else:
-        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+        torch.addmm(total, a, b, out_dtype=total.dtype, beta=beta, out=total)
 
 
 def dot(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:

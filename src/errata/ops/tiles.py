@@ -2,13 +2,14 @@
 tile by tile.
 
 A tile is a few hundred tokens. Its logits exist for the whole vocabulary, (V, n) and never more, in buffers that
-every tile uses again; so the memory depends on neither the number of tokens nor V. Work on a tile goes in two sweeps
-over blocks of the vocabulary, each small enough to stay in the processor's cache between the matrix product and the
-arithmetic after it:
+every tile uses again; so the memory depends on neither the number of tokens nor V. The first tile keeps the student's
+logits where dhead is going to be: nothing is written there before that tile's gradient is known, and a row of dhead has
+room for H tokens. Work on a tile goes in two sweeps over blocks of the vocabulary, each small enough to stay in the
+processor's cache between the matrix product and the arithmetic after it:
 
 1. logits → what has to be kept of them, and per block the sums from which all scores follow;
-2. once the tile's scores are known, and from them each token's dL/dlogp and dL/ddivergence: kept → dL/dlogits, in
-   place, and from that block at once its two products, dhidden and dhead.
+2. once the tile's scores are known, and from them each token's dL/dlogp and dL/ddivergence: kept → dL/dlogits, and
+   from that block at once its two products, dhidden and dhead.
 
 The vocabulary is the *first* axis: then all three products read their operands as they lie in memory, and what
 belongs to a token is a row vector that broadcasts.
@@ -103,6 +104,7 @@ class Gradients:
 
     hidden: Tensor | None
     weight: Tensor | None
+    """Contiguous; what it holds at first does not matter."""
     bias: Tensor | None
 
 
@@ -129,19 +131,41 @@ def sweep(
     """
     acc = accumulation_dtype(student.hidden, student.weight)
     scores = RowScores(*torch.zeros(len(RowScores._fields), tokens.shape[0], dtype=acc, device=tokens.device))
-    backward = slopes is not None and gradients is not None
+    blank = None if gradients is None else gradients.weight
     last = 0
     for count, by in teachers:
         first, last = last, last + count
         if not count:
             continue
-        tile = Tile(student, by, measure, count, backward, acc)
-        for low in range(first, last, tile.height):
-            rows = slice(low, min(low + tile.height, last))
+        tile = Tile(student, by, measure, count, slopes is not None and gradients is not None, acc, blank)
+        if blank is not None and tile.home is None:
+            blank.zero_()
+        blank = None
+        low = first
+        for height in tile.heights:
+            rows = slice(low, low + height)
+            low = rows.stop
             tile.score(rows, slice(rows.start - first, rows.stop - first), tokens[rows], scores)
             if slopes is not None and gradients is not None:
                 tile.push_back(*slopes(rows, scores, by is not None), gradients)
+    if blank is not None:
+        blank.zero_()
     return scores
+
+
+def plan(n: int, first: int, most: int) -> list[int]:
+    """Heights of the fewest tiles for n tokens, the first of at most ``first`` and the others of at most ``most``, all of
+    them about equally full."""
+    if n <= first:
+        return [n]
+    others = -(-(n - first) // most)
+    heights = [min(-(-n * first // ((first + others * most) * 16)) * 16, first)]
+    even = min(-(-(n - heights[0]) // (others * 8)) * 8, most)
+    # Rows a power of two apart fall into the same few sets of a cache: then products can take far longer.
+    aside = 8 if even % 128 == 0 and even + 8 <= most else 0
+    while (left := n - sum(heights)) > 0:
+        heights.append(min(even + (aside if len(heights) % 2 else -aside), left))
+    return heights
 
 
 class Tile:
@@ -155,7 +179,9 @@ class Tile:
         n_tokens: int,
         backward: bool,
         acc: torch.dtype,
+        blank: Tensor | None = None,
     ) -> None:
+        """``blank``: dhead, if nothing has been added to it yet."""
         self.student, self.measure, self.backward, self.acc = student, measure, backward, acc
         self.teacher = teacher if isinstance(teacher, Side) else None
         self.named = teacher if isinstance(teacher, Named) else None
@@ -168,37 +194,53 @@ class Tile:
             whole = measure.support == "full" or measure.k >= self.vocabulary
             self.kind = measure.kind if whole else "topk"
         # Nothing is kept between the sweeps when the scores are one sweep's sums and no gradient is asked for.
-        keep = backward or self.kind in ("js", "topk", "named")
-        sides, capped = 1 if self.teacher is None else 2, backward and student.softcap is not None
-        block = BLOCK_ELEMENTS.get(self.device.type, _BLOCK_ELEMENTS)
-        if keep:
-            kept_bytes = (sides + capped) * self.vocabulary * torch.finfo(acc).bits // 8
-            most = max(TILE_BYTES.get(self.device.type, _TILE_BYTES) // kept_bytes, 1)
+        self.keep = backward or self.kind in ("js", "topk", "named")
+        self.sides = 1 if self.teacher is None else 2
+        kept = self.sides + (backward and student.softcap is not None)
+        self.home = None
+        """dhead, while the student's kept logits are lodged there."""
+        if self.keep:
+            room = TILE_BYTES.get(self.device.type, _TILE_BYTES) * 8 // (self.vocabulary * torch.finfo(acc).bits)
+            first = most = max(room // kept, 1)
+            if blank is not None and self.kind not in ("topk", "named"):  # these look at all blocks at once
+                lodging = min(blank.shape[1], room // (kept - 1) if kept > 1 else n_tokens)
+                if lodging >= min(most, n_tokens):
+                    first, self.home = lodging, blank
         else:
-            most = max(512, block // self.vocabulary)
-        even = -(-n_tokens // -(-n_tokens // most))
-        height = -(-even // 16) * 16
-        if height % 128 == 0 and height + 16 <= most:
-            # Rows a power of two apart fall into the same few sets of a cache: products took up to three times as long.
-            height += 16
-        self.height = min(height, n_tokens)
-        self.block = min(-(-max(block // self.height, 1) // 64) * 64, self.vocabulary)
-        self.starts = range(0, self.vocabulary, self.block)
-        self._kept = [self._buffer(self.vocabulary if keep else self.block) for _ in range(sides)]
-        self._slopes = self._buffer(self.vocabulary) if capped else None
-        self._scratch = [self._buffer(self.block) for _ in range(3 if self.kind in ("js", "topk", "named") else sides)]
+            first = most = max(512, self._block_elements // self.vocabulary)
+        self.heights = plan(n_tokens, first, most)
+        columns = [n * kept for n in self.heights]
+        if self.home is not None:
+            columns[0] -= self.heights[0]
+        block = max(n * self._block_of(n) for n in self.heights)
+        self._kept = self._buffer(max(columns) * self.vocabulary if self.keep else kept * block)
+        self._scratch = [self._buffer(block) for _ in range(3 if self.kind in ("js", "topk", "named") else self.sides)]
 
-    def _buffer(self, length: int) -> Tensor:
-        return torch.empty(length * self.height, dtype=self.acc, device=self.device)
+    @property
+    def _block_elements(self) -> int:
+        return BLOCK_ELEMENTS.get(self.device.type, _BLOCK_ELEMENTS)
 
-    def _kept_block(self, side: int, start: int, stop: int) -> Tensor:
-        flat = self._kept[side]
-        if flat.numel() < self.vocabulary * self.height:  # one block, used again and again
-            start, stop = 0, stop - start
-        return flat[start * self.n : stop * self.n].view(stop - start, self.n)
+    def _block_of(self, n: int) -> int:
+        """Tokens of the vocabulary in a block of a tile of n."""
+        return min(-(-max(self._block_elements // n, 1) // 64) * 64, self.vocabulary)
+
+    def _buffer(self, elements: int) -> Tensor:
+        # A CPU's memory is touched in order, at once: left to the products, that takes several times as long.
+        make = torch.zeros if self.device.type == "cpu" else torch.empty
+        return make(elements, dtype=self.acc, device=self.device)
+
+    def _kept_block(self, i: int, start: int, stop: int) -> Tensor:
+        if i == 0 and self.home is not None:
+            flat, place = self.home[start:stop].view(-1), 0
+        elif self.keep:
+            flat, place = self._kept, ((i - (self.home is not None)) * self.vocabulary + start) * self.n
+        else:  # one block, used again and again
+            flat, place = self._kept, i * self.block * self.n
+        return flat[place : place + (stop - start) * self.n].view(stop - start, self.n)
 
     def _slope_block(self, start: int, stop: int) -> Tensor | None:
-        return None if self._slopes is None else self._slopes[start * self.n : stop * self.n].view(-1, self.n)
+        capped = self.backward and self.student.softcap is not None
+        return self._kept_block(self.sides, start, stop) if capped else None
 
     def _scratch_block(self, i: int, length: int) -> Tensor:
         return self._scratch[i][: length * self.n].view(length, self.n)
@@ -212,6 +254,8 @@ class Tile:
     def score(self, rows: slice, own: slice, tokens: Tensor, scores: RowScores) -> None:
         """Fill ``scores[rows]``, the teacher's tokens ``own``, and leave in the buffers what ``push_back`` needs."""
         self.span, self.tokens, self.n = rows, tokens, tokens.shape[0]
+        self.block = self._block_of(self.n)
+        self.starts = range(0, self.vocabulary, self.block)
         student, teacher = self.student, self.teacher
         self.hidden = student.hidden[rows]
         hidden = operand(self.hidden, student.dtype, self.acc)
@@ -367,7 +411,8 @@ class Tile:
                 weight = operand(side.weight[start:stop], side.dtype, self.acc).to(hidden.dtype)
                 add_product(d_hidden, grad.t(), weight)
             if gradients.weight is not None:
-                add_product(gradients.weight[start:stop], grad, hidden)
+                add_product(gradients.weight[start:stop], grad, hidden, anew=self.home is not None)
+        self.home = None
         self._push_back_sampled(by_logp, d_hidden, gradients)
         if gradients.hidden is not None:
             gradients.hidden[self.span] = d_hidden
@@ -394,16 +439,16 @@ class Tile:
         self._kept_block(0, 0, self.vocabulary).scatter_add_(0, self.chosen, by_logits)
 
     def _by_logits(self, x: Tensor | None, y: Tensor | None, start: int, stop: int) -> Tensor:
-        """One block of dL/dlogits but for the sampled token's indicator, in place of what was kept."""
-        grad = self._kept_block(0, start, stop)
+        """One block of dL/dlogits but for the sampled token's indicator, from what was kept."""
+        kept, grad = self._kept_block(0, start, stop), self._scratch_block(0, stop - start)
         if x is None:
-            pass  # settled before, over the whole vocabulary
+            grad = kept  # settled before, over the whole vocabulary
         elif y is None:
-            grad.mul_(x)
+            torch.mul(kept, x, out=grad)
         elif self.kind in ("reverse_kl", "js"):
-            grad.mul_(self._kept_block(1, start, stop).mul_(y).add_(x))
+            torch.mul(kept, self._kept_block(1, start, stop).mul_(y).add_(x), out=grad)
         else:
-            grad.mul_(x).addcmul_(self._kept_block(1, start, stop), y)
+            torch.mul(kept, x, out=grad).addcmul_(self._kept_block(1, start, stop), y)
         slope = self._slope_block(start, stop)
         return grad if slope is None else grad.mul_(slope)
 
