@@ -7,7 +7,7 @@ import torch
 from tests.ops.test_scores import Problem, assert_gradients, tiling  # noqa: F401
 
 from errata.ops import divergence as plain
-from errata.ops import tiles
+from errata.ops import workspace
 from errata.ops.credit import center, future_cost
 from errata.ops.scores import Head, SparseTeacher, fused_loss, token_scores
 
@@ -130,7 +130,7 @@ def test_deciding_from_the_end_equals_deciding_from_all_scores(baseline, by, til
     torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
     assert_gradients(walked, torch.autograd.grad(two, p.leaves), 1e-5)
     torch.testing.assert_close(scores.divergence, whole.divergence, atol=1e-6, rtol=1e-6)
-    if tiles.TILE_BYTES["cpu"] < 1 << 20:
+    if workspace.TILE_BYTES["cpu"] < 1 << 20:
         assert (calls[0].divergence == 0).sum() > (calls[-1].divergence == 0).sum()  # it really was asked on the way
 
 

@@ -22,12 +22,11 @@ class Sums:
     cross: Tensor
     """Σ e^z·z', z' the other side's."""
     sampled: Tensor
-    """(n,) logit of the sampled token."""
+    """The sampled token's logit in its own block, 0 elsewhere."""
 
     @classmethod
     def empty(cls, blocks: int, n: int, device: torch.device, dtype: torch.dtype) -> Sums:
-        top, mass, tilt, cross = torch.zeros(4, blocks, n, device=device, dtype=dtype)
-        return cls(top, mass, tilt, cross, torch.zeros(n, device=device, dtype=dtype))
+        return cls(*torch.zeros(5, blocks, n, device=device, dtype=dtype))
 
     def finish(self) -> Distribution:
         peak = self.top.amax(0)
@@ -35,6 +34,7 @@ class Sums:
         mass = (weight * self.mass).sum(0)
         share = weight / mass
         log_mass = mass.log()
+        sampled = self.sampled.sum(0)
         expected = (share * (self.tilt + (self.top - peak) * self.mass)).sum(0)
         return Distribution(
             self.top,
@@ -43,8 +43,8 @@ class Sums:
             log_mass,
             peak + log_mass,
             entropy=(log_mass - expected).clamp(min=0.0),
-            sampled=self.sampled,
-            logp=self.sampled - peak - log_mass,
+            sampled=sampled,
+            logp=sampled - peak - log_mass,
         )
 
 
@@ -85,7 +85,7 @@ def add_product(total: Tensor, a: Tensor, b: Tensor, anew: bool = False) -> None
         torch.addmm(total, a, b, out_dtype=total.dtype, beta=beta, out=total)
 
 
-def dot(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """Σ over the vocabulary of a·b: (block, n) twice → (n,)."""
-    product: Tensor = torch.linalg.vecdot(a, b, dim=0, out=out)
-    return product
+def dot(a: Tensor, b: Tensor, into: Tensor, out: Tensor | None = None) -> Tensor:
+    """Σ over the vocabulary of a·b: (block, n) twice → (n,). The products are left in ``into``, which may be either."""
+    torch.mul(a, b, out=into)
+    return torch.sum(into, 0, out=out) if out is not None else into.sum(0)

@@ -27,7 +27,7 @@ is two sparse updates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,14 +35,9 @@ import torch
 from torch import Tensor
 
 from .divergence import FLOOR, add_tail, between, renormalise
+from .lanes import side_by_side
 from .sums import Sums, add_product, dot, operand, product_dtype
-
-TILE_BYTES = {"cpu": 256 << 20}
-"""Size of the kept logits by device; elsewhere 2 GiB, since a GPU's products want thousands of tokens."""
-BLOCK_ELEMENTS = {"cpu": 850_000}
-"""Logits of a block: 3.4 MB of cache on a CPU; elsewhere enough to keep a GPU busy without doubling the tile's
-memory."""
-_TILE_BYTES, _BLOCK_ELEMENTS = 2 << 30, 1 << 26
+from .workspace import Workspace
 
 Slopes = Callable[[slice, "RowScores", bool], tuple[Tensor, Tensor | None]]
 """(tokens of the tile, all scores so far, whether a teacher marked them) → (dL/dlogp, dL/ddivergence), each (n,)."""
@@ -138,11 +133,11 @@ def sweep(
         if not count:
             continue
         tile = Tile(student, by, measure, count, slopes is not None and gradients is not None, acc, blank)
-        if blank is not None and tile.home is None:
+        if blank is not None and tile.space.home is None:
             blank.zero_()
         blank = None
         low = first
-        for height in tile.heights:
+        for height in tile.space.heights:
             rows = slice(low, low + height)
             low = rows.stop
             tile.score(rows, slice(rows.start - first, rows.stop - first), tokens[rows], scores)
@@ -153,23 +148,8 @@ def sweep(
     return scores
 
 
-def plan(n: int, first: int, most: int) -> list[int]:
-    """Heights of the fewest tiles for n tokens, the first of at most ``first`` and the others of at most ``most``, all of
-    them about equally full."""
-    if n <= first:
-        return [n]
-    others = -(-(n - first) // most)
-    heights = [min(-(-n * first // ((first + others * most) * 16)) * 16, first)]
-    even = min(-(-(n - heights[0]) // (others * 8)) * 8, most)
-    # Rows a power of two apart fall into the same few sets of a cache: then products can take far longer.
-    aside = 8 if even % 128 == 0 and even + 8 <= most else 0
-    while (left := n - sum(heights)) > 0:
-        heights.append(min(even + (aside if len(heights) % 2 else -aside), left))
-    return heights
-
-
 class Tile:
-    """The buffers, and the two sweeps over them."""
+    """The two sweeps."""
 
     def __init__(
         self,
@@ -194,96 +174,63 @@ class Tile:
             whole = measure.support == "full" or measure.k >= self.vocabulary
             self.kind = measure.kind if whole else "topk"
         # Nothing is kept between the sweeps when the scores are one sweep's sums and no gradient is asked for.
-        self.keep = backward or self.kind in ("js", "topk", "named")
+        keep = backward or self.kind in ("js", "topk", "named")
         self.sides = 1 if self.teacher is None else 2
-        kept = self.sides + (backward and student.softcap is not None)
-        self.home = None
-        """dhead, while the student's kept logits are lodged there."""
-        if self.keep:
-            room = TILE_BYTES.get(self.device.type, _TILE_BYTES) * 8 // (self.vocabulary * torch.finfo(acc).bits)
-            first = most = max(room // kept, 1)
-            if blank is not None and self.kind not in ("topk", "named"):  # these look at all blocks at once
-                lodging = min(blank.shape[1], room // (kept - 1) if kept > 1 else n_tokens)
-                if lodging >= min(most, n_tokens):
-                    first, self.home = lodging, blank
-        else:
-            first = most = max(512, self._block_elements // self.vocabulary)
-        self.heights = plan(n_tokens, first, most)
-        columns = [n * kept for n in self.heights]
-        if self.home is not None:
-            columns[0] -= self.heights[0]
-        block = max(n * self._block_of(n) for n in self.heights)
-        self._kept = self._buffer(max(columns) * self.vocabulary if self.keep else kept * block)
-        self._scratch = [self._buffer(block) for _ in range(3 if self.kind in ("js", "topk", "named") else self.sides)]
-
-    @property
-    def _block_elements(self) -> int:
-        return BLOCK_ELEMENTS.get(self.device.type, _BLOCK_ELEMENTS)
-
-    def _block_of(self, n: int) -> int:
-        """Tokens of the vocabulary in a block of a tile of n."""
-        return min(-(-max(self._block_elements // n, 1) // 64) * 64, self.vocabulary)
-
-    def _buffer(self, elements: int) -> Tensor:
-        # A CPU's memory is touched in order, at once: left to the products, that takes several times as long.
-        make = torch.zeros if self.device.type == "cpu" else torch.empty
-        return make(elements, dtype=self.acc, device=self.device)
-
-    def _kept_block(self, i: int, start: int, stop: int) -> Tensor:
-        if i == 0 and self.home is not None:
-            flat, place = self.home[start:stop].view(-1), 0
-        elif self.keep:
-            flat, place = self._kept, ((i - (self.home is not None)) * self.vocabulary + start) * self.n
-        else:  # one block, used again and again
-            flat, place = self._kept, i * self.block * self.n
-        return flat[place : place + (stop - start) * self.n].view(stop - start, self.n)
+        self.space = Workspace(
+            n_tokens,
+            self.vocabulary,
+            columns=self.sides + (backward and student.softcap is not None),
+            scratch=3 if self.kind in ("js", "topk", "named") else self.sides,
+            keep=keep,
+            blank=None if self.kind in ("topk", "named") else blank,  # these look at all blocks at once
+            dtype=acc,
+            device=self.device,
+        )
 
     def _slope_block(self, start: int, stop: int) -> Tensor | None:
         capped = self.backward and self.student.softcap is not None
-        return self._kept_block(self.sides, start, stop) if capped else None
-
-    def _scratch_block(self, i: int, length: int) -> Tensor:
-        return self._scratch[i][: length * self.n].view(length, self.n)
-
-    def _blocks(self) -> Iterator[tuple[int, int, int]]:
-        for b, start in enumerate(self.starts):
-            yield b, start, min(start + self.block, self.vocabulary)
+        return self.space.kept(self.sides, start, stop) if capped else None
 
     # -- first sweep --------------------------------------------------------------------------------------------------
 
     def score(self, rows: slice, own: slice, tokens: Tensor, scores: RowScores) -> None:
         """Fill ``scores[rows]``, the teacher's tokens ``own``, and leave in the buffers what ``push_back`` needs."""
         self.span, self.tokens, self.n = rows, tokens, tokens.shape[0]
-        self.block = self._block_of(self.n)
-        self.starts = range(0, self.vocabulary, self.block)
-        student, teacher = self.student, self.teacher
+        blocks, student, teacher = self.space.begin(self.n), self.student, self.teacher
         self.hidden = student.hidden[rows]
         hidden = operand(self.hidden, student.dtype, self.acc)
-        s = Sums.empty(len(self.starts), self.n, self.device, self.acc)
+        s = Sums.empty(blocks, self.n, self.device, self.acc)
         if teacher is None:
-            for b, start, stop in self._blocks():
-                z, shifted = self._kept_block(0, start, stop), self._scratch_block(0, stop - start)
-                self._logits(student, hidden, start, stop, z, self._slope_block(start, stop))
-                self._sum_block(s, b, start, z, shifted)
+
+            def alone(lane: int) -> None:
+                for b, start, stop in self.space.blocks(lane):
+                    z = self.space.kept(0, start, stop, lane)
+                    self._logits(student, hidden, start, stop, z, self._slope_block(start, stop))
+                    self._sum_block(s, b, start, z, 0, lane)
+
+            side_by_side(alone, self.space.lanes)
             self.s = s.finish()
             if self.named is not None:
                 self._mark_by_names(self.named, rows, own, scores)
         else:
             teacher_hidden = operand(teacher.hidden[own], teacher.dtype, self.acc)
-            t = Sums.empty(len(self.starts), self.n, self.device, self.acc)
-            for b, start, stop in self._blocks():
-                z, shifted = self._kept_block(0, start, stop), self._scratch_block(0, stop - start)
-                u, shifted_u = self._kept_block(1, start, stop), self._scratch_block(1, stop - start)
-                self._logits(student, hidden, start, stop, z, self._slope_block(start, stop))
-                mass = self._sum_block(s, b, start, z, shifted)
-                self._logits(teacher, teacher_hidden, start, stop, u, None)
-                mass_u = self._sum_block(t, b, start, u, shifted_u)
-                if self.kind in ("forward_ce", "forward_kl"):
-                    dot(mass_u, shifted, out=t.cross[b])
-                elif self.kind == "reverse_kl":
-                    dot(mass, shifted_u, out=s.cross[b])
-                    if self.backward:
-                        torch.sub(shifted, shifted_u, out=u)
+            t = Sums.empty(blocks, self.n, self.device, self.acc)
+
+            def both(lane: int) -> None:
+                for b, start, stop in self.space.blocks(lane):
+                    z, u = (self.space.kept(i, start, stop, lane) for i in (0, 1))
+                    self._logits(student, hidden, start, stop, z, self._slope_block(start, stop))
+                    shifted = self._sum_block(s, b, start, z, 0, lane)
+                    self._logits(teacher, teacher_hidden, start, stop, u, None)
+                    shifted_u = self._sum_block(t, b, start, u, 1, lane)
+                    if self.kind in ("forward_ce", "forward_kl"):
+                        dot(u, shifted, into=shifted, out=t.cross[b])
+                    elif self.kind == "reverse_kl":
+                        if self.backward:
+                            torch.sub(shifted, shifted_u, out=u)
+                        dot(z, shifted_u, into=shifted_u, out=s.cross[b])
+
+            side_by_side(both, self.space.lanes)
             self.s, self.t = s.finish(), t.finish()
             scores.teacher_logp[rows], scores.teacher_entropy[rows] = self.t.logp, self.t.entropy
             self.value = self._divergence(s, t)
@@ -307,20 +254,26 @@ class Tile:
                 torch.mul(out, out, out=slope).neg_().add_(1.0)
             out.mul_(side.softcap / side.temperature)
 
-    def _sum_block(self, sums: Sums, b: int, start: int, z: Tensor, shifted: Tensor) -> Tensor:
-        """One block's sums. Leaves in ``shifted`` z less its largest; returns e^shifted, put in z's place unless that
-        is needed."""
+    def _sum_block(self, sums: Sums, b: int, start: int, z: Tensor, side: int, lane: int) -> Tensor:
+        """One block's sums. Returns z less its largest, where that is needed, and leaves e^ of it in z's place, unless z
+        itself is."""
+        length = z.shape[0]
         torch.amax(z, 0, out=sums.top[b])
         local = self.tokens - start
-        inside = (local >= 0) & (local < z.shape[0])
-        sampled = z.gather(0, local.clamp(0, z.shape[0] - 1).unsqueeze(0)).squeeze(0)
-        sums.sampled = torch.where(inside, sampled, sums.sampled)
+        inside = (local >= 0) & (local < length)
+        sampled = z.gather(0, local.clamp(0, length - 1).unsqueeze(0)).squeeze(0)
+        sums.sampled[b] = torch.where(inside, sampled, 0.0)
+        shifted = self.space.scratch(side, length, lane)
         torch.sub(z, sums.top[b], out=shifted)
-        mass = self._scratch_block(2, z.shape[0]) if self.kind in ("js", "topk", "named") else z
+        if self.kind in ("js", "topk", "named"):
+            mass = into = self.space.scratch(2, length, lane)
+        else:  # products go where nothing is needed: for reverse KL that is not the teacher's scratch
+            mass = z
+            into = z if self.kind == "reverse_kl" and side else self.space.scratch(self.sides - 1, length, lane)
         torch.exp(shifted, out=mass)
         torch.sum(mass, 0, out=sums.mass[b])
-        dot(mass, shifted, out=sums.tilt[b])
-        return mass
+        dot(mass, shifted, into=into, out=sums.tilt[b])
+        return shifted
 
     def _divergence(self, s: Sums, t: Sums) -> Tensor:
         if self.kind in ("forward_ce", "forward_kl"):
@@ -335,24 +288,30 @@ class Tile:
     def _jensen_shannon(self) -> Tensor:
         """α·KL(q‖m) + (1-α)·KL(p‖m). Leaves p and log p - log m where the logits were."""
         alpha, tiny = self.measure.alpha, torch.finfo(self.acc).tiny
-        student_kl, teacher_kl = torch.zeros_like(self.s.lse), torch.zeros_like(self.s.lse)
-        for _, start, stop in self._blocks():
-            p, q, log_m = (self._scratch_block(i, stop - start) for i in range(3))
-            log_p, log_q = self._kept_block(0, start, stop), self._kept_block(1, start, stop)
-            torch.exp(log_p.sub_(self.s.lse), out=p)
-            torch.exp(log_q.sub_(self.t.lse), out=q)
-            # Where both have underflowed the mixture is 0 and so is its share: any finite logarithm will do.
-            torch.lerp(p, q, alpha, out=log_m).clamp_(min=tiny).log_()
-            teacher_kl += dot(q, log_q.sub_(log_m))
-            student_kl += dot(p, torch.sub(log_p, log_m, out=log_q))
-            if self.backward:
-                log_p.copy_(p)
-        self.student_kl = student_kl
-        return alpha * teacher_kl + (1.0 - alpha) * student_kl
+
+        def part(lane: int) -> Tensor:
+            kl = torch.zeros(2, self.n, dtype=self.acc, device=self.device)
+            for _, start, stop in self.space.blocks(lane):
+                p, q, log_m = (self.space.scratch(i, stop - start, lane) for i in range(3))
+                log_p, log_q = (self.space.kept(i, start, stop) for i in (0, 1))
+                torch.exp(log_p.sub_(self.s.lse), out=p)
+                torch.exp(log_q.sub_(self.t.lse), out=q)
+                # Where both have underflowed the mixture is 0 and so is its share: any finite logarithm will do.
+                torch.lerp(p, q, alpha, out=log_m).clamp_(min=tiny).log_()
+                kl[1] += dot(q, log_q.sub_(log_m), into=q)
+                torch.sub(log_p, log_m, out=log_q)
+                if self.backward:
+                    log_p.copy_(p)
+                kl[0] += dot(p, log_q, into=p)
+            return kl
+
+        kl = torch.stack(side_by_side(part, self.space.lanes)).sum(0)
+        self.student_kl = kl[0]
+        return alpha * kl[1] + (1.0 - alpha) * kl[0]
 
     def _over_topk(self) -> Tensor:
         """The divergence over the likeliest k tokens: small enough to leave its gradient to autograd."""
-        z, u = self._kept_block(0, 0, self.vocabulary), self._kept_block(1, 0, self.vocabulary)
+        z, u = (self.space.kept(i, 0, self.vocabulary) for i in (0, 1))
         supporting = z if self.measure.support == "student_topk" else u
         self.chosen = supporting.topk(self.measure.k, 0, sorted=False).indices
         close = add_tail if self.measure.tail else renormalise
@@ -378,7 +337,7 @@ class Tile:
 
     def _over_chosen(self, teacher: Tensor, close: Callable[[Tensor], Tensor]) -> Tensor:
         """The divergence over ``chosen`` (k, n) tokens, both sides closed to distributions (n, k or k+1)."""
-        z = self._kept_block(0, 0, self.vocabulary)
+        z = self.space.kept(0, 0, self.vocabulary)
         with torch.enable_grad():
             self.leaves = z.gather(0, self.chosen).requires_grad_(), self.s.lse.clone().requires_grad_()
             student = (self.leaves[0] - self.leaves[1]).t()
@@ -401,18 +360,26 @@ class Tile:
         # dL/dlogits spans too many orders of magnitude for float16.
         narrow = torch.bfloat16 if side.dtype == torch.bfloat16 else self.acc
         hidden = operand(self.hidden, side.dtype, self.acc).to(product_dtype(narrow, self.device, self.acc))
-        d_hidden = torch.zeros_like(hidden, dtype=self.acc)
-        for b, start, stop in self._blocks():
-            grad = self._by_logits(None if x is None else x[b], None if y is None else y[b], start, stop)
-            if gradients.bias is not None:
-                gradients.bias[start:stop] += grad.sum(1)
-            grad = grad.to(hidden.dtype)
-            if gradients.hidden is not None:
-                weight = operand(side.weight[start:stop], side.dtype, self.acc).to(hidden.dtype)
-                add_product(d_hidden, grad.t(), weight)
-            if gradients.weight is not None:
-                add_product(gradients.weight[start:stop], grad, hidden, anew=self.home is not None)
-        self.home = None
+        anew = self.space.home is not None
+
+        def part(lane: int) -> Tensor:
+            d_hidden = torch.zeros_like(hidden, dtype=self.acc)
+            for b, start, stop in self.space.blocks(lane):
+                grad = self._by_logits(None if x is None else x[b], None if y is None else y[b], start, stop, lane)
+                if gradients.bias is not None:
+                    gradients.bias[start:stop] += grad.sum(1)
+                grad = grad.to(hidden.dtype)
+                if gradients.hidden is not None:
+                    weight = operand(side.weight[start:stop], side.dtype, self.acc).to(hidden.dtype)
+                    add_product(d_hidden, grad.t(), weight)
+                if gradients.weight is not None:
+                    add_product(gradients.weight[start:stop], grad, hidden, anew)
+            return d_hidden
+
+        d_hidden, *others = side_by_side(part, self.space.lanes)
+        for other in others:
+            d_hidden += other
+        self.space.home = None
         self._push_back_sampled(by_logp, d_hidden, gradients)
         if gradients.hidden is not None:
             gradients.hidden[self.span] = d_hidden
@@ -434,21 +401,21 @@ class Tile:
         """dL/dlogits in place of the kept logits, where the divergence looks at chosen tokens alone: p·x, and what autograd
         found for those tokens."""
         by_logits, by_lse = torch.autograd.grad(self.over_chosen, self.leaves, by_divergence)
-        for _, start, stop in self._blocks():
-            self._kept_block(0, start, stop).sub_(self.s.lse).exp_().mul_(by_lse - by_logp)
-        self._kept_block(0, 0, self.vocabulary).scatter_add_(0, self.chosen, by_logits)
+        for _, start, stop in self.space.blocks():
+            self.space.kept(0, start, stop).sub_(self.s.lse).exp_().mul_(by_lse - by_logp)
+        self.space.kept(0, 0, self.vocabulary).scatter_add_(0, self.chosen, by_logits)
 
-    def _by_logits(self, x: Tensor | None, y: Tensor | None, start: int, stop: int) -> Tensor:
+    def _by_logits(self, x: Tensor | None, y: Tensor | None, start: int, stop: int, lane: int) -> Tensor:
         """One block of dL/dlogits but for the sampled token's indicator, from what was kept."""
-        kept, grad = self._kept_block(0, start, stop), self._scratch_block(0, stop - start)
+        kept, grad = self.space.kept(0, start, stop), self.space.scratch(0, stop - start, lane)
         if x is None:
             grad = kept  # settled before, over the whole vocabulary
         elif y is None:
             torch.mul(kept, x, out=grad)
         elif self.kind in ("reverse_kl", "js"):
-            torch.mul(kept, self._kept_block(1, start, stop).mul_(y).add_(x), out=grad)
+            torch.mul(kept, self.space.kept(1, start, stop).mul_(y).add_(x), out=grad)
         else:
-            torch.mul(kept, x, out=grad).addcmul_(self._kept_block(1, start, stop), y)
+            torch.mul(kept, x, out=grad).addcmul_(self.space.kept(1, start, stop), y)
         slope = self._slope_block(start, stop)
         return grad if slope is None else grad.mul_(slope)
 
