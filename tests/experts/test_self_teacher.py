@@ -11,7 +11,7 @@ from errata.experts.heads import stacked_head
 from errata.experts.self_teacher import KINDS
 from errata.methods.base import TEACHERS
 from errata.ops.scores import Head, token_scores
-from errata.training.forward import head_of
+from errata.training.forward import accept_head_function, head_of
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 IDS = torch.tensor([[3, 40, 50, 60, 70], [3, 41, 51, 61, 71]])
@@ -89,6 +89,30 @@ def test_each_kind_gives_its_own_distribution(build):
     expect(scores_of(teachers["live"], student), now)
     expect(scores_of(teachers["frozen"], student), before)
     expect(scores_of(teachers["trust_region"], student), 0.3 * now + 0.7 * before)
+
+
+def test_a_head_trained_beside_the_adapter_is_not_the_teachers():
+    student = lora_model(modules_to_save=["lm_head"])
+    teachers = {kind: SelfTeacher(student, kind) for kind in ("live", "frozen")}
+    with teachers["frozen"].acting(student) as base:
+        before = logits_of(base)
+    trained(student)
+    now = logits_of(student)
+    assert not torch.allclose(before, now)
+    expect(scores_of(teachers["live"], student), now)
+    expect(scores_of(teachers["frozen"], student), before)
+    synced = SelfTeacher(student, "sync", sync_steps=1)
+    trained(student)
+    expect(scores_of(synced, student), now)
+    synced.update()
+    expect(scores_of(synced, student), logits_of(student))
+
+
+def test_an_adapter_on_the_head_is_refused():
+    with pytest.raises(
+        ValueError, match=r"lora_target_modules: an adapter on the output embedding .* leave lm_head out"
+    ):
+        accept_head_function(bare(lora_model(target_modules=["q_proj", "lm_head"])))
 
 
 @pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)

@@ -147,7 +147,12 @@ class SelfTeacher(Teacher):
 
     def head(self, student_head: Head, head_of: HeadOf) -> Head:
         if self._copy is None:
-            return student_head
+            if not self._lora or self._is_student(0):
+                return student_head
+            if not hasattr(self._student.get_output_embeddings(), "modules_to_save"):
+                return student_head
+            with self._adapter():  # a head trained beside the adapter: the teacher has its own
+                return head_of(self._student)
         device = student_head.weight.device
         own = whole_head(head_of(self.separate), device)
         if self.kind != "trust_region":

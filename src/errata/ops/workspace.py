@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .lanes import lanes_on
 
-TILE_BYTES = {"cpu": 256 << 20}
+TILE_BYTES = {"cpu": 312 << 20}
 """Size of the kept logits by device; elsewhere 2 GiB, since a GPU's products want thousands of tokens."""
 BLOCK_ELEMENTS = {"cpu": 280_000}
 """Logits of a block: 1.1 MB of a core's cache on a CPU; elsewhere enough to keep a GPU busy without doubling the tile's

@@ -21,7 +21,11 @@ HeadFunction = Callable[[Tensor, Head], Any]
 
 
 def accept_head_function(model: nn.Module) -> None:
-    """Teach ``model`` (a Hugging Face causal language model, not yet wrapped) the keyword ``with_head``."""
+    """Teach ``model`` (a Hugging Face causal language model, not yet wrapped) the keyword ``with_head``.
+
+    Raises ``ValueError`` for a head that ``head_of`` cannot read.
+    """
+    head_of(model)
     original = model.forward
 
     @functools.wraps(type(model).forward)  # `generate` reads the signature
@@ -41,6 +45,7 @@ def head_of(model: Any) -> Head:
 
     Gemma caps (``final_logit_softcapping``); Cohere and others multiply (``logit_scale``, ``lm_head_multiplier``,
     ``output_multiplier``); Granite and MiniCPM divide (``logits_scaling``), HyperCLOVA X multiplies by the same name.
+    Raises ``ValueError`` where an adapter sits on it: the scores are computed from its weight alone.
     """
     config = model.config.get_text_config()
     scale = 1.0
@@ -52,6 +57,11 @@ def head_of(model: Any) -> Head:
         if getattr(config, "logits_scaling", None) is not None:
             scale = config.logits_scaling if config.model_type == "hyperclovax" else 1.0 / config.logits_scaling
     layer = model.get_output_embeddings()
+    if hasattr(layer, "base_layer"):
+        raise ValueError(
+            "lora_target_modules: an adapter on the output embedding would not be seen by the scores, which are computed "
+            "from its weight; leave lm_head out (all-linear does), or train it whole (lora_modules_to_save)"
+        )
     return Head(layer.weight, layer.bias, scale=scale, softcap=getattr(config, "final_logit_softcapping", None))
 
 
