@@ -501,10 +501,10 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_logits_never_exist_at_once(kind, monkeypatch):
-    """Forward and backward of both forms, with room for two sides of 16 tokens of the 160."""
+    """Forward and backward of both forms, with room for 16 columns of the 160."""
     v, t = 4000, 160
     monkeypatch.setattr(lanes, "MOST", 1)  # what other threads make is not seen here
-    monkeypatch.setitem(workspace.TILE_BYTES, "cpu", 2 * 16 * v * 4)
+    monkeypatch.setitem(workspace.TILE_BYTES, "cpu", 16 * v * 4)
     monkeypatch.setitem(workspace.BLOCK_ELEMENTS, "cpu", 16 * 256)
     p = Problem(b=1, t=t, v=v, softcap=None)
     p.mask[:] = True
@@ -512,8 +512,8 @@ def test_all_logits_never_exist_at_once(kind, monkeypatch):
         fused_loss(*p.arguments[:4], p.tokens.clamp(min=0), sd_weight=p.sd_weight + 1, divergence=kind)[0].backward()
         scores = token_scores(*p.arguments[:4], p.tokens.clamp(min=0), divergence=kind)
         (scores.divergence + scores.student_logp).sum().backward()
-    assert seen.elements <= 2 * 16 * v
-    assert seen.elements < t * v / 4
+    assert seen.elements <= max(16 * v, 7 * v)
+    assert seen.elements < t * v / 9
 
 
 @given(n=st.integers(1, 5000), first=st.integers(1, 600), most=st.integers(1, 600))
