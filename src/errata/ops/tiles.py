@@ -361,28 +361,28 @@ class Tile:
         narrow = torch.bfloat16 if side.dtype == torch.bfloat16 else self.acc
         hidden = operand(self.hidden, side.dtype, self.acc).to(product_dtype(narrow, self.device, self.acc))
         anew = self.space.home is not None
+        d_hidden = None if gradients.hidden is None else gradients.hidden[self.span]
 
-        def part(lane: int) -> Tensor:
-            d_hidden = torch.zeros_like(hidden, dtype=self.acc)
+        def part(lane: int) -> Tensor | None:
+            own = d_hidden if lane == 0 or d_hidden is None else torch.zeros_like(d_hidden)
             for b, start, stop in self.space.blocks(lane):
                 grad = self._by_logits(None if x is None else x[b], None if y is None else y[b], start, stop, lane)
                 if gradients.bias is not None:
                     gradients.bias[start:stop] += grad.sum(1)
                 grad = grad.to(hidden.dtype)
-                if gradients.hidden is not None:
+                if own is not None:
                     weight = operand(side.weight[start:stop], side.dtype, self.acc).to(hidden.dtype)
-                    add_product(d_hidden, grad.t(), weight)
+                    add_product(own, grad.t(), weight)
                 if gradients.weight is not None:
                     add_product(gradients.weight[start:stop], grad, hidden, anew)
-            return d_hidden
+            return own
 
-        d_hidden, *others = side_by_side(part, self.space.lanes)
+        _, *others = side_by_side(part, self.space.lanes)
         for other in others:
-            d_hidden += other
+            if d_hidden is not None and other is not None:
+                d_hidden += other
         self.space.home = None
         self._push_back_sampled(by_logp, d_hidden, gradients)
-        if gradients.hidden is not None:
-            gradients.hidden[self.span] = d_hidden
 
     def _coefficients(self, by_logp: Tensor, by_divergence: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """x and y of the module's docstring, each (blocks, n)."""
@@ -419,13 +419,13 @@ class Tile:
         slope = self._slope_block(start, stop)
         return grad if slope is None else grad.mul_(slope)
 
-    def _push_back_sampled(self, by_logp: Tensor, d_hidden: Tensor, gradients: Gradients) -> None:
+    def _push_back_sampled(self, by_logp: Tensor, d_hidden: Tensor | None, gradients: Gradients) -> None:
         """The indicator's share: one row of the head for each token, one token's hidden state for its row of the
         head."""
         side = self.student
         if side.softcap is not None:
             by_logp = by_logp * (1.0 - (self.s.sampled * (side.temperature / side.softcap)).square())
-        if gradients.hidden is not None:
+        if d_hidden is not None:
             d_hidden.addcmul_(
                 operand(side.weight[self.tokens], side.dtype, self.acc).to(self.acc), by_logp.unsqueeze(1)
             )

@@ -31,7 +31,7 @@ def plan(n: int, first: int, most: int) -> list[int]:
     even_share = -(-n * first // ((first + others * most) * 16)) * 16
     choices = [(top, -(-(n - top) // (others * 16)) * 16) for top in range(min(even_share, first), first + 1, 16)]
     top, height = next((c for c in choices if c[0] % 128 and c[1] % 128), choices[0])
-    aside = 0 if height % 128 else 16
+    aside = 0 if height % 128 or height + 16 > most else 16  # an odd tile out would cost more than it saves
     heights = [top]
     while (left := n - sum(heights)) > 0:
         heights.append(min(height + (aside if len(heights) % 2 else -aside), most, left))
