@@ -7,6 +7,7 @@ resident set, less what was resident once the policy was loaded. So a teacher's 
 Completions are the same fixed tokens for all, so generation costs nothing; what real generation would add is measured in each
 process, and the median printed beside. Ratios are to TRL's GRPO trainer. Beside DistIL's step stands what it cannot do without:
 GRPO's step, and one forward of the teacher on the batches of tokens that step gave it, with the logits of all completion tokens.
+All run with an allocator that keeps what it has been given (``scores.KEEP_MEMORY``).
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from scores import KEEP_MEMORY
 
 SHAPES = {
     "house": {"vocab": 200, "hidden": 128, "layers": 3, "heads": 4, "length": 64, "prompts": 16, "group": 8},
@@ -86,7 +89,9 @@ def compare(args: argparse.Namespace, folder: str) -> None:
                 "--folder",
                 folder,
             ]
-            done = subprocess.run([*command, "--child", name], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [*command, "--child", name], capture_output=True, text=True, check=False, env=os.environ | KEEP_MEMORY
+            )
             if done.returncode:
                 raise SystemExit(f"{name}: {done.stderr[-2000:]}")
             found[name].append(json.loads(done.stdout.splitlines()[-1]))
