@@ -90,7 +90,7 @@ def compare(args: argparse.Namespace, folder: str) -> None:
                 folder,
             ]
             done = subprocess.run(
-                [*command, "--child", name], capture_output=True, text=True, check=False, env=os.environ | KEEP_MEMORY
+                [*command, "--child", name], capture_output=True, text=True, check=False, env=KEEP_MEMORY | os.environ
             )
             if done.returncode:
                 raise SystemExit(f"{name}: {done.stderr[-2000:]}")
