@@ -17,6 +17,10 @@ Rounds go through all variants in turn, so that a machine's moods meet all of th
 round and their median is reported. CPU seconds are the steadier figure on a machine that others
 use; with ``--patience`` a measurement that others disturbed is repeated.
 
+glibc hands large tensors back to the operating system and asks for them anew, page by page, in every step; with
+MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1099511627776 in the environment a process keeps what it has been given. Both are
+worth a run: the variants gain differently.
+
 All variants do one training step's work for forward cross-entropy plus a policy gradient, with gradients to hidden
 states and head: log-probability and entropy of student and teacher, the divergence, the loss, backward. ``trl-topk``
 alone approximates (k = 100 and tail).
@@ -43,10 +47,6 @@ QUIET = 0.05
 """Others' share of the machine that a measurement may suffer before it is repeated."""
 MATMUL = 2048
 """Side of the square product."""
-KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
-"""To glibc: what a process has once been given it keeps. By default every large tensor is handed back and asked for
-anew, page by page, in every step, and on a virtual machine its host may have to find those pages again. Values in the
-environment win: 65536 and 131072 are glibc's own."""
 
 
 # -- one measurement, in its own process
@@ -243,7 +243,7 @@ def fresh(variant: str, n: int, options: argparse.Namespace, v: int | None = Non
     command = [sys.executable, __file__, "--worker", variant, "--tokens", str(n), "--hidden", str(options.hidden)]
     command += ["--vocabulary", str(v or options.vocabulary), "--threads", str(options.threads)]
     command += ["--divergence", options.divergence]
-    environment = KEEP_MEMORY | os.environ | {"OMP_NUM_THREADS": str(options.threads), "TRL_EXPERIMENTAL_SILENCE": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "TRL_EXPERIMENTAL_SILENCE": "1"}
 
     def run() -> dict[str, float]:
         done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -7,7 +7,7 @@ resident set, less what was resident once the policy was loaded. So a teacher's 
 Completions are the same fixed tokens for all, so generation costs nothing; what real generation would add is measured in each
 process, and the median printed beside. Ratios are to TRL's GRPO trainer. Beside DistIL's step stands what it cannot do without:
 GRPO's step, and one forward of the teacher on the batches of tokens that step gave it, with the logits of all completion tokens.
-All run with an allocator that keeps what it has been given (``scores.KEEP_MEMORY``).
+With MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1099511627776 in the environment the processes keep the memory they were given.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-from scores import KEEP_MEMORY
 
 SHAPES = {
     "house": {"vocab": 200, "hidden": 128, "layers": 3, "heads": 4, "length": 64, "prompts": 16, "group": 8},
@@ -89,9 +87,7 @@ def compare(args: argparse.Namespace, folder: str) -> None:
                 "--folder",
                 folder,
             ]
-            done = subprocess.run(
-                [*command, "--child", name], capture_output=True, text=True, check=False, env=KEEP_MEMORY | os.environ
-            )
+            done = subprocess.run([*command, "--child", name], capture_output=True, text=True, check=False)
             if done.returncode:
                 raise SystemExit(f"{name}: {done.stderr[-2000:]}")
             found[name].append(json.loads(done.stdout.splitlines()[-1]))
