@@ -34,6 +34,7 @@ out = {"experience": t.experience.state_dict(), "weights": float(sum(p.abs().sum
        "teacher": 0.0 if t.teacher is None else float(sum(p.abs().sum() for p in weights(t.teacher.separate).values())),
        "loss": [log["loss"] for log in t.state.log_history if "loss" in log]}
 open(f"{folder}/rank{rank}.json", "w").write(json.dumps(out))
+t.accelerator.end_training()
 """
 
 

@@ -48,6 +48,7 @@ def train(path: str, overrides: list[str]) -> int:
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _finish(console, trainer, run, time.perf_counter() - started)
+    trainer.accelerator.end_training()  # processes that leave with their group open can abort at the very end
     return 0
 
 
