@@ -17,9 +17,9 @@ Rounds go through all variants in turn, so that a machine's moods meet all of th
 round and their median is reported. CPU seconds are the steadier figure on a machine that others
 use; with ``--patience`` a measurement that others disturbed is repeated.
 
-glibc hands large tensors back to the operating system and asks for them anew, page by page, in every step; with
-MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1099511627776 in the environment a process keeps what it has been given. Both are
-worth a run: the variants gain differently.
+glibc returns a large tensor's memory to the operating system when it is freed, and asks for it anew, page by page, in
+the next step; ``errata train`` tells it to keep it. With ``--memory shipped`` each variant runs as its own command line
+leaves it; ``returned`` and ``kept`` are the same for all. All are worth a run: the variants gain differently.
 
 All variants do one training step's work for forward cross-entropy plus a policy gradient, with gradients to hidden
 states and head: log-probability and entropy of student and teacher, the divergence, the loss, backward. ``trl-topk``
@@ -43,6 +43,7 @@ from typing import Any
 FLOORS = ("matmul", "products")
 VARIANTS = (*FLOORS, "fused", "composed", "naive", "trl", "trl-topk")
 EXACT = ("fused", "composed", "naive", "trl")
+OURS = ("fused", "composed")
 QUIET = 0.05
 """Others' share of the machine that a measurement may suffer before it is repeated."""
 MATMUL = 2048
@@ -242,7 +243,7 @@ def fresh(variant: str, n: int, options: argparse.Namespace, v: int | None = Non
     """One measurement in its own process: on a machine that others use, the quietest within the patience."""
     command = [sys.executable, __file__, "--worker", variant, "--tokens", str(n), "--hidden", str(options.hidden)]
     command += ["--vocabulary", str(v or options.vocabulary), "--threads", str(options.threads)]
-    command += ["--divergence", options.divergence]
+    command += ["--divergence", options.divergence, "--memory", options.memory]
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "TRL_EXPERIMENTAL_SILENCE": "1"}
 
     def run() -> dict[str, float]:
@@ -290,7 +291,10 @@ def compare(n: int, options: argparse.Namespace) -> None:
         return statistics.median(of(r) for r in rounds)
 
     rate, alone = median(lambda r: r["matmul"]["wall"]), median(lambda r: r["products"]["wall"])
-    print(f"\nN = {n}, H = {options.hidden}, V = {options.vocabulary}, {options.divergence}, {options.threads} threads")
+    print(
+        f"\nN = {n}, H = {options.hidden}, V = {options.vocabulary}, {options.divergence}, {options.threads} threads, "
+        f"memory {options.memory}"
+    )
     print(f"floor: the four products alone take {alone:.2f} s ({operations / alone / 1e9:.0f} GFLOP/s)")
     print(f"       at a square product's best rate, {rate / 1e9:.0f} GFLOP/s, {operations / rate:.2f} s")
     reference = next(k for k in EXACT if k in rounds[0])
@@ -340,10 +344,15 @@ def main() -> None:
     )
     parser.add_argument("--divergence", default="forward_ce", choices=["forward_ce", "forward_kl", "reverse_kl", "js"])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--memory", choices=("shipped", "returned", "kept"), default="shipped")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
+        if options.memory == "kept" or (options.memory == "shipped" and options.worker in OURS):
+            from errata.training.allocator import keep_memory
+
+            keep_memory()
         size = (options.tokens[0], options.hidden, options.vocabulary)
         print(json.dumps(measure(options.worker, *size, options.threads, options.divergence)))
     elif options.sweep:

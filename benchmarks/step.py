@@ -1,18 +1,21 @@
 """What one optimizer step costs: errata's methods beside TRL's GRPO and SDPO trainers, on the same batch.
 
-    python benchmarks/step.py [--model house|qwen] [--only NAME ...] [--repeat 3]
+    python benchmarks/step.py [--model house|qwen] [--only NAME ...] [--repeat 3] [--memory shipped|returned|kept]
 
 Every variant runs in a process of its own, so that its peak memory is its own: the operating system's account of the largest
 resident set, less what was resident once the policy was loaded. So a teacher's weights, gradients and the optimizer count.
 Completions are the same fixed tokens for all, so generation costs nothing; what real generation would add is measured in each
 process, and the median printed beside. Ratios are to TRL's GRPO trainer. Beside DistIL's step stands what it cannot do without:
 GRPO's step, and one forward of the teacher on the batches of tokens that step gave it, with the logits of all completion tokens.
-With MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1099511627776 in the environment the processes keep the memory they were given.
+
+glibc returns a large tensor's memory to the operating system when it is freed; `errata train` tells it to keep it. With --memory
+shipped each trainer runs as its own command line leaves it; returned and kept are the same for all.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import resource
@@ -59,10 +62,15 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3, help="processes per variant, interleaved; medians are printed")
     parser.add_argument("--steps", type=int, default=3, help="timed steps in each process, after one warm-up step")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--memory", choices=("shipped", "returned", "kept"), default="shipped")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
+        if args.memory == "kept" or (args.memory == "shipped" and VARIANTS[args.child][0] == "errata"):
+            from errata.training.allocator import keep_memory
+
+            keep_memory()
         print(json.dumps(measure(args.child, args.folder, SHAPES[args.model], args.steps, args.threads)))
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -84,6 +92,8 @@ def compare(args: argparse.Namespace, folder: str) -> None:
                 str(args.steps),
                 "--threads",
                 str(args.threads),
+                "--memory",
+                args.memory,
                 "--folder",
                 folder,
             ]
@@ -98,7 +108,7 @@ def compare(args: argparse.Namespace, folder: str) -> None:
     tokens = shape["prompts"] * shape["group"] * shape["length"]
     print(
         f"{args.model}: {tokens} completion tokens a step, vocabulary {shape['vocab']:,}, "
-        f"{args.threads} threads, medians of {args.repeat}"
+        f"{args.threads} threads, medians of {args.repeat}, memory {args.memory}"
     )
     print(f"{'':28}{'step s':>9}{'ratio':>8}{'peak MB':>10}{'ratio':>8}")
     for name, row in median.items():
@@ -127,6 +137,7 @@ def measure(name: str, folder: str, shape: dict[str, Any], steps: int, threads: 
     torch.set_num_threads(threads)
     logging.set_verbosity_error()
     model, tokenizer, rows = _world(folder)
+    ctypes.CDLL(None).malloc_trim(0)  # what loading has freed is not the policy
     before = resident()
     ids = torch.randint(
         10, 100, (shape["prompts"] * shape["group"], shape["length"]), generator=torch.Generator().manual_seed(0)

@@ -24,6 +24,7 @@ from errata.reports.rundir import RunDirectory
 from errata.reports.rundir import plain as _plain
 from errata.reports.table import before_after, rollout_samples
 from errata.training import sources
+from errata.training.allocator import keep_memory
 from errata.training.compat import complete_checkpoints
 from errata.training.config import ErrataConfig
 from errata.training.experts import expert_of
@@ -42,6 +43,8 @@ def train(path: str, overrides: list[str]) -> int:
         console.print(f"{run.path} holds this very run, finished; --overwrite true runs it anew", highlight=False)
         _show(console, run, run.read("rollouts")[-3:])
         return 0
+    if recipe.config.use_cpu or not torch.cuda.is_available():
+        keep_memory()
     trainer = build_trainer(recipe, run)
     checkpoint = _open_run(recipe, run)
     _announce(console, trainer, recipe, checkpoint)
@@ -255,6 +258,8 @@ def evaluate(args: argparse.Namespace) -> int:
         rows = rows.select(range(min(args.problems, len(rows))))
     where = sources.model_path(args.model)
     tokenizer = sources.load_tokenizer(where)
+    if not torch.cuda.is_available():
+        keep_memory()
     model = sources.load_model(where, dtype="bfloat16" if torch.cuda.is_available() else "float32")
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     result = evaluate_model(
