@@ -16,9 +16,9 @@ def keep_memory() -> bool:
     step: for a small model with a large vocabulary that takes a tenth to a third of the step (docs/performance.md). The peak
     hardly grows, for what is kept is used again; but a process holds its peak until it ends.
 
-    Nothing is changed where the environment already says how to allocate (``MALLOC_...``, ``GLIBC_TUNABLES``), nor where the C library is not
-    glibc. ``errata train`` and ``errata eval`` call this when they compute on a CPU; a program of yours may, before it
-    loads the model.
+    Nothing is changed where the environment already says how to allocate (``MALLOC_...``, ``GLIBC_TUNABLES``), nor where
+    the C library is not glibc. ``errata train`` and ``errata eval`` call this when they compute on a CPU; a program of
+    yours may, before it loads the model.
     """
     if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return False
