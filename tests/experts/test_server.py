@@ -314,22 +314,44 @@ def merging_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<e>")
 
 
-def test_what_melts_into_the_students_last_token_is_dropped_and_counted():
+def test_a_text_that_melts_into_the_students_last_token_is_read_by_itself():
     with FakeServer(lambda path, body: completion({"c": "cab", "ca": "bcc", "cac": "aab"}[body["prompt"]])) as server:
         one = ServerExpert(server.url, "m", merging_tokenizer(), gives="samples")
-        # c | a c ...: after "ca" the expert's "bcc" makes c ab c c of it.
+        # c | a c ...: after "ca" the expert's "bcc" makes c ab c c of it, but the student has written its a.
         (answer,) = one.answer([Question("c", (2,), (0, 2, 1), (0, 1, 2), 0)])
-    assert drawn(answer) == {0: [2], 2: [0]}
-    assert one.counters["misaligned"] == 1
+    assert drawn(answer) == {0: [2], 1: [1], 2: [0]}
+    assert one.counters["misaligned"] == 0
 
 
-def test_states_behind_a_split_that_no_text_has_are_not_asked():
+def test_states_behind_a_split_that_no_text_has_are_asked_too():
     with FakeServer(lambda path, body: completion("cc")) as server:
         one = ServerExpert(server.url, "m", merging_tokenizer(), gives="samples")
         # The student wrote a, b, c; its text is read ab, c.
         (answer,) = one.answer([Question("c", (2,), (0, 1, 2), (0, 1, 2), 0)])
-    assert sorted(body["prompt"] for body in server.requests) == ["c", "ca"]
-    assert drawn(answer) == {0: [2], 1: [2]}
+    assert sorted(body["prompt"] for body in server.requests) == ["c", "ca", "cab"]
+    assert drawn(answer) == {0: [2], 1: [2], 2: [2]}
+    assert one.counters["misaligned"] == 0
+
+
+def tokenizer_of_bytes():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE({c: i for i, c in enumerate([*alphabet, "<e>"])}, []))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<e>")
+
+
+def test_states_within_a_character_are_not_asked_but_counted():
+    tokenizer = tokenizer_of_bytes()
+    prompt, (c, first, second, d) = tokenizer("?")["input_ids"], tokenizer("c\u00e9d")["input_ids"]
+    with FakeServer(
+        lambda path, body: completion({"?": "cd", "?c": "d\u00e9", "?c\u00e9": "dd"}[body["prompt"]])
+    ) as server:
+        one = ServerExpert(server.url, "m", tokenizer, gives="samples")
+        (answer,) = one.answer([Question("?", tuple(prompt), (c, first, second, d), (0, 1, 2, 3), 0)])
+    assert drawn(answer) == {0: [c], 1: [d], 3: [d]}
     assert one.counters["misaligned"] == 1
 
 

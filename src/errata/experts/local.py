@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from errata.experts.answers import Answer, Question
 from errata.experts.base import HeadOf, Teacher, device_of, marking, unwrapped, visiting
 from errata.experts.heads import matched_head, whole_head
-from errata.experts.retokenise import HALF, next_token, text_of
+from errata.experts.reading import HALF, Reply, text_of, tokens_after
 from errata.ops.scores import Head
 from errata.records import Messages
 
@@ -100,7 +100,7 @@ class LocalSampler:
     """Another model with any tokenizer, known by what it writes: n draws of the policy's next token at chosen states.
 
     At each state the policy's text so far is put after the expert's own rendering of the prompt, the expert goes on, and
-    what it wrote is read as the policy's next token (``errata.experts.retokenise``). It samples from its own distribution:
+    what it wrote is read as the policy's next token (``errata.experts.reading``). It samples from its own distribution:
     temperature 1, nothing cut off.
 
     Args:
@@ -172,9 +172,8 @@ class LocalSampler:
             for start in range(0, len(open_), self.max_rows):
                 batch = open_[start : start + self.max_rows]
                 for i, (text, ended) in zip(batch, self._written([draws[i] for i in batch], length), strict=True):
-                    token = next_token(self._policy, draws[i].prefix, text, ended=ended)
-                    if token is not None:
-                        tokens[i] = token
+                    if read := tokens_after(self._policy, draws[i].prefix, Reply(text, ended)):
+                        tokens[i] = read[0]
         return [tokens.get(i) for i in range(len(draws))]
 
     def _written(self, draws: list[_Draw], length: int) -> Iterator[tuple[str, bool]]:

@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 
 from errata.experts.answers import Question
 
-__all__ = ["Reading", "Reply"]
+__all__ = ["HALF", "Reply", "draws", "text_of", "tokens_after"]
+
+HALF = "\ufffd"
+"""What decoding makes of a token that ends within a character."""
 
 
 class Reply(NamedTuple):
@@ -18,64 +21,59 @@ class Reply(NamedTuple):
     """Whether the expert ended its answer after ``text``, rather than being cut."""
 
 
-class Reading:
-    """An expert's text as draws of the policy's next token.
+def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of token ids, special tokens included, nothing tidied."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    A continuation's text is appended to the text of the prompt and the student's tokens up to the state, and the whole is
-    encoded with the policy's tokenizer. The encoding must begin with exactly those tokens (else the draw is *misaligned*
-    and dropped: the expert's first characters melted into the student's last token). The token after them is the draw,
-    if another follows it or the expert ended there; the text's last token might have grown. Where the expert ended and
-    nothing follows, the draw is the end of the sequence.
 
-    Further tokens of the continuation are draws at the later states, as long as all before them are the student's own
-    tokens. Only the first ``answer_tokens`` − 2 tokens count: with the expert's tokens the policy's, those are whole
-    whatever they are; later ones would be whole more often if they are not followed by the end, which biases the draws.
+def tokens_after(tokenizer: Any, prefix: Sequence[int], reply: Reply) -> list[int]:
+    """The policy's tokens that spell an expert's ``reply`` after ``prefix``, as far as they are complete; none where that is
+    not known.
+
+    The whole text is tokenised anew. Where its tokens begin with ``prefix``, the others are the answer. Where they do not
+    (the policy's own tokens of ``prefix`` were not the tokenizer's, or the texts merge across the boundary), the
+    reply is tokenised alone, and counts only if prefix and it decode to the very same text. The last token might have
+    grown, unless the expert ended there; then the end of the sequence follows it.
+
+    Args:
+        tokenizer: the policy's.
+        prefix: the policy's own tokens so far.
+        reply: what the expert wrote next.
     """
-
-    def __init__(self, tokenizer: Any, answer_tokens: int) -> None:
-        self._tokenizer, self._most = tokenizer, answer_tokens - 2
-
-    def text(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return text
-
-    def readable(self, question: Question, asked: Sequence[int]) -> list[int]:
-        """The states whose own text is read as their tokens, so that a continuation can align and is worth asking for.
-
-        A sampled completion need not be how its tokenizer would split its text; behind such a place nothing aligns.
-        """
-        ids = [*question.prompt_ids, *question.completion_ids]
-        again = self._encode([self.text(ids)])[0]
-        same = next((i for i, (a, b) in enumerate(zip(ids, again, strict=False)) if a != b), min(len(ids), len(again)))
-        # One more: a state right after the first token that is read differently may go on otherwise than it did.
-        return [t for t in asked if len(question.prompt_ids) + t <= same + 1]
-
-    def draws(self, question: Question, replies: Sequence[tuple[int, Reply]]) -> list[list[tuple[int, int]]]:
-        """Per (state, reply) the draws ``(state, token)`` it is good for; none where it is misaligned or cut too early."""
-        if not replies:
+    text, ended = reply
+    if text.endswith(HALF):  # within a character: what comes next decides what this is
+        text, ended = text.rstrip(HALF), False
+    if not text:
+        return [tokenizer.eos_token_id] if ended else []
+    before = text_of(tokenizer, prefix)
+    ids = _encode(tokenizer, before + text)
+    rest = ids[len(prefix) :]
+    if ids[: len(prefix)] != list(prefix):
+        rest = _encode(tokenizer, text)
+        if text_of(tokenizer, [*prefix, *rest]) != before + text:
             return []
-        befores = [[*question.prompt_ids, *question.completion_ids[:t]] for t, _ in replies]
-        texts = [self.text(before) + reply.text for before, (_, reply) in zip(befores, replies, strict=True)]
-        encoded = self._encode(texts)
-        return [
-            self._tokens(question, t, before, ids, reply.ended)
-            for before, ids, (t, reply) in zip(befores, encoded, replies, strict=True)
-        ]
+    if not rest or not ended:
+        return rest[:-1]
+    return [*rest, tokenizer.eos_token_id]
 
-    def _tokens(
-        self, question: Question, t: int, before: list[int], ids: list[int], ended: bool
-    ) -> list[tuple[int, int]]:
-        if ids[: len(before)] != before:
-            return []
-        new = ids[len(before) :]
-        whole = [*new, self._tokenizer.eos_token_id] if ended else new[:-1]
-        draws: list[tuple[int, int]] = []
-        for at, token in enumerate(whole[: self._most], start=t):
-            draws.append((at, token))
-            if at >= len(question.completion_ids) or token != question.completion_ids[at]:
-                break
-        return draws
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        encoded: list[list[int]] = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return encoded
+def draws(tokenizer: Any, question: Question, t: int, reply: Reply, most: int) -> list[tuple[int, int]]:
+    """The draws ``(state, token)`` of the policy's next token that a reply at state ``t`` is good for.
+
+    The first token is one at ``t``. Further ones are draws at the later states, as long as all before them are the
+    student's own tokens, and only the first ``most``: of an answer of n tokens n - 2 are whole whatever they are, if
+    the expert's tokens are the policy's. Later ones would be whole more often if they are not followed by the end,
+    which biases the draws.
+    """
+    own = question.completion_ids
+    found: list[tuple[int, int]] = []
+    tokens = tokens_after(tokenizer, [*question.prompt_ids, *own[:t]], reply)
+    for at, token in enumerate(tokens[:most], start=t):
+        found.append((at, token))
+        if at >= len(own) or token != own[at]:
+            break
+    return found
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -6,7 +6,7 @@ It marks the student's states in one of two ways (METHODS section 7):
   ``prompt_logprobs``. The answer's ``choices[0].prompt_logprobs`` has an entry per prompt token: ``null`` for the first, else
   ``{"token id": {"logprob": -0.1, "rank": 1, "decoded_token": "x"}, ...}``, the k likeliest and, where it is none of them,
   the prompt's own token as one more (vLLM 0.5.5 and later).
-- ``samples``: one short continuation per draw and state. Its text is read with the *policy's* tokenizer (`reading.Reading`).
+- ``samples``: one short continuation per draw and state. Its text is read with the *policy's* tokenizer (`reading`).
 
 What a run pays for is cached on disk by content, so that a resumed run asks nothing twice.
 """
@@ -24,7 +24,7 @@ import torch
 from errata.experts.answers import Answer, Question
 from errata.experts.asking import Asker, GarbledError, NoAnswerError, Session, WrongRequestError, in_own_loop
 from errata.experts.cache import AnswerCache, fingerprint
-from errata.experts.reading import Reading, Reply
+from errata.experts.reading import HALF, Reply, draws, text_of
 from errata.experts.server_settings import ServerSettings
 
 __all__ = ["ServerExpert", "ServerSettings"]
@@ -42,8 +42,8 @@ class ServerExpert:
     ``on_failure: pause`` waits). What it all came to is in ``counters``, sums over the whole run, also a resumed one:
 
     ``calls`` and ``tokens_in``, ``tokens_out``: paid for · ``cached``: answers that were not asked for again · ``failed``:
-    requests without an answer · ``refused``: requests not made because the budget is spent · ``misaligned``: states or
-    draws that the policy's tokenizer does not read as a continuation · ``seconds``: spent waiting.
+    requests without an answer · ``refused``: requests not made because the budget is spent · ``misaligned``: states
+    within a character, and draws of which the policy's tokenizer makes no token · ``seconds``: spent waiting.
 
     Args:
         base_url: where the protocol begins, usually ending in ``/v1``.
@@ -59,7 +59,6 @@ class ServerExpert:
         if tokenizer.eos_token_id is None:
             raise ValueError("tokenizer: has no end-of-sequence token, by which an expert's end would be learned")
         self._tokenizer = tokenizer
-        self._reading = Reading(tokenizer, self.settings.answer_tokens)
         self._asker = Asker(self.settings)
         self._cache = None if self.settings.cache is None else AnswerCache(self.settings.cache)
 
@@ -164,17 +163,17 @@ class ServerExpert:
         asked = sorted(set(question.positions))
         if not asked:
             return _empty()
-        readable = self._reading.readable(question, asked)
-        self._asker.counters["misaligned"] += len(asked) - len(readable)
-        replies = await asyncio.gather(*(self._replies(session, question, t) for t in readable))
-        draws: dict[int, list[int]] = {t: [] for t in asked}
-        flat = [(t, reply) for t, some in zip(readable, replies, strict=True) for reply in some]
-        for tokens in self._reading.draws(question, flat):
-            self._asker.counters["misaligned"] += not tokens
-            for at, token in tokens:
-                if at in draws:
-                    draws[at].append(token)
-        rows = {t: [(token, -math.log(len(tokens))) for token in tokens] for t, tokens in draws.items() if tokens}
+        whole = [t for t in asked if not text_of(self._tokenizer, question.completion_ids[:t]).endswith(HALF)]
+        self._asker.counters["misaligned"] += len(asked) - len(whole)
+        replies = await asyncio.gather(*(self._replies(session, question, t) for t in whole))
+        found: dict[int, list[int]] = {t: [] for t in asked}
+        for t, reply in ((t, reply) for t, some in zip(whole, replies, strict=True) for reply in some):
+            read = draws(self._tokenizer, question, t, reply, self.settings.answer_tokens - 2)
+            self._asker.counters["misaligned"] += not read
+            for at, token in read:
+                if at in found:
+                    found[at].append(token)
+        rows = {t: [(token, -math.log(len(tokens))) for token in tokens] for t, tokens in found.items() if tokens}
         return _sparse(rows) if rows else None
 
     async def _replies(self, session: Session, question: Question, t: int) -> list[Reply]:
@@ -203,11 +202,11 @@ class ServerExpert:
         common = {"max_tokens": self.settings.answer_tokens, "temperature": self.settings.temperature}
         begun = question.completion_ids[:t]
         if self.settings.api == "completions":
-            return self._body(prompt=self._reading.text([*question.prompt_ids, *begun]), **common)
+            return self._body(prompt=text_of(self._tokenizer, [*question.prompt_ids, *begun]), **common)
         messages = list(question.prompt)
         if not begun:
             return self._body(messages=messages, **common)
-        messages.append({"role": "assistant", "content": self._reading.text(begun)})
+        messages.append({"role": "assistant", "content": text_of(self._tokenizer, begun)})
         return self._body(messages=messages, continue_final_message=True, add_generation_prompt=False, **common)
 
     def _read_replies(self, document: dict[str, Any]) -> list[Reply]:
