@@ -130,7 +130,7 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _eval(args: argparse.Namespace, rest: list[str]) -> int:
-    from errata.training.run import evaluate
+    from errata.training.eval_cli import evaluate
 
     return evaluate(args)
 

@@ -10,8 +10,7 @@ from tests.training.worlds import settings, weights
 
 from errata import methods
 from errata.cli import main
-from errata.training import marking
-from errata.training import trainer as trainer_module
+from errata.training import learning, marking
 from errata.training.config import ErrataConfig
 from errata.training.trainer import ErrataTrainer
 
@@ -104,8 +103,8 @@ def test_what_a_tool_said_is_attended_to_and_not_learned_from(tmp_path, monkeypa
         states.append(hidden)
         return original(hidden, *args, **kwargs)
 
-    original = trainer_module.fused_loss
-    monkeypatch.setattr(trainer_module, "fused_loss", watched)
+    original = learning.fused_loss
+    monkeypatch.setattr(learning, "fused_loss", watched)
     kept = []
     t = tools_trainer(tmp_path, tools=[USER["add"]], keep=kept, method_args={"cost": "ce", "baseline": "none"})
     batches = spied(t)
@@ -271,7 +270,7 @@ def test_a_recipe_names_tools_or_an_environment(tmp_path, files, capsys, monkeyp
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     mine = files / "mine.py"
     named = {"tools": [f"{mine}:add"]} if key == "tools" else {"environment": f"{mine}:Adder"}
-    assert main(["train", recipe(tmp_path, files, **named)]) == 0
+    assert main(["train", recipe(tmp_path, files, **named, save_strategy="steps", save_steps=2)]) == 0
     run = tmp_path / "run"
     rows = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
     assert {len(row["turns"]) for row in rows} == {3}
@@ -289,9 +288,31 @@ def test_a_recipe_names_tools_or_an_environment(tmp_path, files, capsys, monkeyp
     assert [row["tools/call_frequency"] for row in metrics] == [1.0, 1.0]
     (evaluation,) = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
     assert 0 < evaluation["avg@2"] < 1
+    # Evaluated from outside it answers as in its run: the same turns, rows, verifier and numbers.
+    out = tmp_path / "out.jsonl"
     capsys.readouterr()
-    assert main(["eval", str(run), "--task", "rulebook/new-rule"]) == 2
-    assert "was trained with tools" in capsys.readouterr().err
+    as_there = ["--k", "2", "--temperature", "0.5", "--seed", "3"]
+    assert main(["eval", str(run), *as_there, "--out", str(out)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["dataset"] == str(files / "data")
+    assert {k: v for k, v in found.items() if k in evaluation} == {
+        k: v for k, v in evaluation.items() if k not in ("step", "task", "teacher_accuracy")
+    }
+    attempts = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["problem_id"], row["sample"]) for row in attempts] == [
+        (i, j) for i in ("1+2", "3+4", "2+5", "0+6") for j in (0, 1)
+    ]
+    assert {len(row["turns"]) for row in attempts} == {3}
+
+
+def test_a_run_on_rows_of_its_own_is_evaluated_on_them(tmp_path, files, capsys, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    assert main(["train", recipe(tmp_path, files, save_strategy="steps", save_steps=2)]) == 0
+    (evaluation,) = [json.loads(line) for line in (tmp_path / "run" / "eval.jsonl").read_text().splitlines()]
+    capsys.readouterr()
+    assert main(["eval", str(tmp_path / "run"), "--k", "2", "--temperature", "0.5", "--seed", "3"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["n_problems"], found["avg@2"], found["length"]) == (4, evaluation["avg@2"], evaluation["length"])
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,7 @@
-"""``errata train`` and ``errata eval``: from a recipe to a run directory, from a model to numbers."""
+"""``errata train``: from a recipe to a run directory."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import time
 import warnings
@@ -12,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from transformers import PrinterCallback
 from transformers.utils import logging
 from trl import get_peft_config, get_quantization_config
 
-from errata import methods, tasks
+from errata import methods
 from errata.records import Rollout
 from errata.reports.rundir import RunDirectory
 from errata.reports.rundir import plain as _plain
@@ -35,7 +32,7 @@ from errata.training.trainer import ErrataTrainer
 
 def train(path: str, overrides: list[str]) -> int:
     """Run the recipe; resume the run of that name where one was interrupted."""
-    _quiet()
+    quiet()
     recipe = read(path, overrides)
     console = Console()
     run = RunDirectory(Path(str(recipe.config.output_dir)))
@@ -169,7 +166,7 @@ def _step_of(checkpoint: Path | None) -> int:
     return -1 if checkpoint is None else int(checkpoint.name.rsplit("-", 1)[1])
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Leave the terminal to the run's own words; TRANSFORMERS_VERBOSITY brings the libraries' back."""
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl|torch")
@@ -234,57 +231,3 @@ def _sample_row(rollout: Rollout) -> dict[str, Any]:
         "kind": rollout.verdict.kind,
         "feedback": rollout.verdict.feedback,
     }
-
-
-def evaluate(args: argparse.Namespace) -> int:
-    """avg@k and pass@k with their intervals, of a run, a checkpoint, a model directory or a hub id."""
-    from errata.evaluation import evaluate as evaluate_model
-
-    of_run = _settings_of_run(Path(args.model))
-    if of_run.get("tools") or of_run.get("environment"):
-        raise ValueError(
-            f"{args.model}: was trained with tools, and `errata eval` asks for one turn without them; its accuracy is in "
-            "the run's eval.jsonl (eval_strategy: steps)"
-        )
-    task = args.task or of_run.get("eval_task") or of_run.get("task")
-    if task is None:
-        raise ValueError("task: missing; name one of `errata tasks` with --task")
-    if args.k < 1:
-        raise ValueError(f"k: {args.k} completions per problem; give at least 1")
-    strict = of_run.get("strict", True) if args.strict is None else args.strict
-    path = args.task_path or of_run.get("task_path")
-    rows = sources.checked(tasks.load(task, path=path, split=args.split, strict=strict), f"{task} ({args.split})")
-    if args.problems is not None:
-        rows = rows.select(range(min(args.problems, len(rows))))
-    where = sources.model_path(args.model)
-    tokenizer = sources.load_tokenizer(where)
-    if not torch.cuda.is_available():
-        keep_memory()
-    model = sources.load_model(where, dtype="bfloat16" if torch.cuda.is_available() else "float32")
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    result = evaluate_model(
-        model,
-        tokenizer,
-        rows,
-        tasks.verifier(task, **dict(of_run.get("task_args") or {}) if task == of_run.get("task") else {}),
-        k=args.k,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        max_completion_length=args.max_completion_length or of_run.get("max_completion_length") or 512,
-        batch_size=args.batch_size,
-        seed=args.seed,
-    )
-    if args.out is not None:
-        args.out.write_text(
-            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows), encoding="utf-8"
-        )
-    Console().print_json(json.dumps({"model": args.model, "task": task, "split": args.split, **result.metrics}))
-    return 0
-
-
-def _settings_of_run(path: Path) -> dict[str, Any]:
-    for folder in (path, path.parent):
-        config = folder / "config.yaml"
-        if config.is_file():
-            return dict(yaml.safe_load(config.read_text(encoding="utf-8")) or {})
-    return {}
