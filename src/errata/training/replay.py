@@ -64,11 +64,11 @@ class Replay:
                 sides.append(torch.cat([_to_width(x, width, left) for x in (a, b)]))
         return completion_inputs(*sides)
 
-    def loss(self, hidden: Tensor, head: Head, past: dict[str, Tensor], weight: Tensor) -> Tensor:
-        """Σ weight · asked · reach · CE over past states, for the student's states (R, L, H) of ``joined``.
+    def loss(self, hidden: Tensor, head: Head, past: dict[str, Tensor], weights: Tensor) -> Tensor:
+        """Σ weights · asked · reach · CE over past states, for the student's states (R, L, H) of ``joined``.
 
         Args:
-            weight: scalar, what one token's loss is divided by in this step.
+            weights: (R, L), what each token's loss is divided by.
         """
         trainer = self._trainer
         # Joined to longer completions, these are padded on the right: their states begin where all completions do.
@@ -80,7 +80,7 @@ class Replay:
         trainer.log_metric("replay/reach", float(count.sum() / past["asked"].sum().clamp(min=1e-9)))
         trainer.log_metric("replay/rollouts", len(self.store))
         sparse = SparseTeacher(past["tokens"], past["weights"], past["asked"] > 0, self._tail)
-        loss, _ = fused_loss(states, head, None, None, tokens, sd_weight=count * weight, sparse=sparse, **options)
+        loss, _ = fused_loss(states, head, None, None, tokens, sd_weight=count * weights, sparse=sparse, **options)
         return loss
 
     @property

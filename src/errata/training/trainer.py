@@ -1,7 +1,7 @@
 """``ErrataTrainer``: sample (TRL), judge, choose contexts, let the teacher mark, decide signals, one two-stream loss.
 
 It knows no method by name. Rollouts, verdicts and contexts are gathered, so that every process decides the same for all
-groups in the same order; scores are gathered, so that credit is centred over whole groups wherever they were sampled.
+groups in the same order.
 """
 
 from __future__ import annotations
@@ -20,21 +20,20 @@ from transformers import TrainerCallback
 
 from errata.contexts import Rendered, Renderer
 from errata.experts import Access, Teacher
-from errata.methods import Batch, Method
-from errata.ops.reduce import token_weights
-from errata.ops.scores import Head, TokenScores, fused_loss, token_scores
+from errata.methods import Method
 from errata.records import Group, Rollout, TeacherContext, groups_of
 from errata.training import compat
 from errata.training.commenting import Commentator
 from errata.training.config import ErrataConfig
 from errata.training.evaluating import Evaluator
 from errata.training.experts import MakeExpert, self_teacher
-from errata.training.forward import accept_head_function, at_completion, completion_inputs
+from errata.training.forward import accept_head_function
 from errata.training.health import log_batch, log_scores
 from errata.training.judging import Recorder, attempt, combined
-from errata.training.marking import SPARSE, Marker, generated
+from errata.training.learning import Learner
+from errata.training.marking import Marker, generated
 from errata.training.recording import RolloutLog
-from errata.training.replay import Replay, fresh_and_past
+from errata.training.replay import Replay
 
 
 class ErrataTrainer(compat.TRLHooks):
@@ -108,6 +107,7 @@ class ErrataTrainer(compat.TRLHooks):
             prepare = self._prepared_teacher
             made = self_teacher(self, prepare) if expert is None else expert(prepare)
             self.teacher, answering = (made, None) if isinstance(made, Teacher) else (None, made)
+        self.learner = Learner(self)
         self.marker = Marker(self, access or Access(), answering)
         self.replay: Replay | None = None
         if method.uses_teacher and args.replay_capacity is not None:
@@ -134,7 +134,7 @@ class ErrataTrainer(compat.TRLHooks):
         stage = self.experience.stage
         local = self.commentator(self._rollouts_of(inputs, mask), inputs)
         if self.method.needs_entropy(stage):
-            entropy = self.scored(batch).student_entropy
+            entropy = self.learner.scored(batch).student_entropy
             means = (entropy.sum(1) / mask.sum(1).clamp(min=1)).tolist()
             local = [replace(r, entropy=e) for r, e in zip(local, means, strict=True)]
 
@@ -164,8 +164,8 @@ class ErrataTrainer(compat.TRLHooks):
             "stage": torch.tensor(stage),
             **marks,
         }
-        if not self._scores_in_place:
-            batch |= self._decide(batch, self.scored(batch) if self.method.needs_scores else None)
+        if not self.learner.scores_in_place:
+            batch |= self.learner.decide(batch, self.learner.scored(batch) if self.method.needs_scores else None)
         return batch
 
     def _rollouts_of(self, inputs: list[dict[str, Any]], mask: Tensor) -> list[Rollout]:
@@ -199,141 +199,14 @@ class ErrataTrainer(compat.TRLHooks):
         epoch = float(self.state.epoch or 0.0)
         return [self.method.context(r, g, experience=self.experience, epoch=epoch, rng=rng) for g in groups for r in g]
 
-    # -- scores, signals, loss ------------------------------------------------------------------------------------
-
-    @property
-    def _scores_in_place(self) -> bool:
-        """One micro-batch is the whole generation batch and used once: the loss's own forward can be scored."""
-        return bool(self.args.steps_per_generation == 1 and self.num_iterations == 1)
-
-    def _score_options(self) -> dict[str, Any]:
-        m = self.method
-        return {
-            "divergence": m.divergence,
-            "alpha": m.alpha,
-            "support": m.support,
-            "k": m.top_k or 1,
-            "temperature": self.temperature,
-        }
-
-    @torch.no_grad()
-    def scored(self, batch: dict[str, Any], divergence: str | None = None) -> TokenScores:
-        """Scores of this process's generation batch by the student as it stands, in micro-batches; the teacher's fields
-        where the batch holds its marks, by another ``divergence`` than the method's if one is named."""
-        size = self.args.per_device_train_batch_size
-        mask = generated(batch)
-        parts = []
-        with compat.no_checkpointing(self):
-            for start in range(0, len(mask), size):
-                rows = slice(start, start + size)
-                tokens, keep = batch["completion_ids"][rows], mask[rows]
-                part = {k: v[rows] for k, v in batch.items() if k in ("teacher_states", *SPARSE)}
-
-                def on_head(
-                    hidden: Tensor, head: Any, tokens: Tensor = tokens, keep: Tensor = keep, part: Any = part
-                ) -> TokenScores:
-                    hidden = at_completion(hidden, tokens.shape[1])
-                    return self._token_scores(tokens, keep, part, divergence, hidden, head)
-
-                inputs = completion_inputs(
-                    batch["prompt_ids"][rows], batch["prompt_mask"][rows], tokens, batch["completion_mask"][rows]
-                )
-                with self.accelerator.autocast():
-                    parts.append(self.model(**inputs, with_head=on_head))
-        return TokenScores._make(None if f[0] is None else torch.cat(f) for f in zip(*parts, strict=True))
-
-    def _token_scores(
-        self,
-        tokens: Tensor,
-        mask: Tensor,
-        batch: dict[str, Any],
-        divergence: str | None,
-        hidden: Tensor,
-        head: Any,
-    ) -> TokenScores:
-        if "teacher_states" not in batch:
-            return token_scores(hidden, head, None, None, tokens, mask=mask, temperature=self.temperature)
-        options = self._score_options() | ({} if divergence is None else {"divergence": divergence, "support": "full"})
-        told = self.marker.arguments(batch, hidden, head, mask)
-        return token_scores(hidden, head, tokens=tokens, mask=mask, **told, **options)
-
-    def _decide(self, batch: dict[str, Any], scores: TokenScores | None, *, log: bool = True) -> dict[str, Any]:
-        """The method's signals for this process's rollouts, decided over the rollouts of all processes."""
-        everyone = self._gathered
-        mask = everyone(generated(batch))
-        whole = Batch(
-            mask=mask.bool(),
-            scores=None if scores is None else TokenScores._make(None if f is None else everyone(f) for f in scores),
-            reward=everyone(batch["reward"]),
-            advantage=everyone(batch["advantages"]),
-            group=everyone(batch["group"]),
-            has_teacher=everyone(batch["has_teacher"]),
-            available=everyone(batch["available"]),
-            success=everyone(batch["reward"]) >= self.method.success_threshold,
-            pass_rate=everyone(batch["pass_rate"]),
-            stage=int(batch["stage"]),
-            asked=everyone(batch["asked"]) if "asked" in batch else None,
-        )
-        signals = self.method.signals(whole)
-        for name, value in signals.metrics.items() if log else ():
-            self.log_metric(name, value)
-        count = mask.sum().float()
-        n_rl, n_sd = count, count
-        if self.method.denominators == "routed":
-            # Where few states were asked, each stands for several.
-            n_rl, n_sd = (signals.rl_weight > 0).sum().float(), ((signals.sd_weight > 0) * whole.marks).sum()
-        rows = slice(
-            self.accelerator.process_index * len(batch["rollout"]),
-            (self.accelerator.process_index + 1) * len(batch["rollout"]),
-        )
-        columns = batch["completion_ids"].shape[1]
-        mine = {
-            "advantage": signals.advantage,
-            "rl_weight": signals.rl_weight,
-            "sd_weight": signals.sd_weight,
-            **{f"extra/{k}": v for k, v in signals.extras.items()},
-        }
-        return {**{k: v[rows, :columns] for k, v in mine.items()}, "n_rl": n_rl, "n_sd": n_sd}
-
-    def _gathered(self, values: Tensor) -> Tensor:
-        if self.accelerator.num_processes == 1:
-            return values
-        if values.dim() > 1:
-            values = self.accelerator.pad_across_processes(values, dim=1)
-        return self.accelerator.gather(values)  # type: ignore[no-any-return]
-
     def batch_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         if self._beyond or self.aux_loss_enabled:
             return self.trl_loss(model, inputs)
-        tokens, mask = inputs["completion_ids"], generated(inputs)
-        student_head: list[Any] = []
-        past = None if self.replay is None else self.replay.ride_along(inputs)
-
-        def on_head(hidden: Tensor, head: Any) -> tuple[Tensor, TokenScores]:
-            student_head.append(head)
-            hidden, past_hidden = fresh_and_past(hidden, tokens.shape, past)
-            if "rl_weight" not in inputs and not self._one_walk(inputs):
-                with torch.no_grad():
-                    scores = None
-                    if self.method.needs_scores:
-                        scores = self._token_scores(tokens, mask, inputs, None, hidden.detach(), head)
-                inputs.update(self._decide(inputs, scores))
-            loss, scores = self._loss(hidden, head, tokens, mask, inputs)
-            if self.replay is not None and past is not None and past_hidden is not None:
-                loss = loss + self.replay.loss(
-                    past_hidden, head, past, self._total(inputs["n_sd"].clamp(min=1)).reciprocal()
-                )
-            return loss, scores
-
-        if past is None or self.replay is None:
-            student = completion_inputs(inputs["prompt_ids"], inputs["prompt_mask"], tokens, inputs["completion_mask"])
-        else:
-            student = self.replay.joined(inputs, past)
-        with self.accelerator.autocast():
-            loss, scores = model(**student, with_head=on_head)
+        loss, scores, head = self.learner.loss(model, inputs)
+        mask = generated(inputs)
         log_scores(self, scores, inputs, mask)
         if self.replay is not None:
-            self.replay.keep(inputs, scores, mask, student_head[0])
+            self.replay.keep(inputs, scores, mask, head)
         if self.accelerator.is_main_process:
             sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # one process alone cannot gather a head
             self.rollout_log.write(
@@ -345,76 +218,9 @@ class ErrataTrainer(compat.TRLHooks):
                 else scores,
                 mask,
                 *self.batch_records,
-                top_tokens=None if sharded else lambda row: self.marker.alternatives(inputs, row, student_head[0], 4),
+                top_tokens=None if sharded else lambda row: self.marker.alternatives(inputs, row, head, 4),
             )
-        return loss  # type: ignore[no-any-return]
-
-    def _one_walk(self, inputs: dict[str, Any]) -> bool:
-        """Whether the loss can decide its signals as it goes: what a token is given depends on later tokens alone, all of
-        them are here, and one kind of teacher marked them."""
-        marked = bool(inputs["has_teacher"].any())
-        mixed = "named_tokens" in inputs and any(s is not None for s in inputs["teacher_states"])
-        alone = self.accelerator.num_processes == 1 and self.method.denominators == "shared"
-        return self.method.looks_ahead and alone and marked and not mixed
-
-    def _loss(
-        self, hidden: Tensor, head: Head, tokens: Tensor, mask: Tensor, inputs: dict[str, Any]
-    ) -> tuple[Tensor, TokenScores]:
-        told = self.marker.arguments(inputs, hidden, head, mask)
-
-        def weighed(decided: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-            """Advantage and the two weights, their denominators in them."""
-            rl_weight = decided["rl_weight"] * self._token_weights(mask, decided["rl_weight"], decided["n_rl"])
-            sd_weight = decided["sd_weight"] * self._token_weights(mask, decided["sd_weight"], decided["n_sd"])
-            if "importance_sampling_ratio" in inputs:  # vLLM sampled with slightly other probabilities
-                rl_weight = rl_weight * inputs["importance_sampling_ratio"]
-                sd_weight = sd_weight * inputs["importance_sampling_ratio"]
-            return decided["advantage"], rl_weight, sd_weight
-
-        m = self.method
-        options = {
-            "old_logp": inputs.get("old_per_token_logps"),
-            "mask": mask,
-            "surrogate": m.surrogate,
-            "clip_low": self.epsilon_low,
-            "clip_high": self.epsilon_high,
-            "importance_clip": m.importance_clip,
-            "token_clip": m.token_clip,
-            **told,
-            **self._score_options(),
-        }
-        if "rl_weight" not in inputs:
-            loss, scores = fused_loss(
-                hidden, head, tokens=tokens, decide=lambda s: weighed(self._decide(inputs, s, log=False)), **options
-            )
-            inputs.update(self._decide(inputs, scores))
-            return loss, scores
-        advantage, rl_weight, sd_weight = weighed(inputs)
-        if inputs["has_teacher"].any():
-            options["sd_weight"] = sd_weight
-        else:
-            options |= {"teacher_hidden": None, "teacher_head": None, "sparse": None}
-        return fused_loss(hidden, head, tokens=tokens, advantage=advantage, rl_weight=rl_weight, **options)
-
-    def _token_weights(self, mask: Tensor, weight: Tensor, count: Tensor) -> Tensor:
-        """(B,T): what each token's loss is divided by, as TRL's ``loss_type`` says, over the tokens a stream counts."""
-        training = self.model.training
-        steps = self.current_gradient_accumulation_steps if training else 1
-        counted = mask if self.method.denominators == "shared" else weight > 0
-        return token_weights(
-            counted,
-            self.loss_type,
-            total=self._total(count),
-            max_length=self.max_completion_length,
-            accumulation=steps,
-        )
-
-    def _total(self, count: Tensor) -> Tensor:
-        """What a token-mean divides by in one micro-batch, of the tokens in the generation batch of all processes: the
-        optimizer averages over processes and micro-batches."""
-        steps = self.current_gradient_accumulation_steps if self.model.training else 1
-        share: float = steps / self.args.steps_per_generation / self.accelerator.num_processes
-        return count * share
+        return loss
 
     # -- evaluation and state -------------------------------------------------------------------------------------
 

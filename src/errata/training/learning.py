@@ -1,0 +1,237 @@
+"""From a marked batch to its loss: scores by the student as it stands, the method's signals, the two-stream objective."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from errata.methods import Batch
+from errata.ops.reduce import token_weights
+from errata.ops.scores import Head, TokenScores, fused_loss, token_scores
+from errata.training import compat
+from errata.training.forward import at_completion, completion_inputs
+from errata.training.marking import SPARSE, generated
+from errata.training.replay import fresh_and_past
+
+
+class Learner:
+    """What a trainer learns by; nothing in it outlives a batch.
+
+    Signals are decided over the rollouts of all processes, so that credit is centred over whole groups wherever they were
+    sampled.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    @property
+    def scores_in_place(self) -> bool:
+        """One micro-batch is the whole generation batch and used once: the loss's own forward can be scored."""
+        return bool(self._trainer.args.steps_per_generation == 1 and self._trainer.num_iterations == 1)
+
+    def _score_options(self) -> dict[str, Any]:
+        m = self._trainer.method
+        return {
+            "divergence": m.divergence,
+            "alpha": m.alpha,
+            "support": m.support,
+            "k": m.top_k or 1,
+            "temperature": self._trainer.temperature,
+        }
+
+    @torch.no_grad()
+    def scored(self, batch: dict[str, Any], divergence: str | None = None) -> TokenScores:
+        """Scores of this process's generation batch by the student as it stands, in micro-batches; the teacher's fields
+        where the batch holds its marks, by another ``divergence`` than the method's if one is named."""
+        trainer = self._trainer
+        size = trainer.args.per_device_train_batch_size
+        mask = generated(batch)
+        parts = []
+        with compat.no_checkpointing(trainer):
+            for start in range(0, len(mask), size):
+                rows = slice(start, start + size)
+                tokens, keep = batch["completion_ids"][rows], mask[rows]
+                part = {k: v[rows] for k, v in batch.items() if k in ("teacher_states", *SPARSE)}
+
+                def on_head(
+                    hidden: Tensor, head: Any, tokens: Tensor = tokens, keep: Tensor = keep, part: Any = part
+                ) -> TokenScores:
+                    hidden = at_completion(hidden, tokens.shape[1])
+                    return self._token_scores(tokens, keep, part, divergence, hidden, head)
+
+                inputs = completion_inputs(
+                    batch["prompt_ids"][rows], batch["prompt_mask"][rows], tokens, batch["completion_mask"][rows]
+                )
+                with trainer.accelerator.autocast():
+                    parts.append(trainer.model(**inputs, with_head=on_head))
+        return TokenScores._make(None if f[0] is None else torch.cat(f) for f in zip(*parts, strict=True))
+
+    def _token_scores(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        batch: dict[str, Any],
+        divergence: str | None,
+        hidden: Tensor,
+        head: Any,
+    ) -> TokenScores:
+        if "teacher_states" not in batch:
+            return token_scores(hidden, head, None, None, tokens, mask=mask, temperature=self._trainer.temperature)
+        options = self._score_options() | ({} if divergence is None else {"divergence": divergence, "support": "full"})
+        told = self._trainer.marker.arguments(batch, hidden, head, mask)
+        return token_scores(hidden, head, tokens=tokens, mask=mask, **told, **options)
+
+    def decide(self, batch: dict[str, Any], scores: TokenScores | None, *, log: bool = True) -> dict[str, Any]:
+        """The method's signals for this process's rollouts, decided over the rollouts of all processes."""
+        everyone, method = self._gathered, self._trainer.method
+        mask = everyone(generated(batch))
+        whole = Batch(
+            mask=mask.bool(),
+            scores=None if scores is None else TokenScores._make(None if f is None else everyone(f) for f in scores),
+            reward=everyone(batch["reward"]),
+            advantage=everyone(batch["advantages"]),
+            group=everyone(batch["group"]),
+            has_teacher=everyone(batch["has_teacher"]),
+            available=everyone(batch["available"]),
+            success=everyone(batch["reward"]) >= method.success_threshold,
+            pass_rate=everyone(batch["pass_rate"]),
+            stage=int(batch["stage"]),
+            asked=everyone(batch["asked"]) if "asked" in batch else None,
+        )
+        signals = method.signals(whole)
+        for name, value in signals.metrics.items() if log else ():
+            self._trainer.log_metric(name, value)
+        count = mask.sum().float()
+        n_rl, n_sd = count, count
+        if method.denominators == "routed":
+            # Where few states were asked, each stands for several.
+            n_rl, n_sd = (signals.rl_weight > 0).sum().float(), ((signals.sd_weight > 0) * whole.marks).sum()
+        first = self._trainer.accelerator.process_index * len(batch["rollout"])
+        rows = slice(first, first + len(batch["rollout"]))
+        columns = batch["completion_ids"].shape[1]
+        mine = {
+            "advantage": signals.advantage,
+            "rl_weight": signals.rl_weight,
+            "sd_weight": signals.sd_weight,
+            **{f"extra/{k}": v for k, v in signals.extras.items()},
+        }
+        return {**{k: v[rows, :columns] for k, v in mine.items()}, "n_rl": n_rl, "n_sd": n_sd}
+
+    def _gathered(self, values: Tensor) -> Tensor:
+        accelerator = self._trainer.accelerator
+        if accelerator.num_processes == 1:
+            return values
+        if values.dim() > 1:
+            values = accelerator.pad_across_processes(values, dim=1)
+        return accelerator.gather(values)  # type: ignore[no-any-return]
+
+    def loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, TokenScores, Head]:
+        """The loss of one micro-batch, its scores, and the student's head as it was then. Decides the micro-batch's signals
+        where they were not."""
+        replay = self._trainer.replay
+        tokens, mask = inputs["completion_ids"], generated(inputs)
+        past = None if replay is None else replay.ride_along(inputs)
+        student_head: list[Head] = []  # not returned by the model: what it returns may be copied in another type
+
+        def on_head(hidden: Tensor, head: Head) -> tuple[Tensor, TokenScores]:
+            student_head.append(head)
+            hidden, past_hidden = fresh_and_past(hidden, tokens.shape, past)
+            if "rl_weight" not in inputs and not self._one_walk(inputs):
+                with torch.no_grad():
+                    scores = None
+                    if self._trainer.method.needs_scores:
+                        scores = self._token_scores(tokens, mask, inputs, None, hidden.detach(), head)
+                inputs.update(self.decide(inputs, scores))
+            loss, scores = self._loss(hidden, head, tokens, mask, inputs)
+            if past is not None:
+                weight = self._token_weights(past["mask"], inputs["n_sd"].clamp(min=1), beside=mask)
+                loss = loss + replay.loss(past_hidden, head, past, weight)
+            return loss, scores
+
+        if past is None:
+            student = completion_inputs(inputs["prompt_ids"], inputs["prompt_mask"], tokens, inputs["completion_mask"])
+        else:
+            student = replay.joined(inputs, past)
+        with self._trainer.accelerator.autocast():
+            loss, scores = model(**student, with_head=on_head)
+        return loss, scores, student_head[0]
+
+    def _one_walk(self, inputs: dict[str, Any]) -> bool:
+        """Whether the loss can decide its signals as it goes: what a token is given depends on later tokens alone, all of
+        them are here, and one kind of teacher marked them."""
+        method = self._trainer.method
+        marked = bool(inputs["has_teacher"].any())
+        mixed = "named_tokens" in inputs and any(s is not None for s in inputs["teacher_states"])
+        alone = self._trainer.accelerator.num_processes == 1 and method.denominators == "shared"
+        return method.looks_ahead and alone and marked and not mixed
+
+    def _loss(
+        self, hidden: Tensor, head: Head, tokens: Tensor, mask: Tensor, inputs: dict[str, Any]
+    ) -> tuple[Tensor, TokenScores]:
+        trainer, m = self._trainer, self._trainer.method
+        told = trainer.marker.arguments(inputs, hidden, head, mask)
+
+        def weighed(decided: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+            """Advantage and the two weights, their denominators in them."""
+            rl_weight, sd_weight = decided["rl_weight"], decided["sd_weight"]
+            routed = m.denominators == "routed"
+            rl_weight = rl_weight * self._token_weights(rl_weight > 0 if routed else mask, decided["n_rl"])
+            sd_weight = sd_weight * self._token_weights(sd_weight > 0 if routed else mask, decided["n_sd"])
+            if "importance_sampling_ratio" in inputs:  # vLLM sampled with slightly other probabilities
+                rl_weight = rl_weight * inputs["importance_sampling_ratio"]
+                sd_weight = sd_weight * inputs["importance_sampling_ratio"]
+            return decided["advantage"], rl_weight, sd_weight
+
+        options = {
+            "old_logp": inputs.get("old_per_token_logps"),
+            "mask": mask,
+            "surrogate": m.surrogate,
+            "clip_low": trainer.epsilon_low,
+            "clip_high": trainer.epsilon_high,
+            "importance_clip": m.importance_clip,
+            "token_clip": m.token_clip,
+            **told,
+            **self._score_options(),
+        }
+        if "rl_weight" not in inputs:
+            loss, scores = fused_loss(
+                hidden, head, tokens=tokens, decide=lambda s: weighed(self.decide(inputs, s, log=False)), **options
+            )
+            inputs.update(self.decide(inputs, scores))
+            return loss, scores
+        advantage, rl_weight, sd_weight = weighed(inputs)
+        if inputs["has_teacher"].any():
+            options["sd_weight"] = sd_weight
+        else:
+            options |= {"teacher_hidden": None, "teacher_head": None, "sparse": None}
+        return fused_loss(hidden, head, tokens=tokens, advantage=advantage, rl_weight=rl_weight, **options)
+
+    def _token_weights(self, counted: Tensor, count: Tensor, beside: Tensor | None = None) -> Tensor:
+        """(B,T): what each token's loss is divided by, as TRL's ``loss_type`` says, over the tokens a stream counts.
+
+        Args:
+            counted: (B,T) bool, those tokens.
+            count: how many there are in the generation batch of all processes.
+            beside: the mask of the fresh rollouts beside which past ones learn, each token as a fresh one would.
+        """
+        trainer = self._trainer
+        steps = trainer.current_gradient_accumulation_steps if trainer.model.training else 1
+        # The optimizer averages over processes and micro-batches.
+        share = steps / trainer.args.steps_per_generation / trainer.accelerator.num_processes
+        weights = token_weights(
+            counted,
+            trainer.loss_type,
+            total=count * share,
+            max_length=trainer.max_completion_length,
+            accumulation=steps,
+        )
+        return weights if beside is None else weights * _fresh_share(trainer.loss_type, counted, beside)
+
+
+def _fresh_share(kind: str, past: Tensor, fresh: Tensor) -> float:
+    """By what a weight over the tokens of past rollouts is multiplied to be one over the fresh ones."""
+    if kind == "bnpo":
+        return float(past.sum() / fresh.sum().clamp(min=1))
+    return 1.0 if kind == "dapo" else len(past) / len(fresh)
