@@ -1,6 +1,7 @@
 """What each method decides, on batches small enough to work by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -200,3 +201,52 @@ def test_nobody_learns_from_a_rollout_that_was_not_judged():
         signals = methods.get(name).signals(unjudged)
         assert float((signals.rl_weight * signals.advantage)[1].abs().sum()) == 0, name
         assert float(signals.sd_weight[1].abs().sum()) == 0, name
+
+
+@pytest.mark.parametrize("name", [n for n in methods.names() if methods.get(n).reads])
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_method_reads_what_it_says_and_no_more(name, stage, seed):
+    """Whatever stands in other fields and at other tokens, its signals are the same."""
+    g = torch.Generator().manual_seed(seed)
+    mask = torch.rand(8, 6, generator=g) > 0.2
+    has = torch.rand(8, generator=g) > 0.3
+    success = torch.rand(8, generator=g) > 0.5
+
+    def drawn():
+        logp, teacher_logp = -torch.rand(2, 8, 6, generator=g) * 3
+        entropy, teacher_entropy, divergence = torch.rand(3, 8, 6, generator=g) * 3
+        return TokenScores(logp, teacher_logp, entropy, teacher_entropy, divergence)
+
+    true, other, method = drawn(), drawn(), methods.get(name)
+    base = batch(
+        mask=mask,
+        scores=None,
+        reward=success.float(),
+        advantage=torch.randn(8, generator=g),
+        group=torch.arange(8) // 4,
+        has_teacher=has,
+        available=has,
+        success=success,
+        pass_rate=torch.rand(8, generator=g),
+        stage=stage,
+    )
+    at = method.reads_at(base)
+    partly = {
+        field: torch.where(at, getattr(true, field), getattr(other, field))
+        if field in method.reads
+        else getattr(other, field)
+        for field in TokenScores._fields
+    }
+    whole = method.signals(replace(base, scores=true))
+    found = method.signals(replace(base, scores=TokenScores(**partly)))
+    for kind in ("advantage", "rl_weight", "sd_weight"):
+        assert torch.equal(getattr(found, kind), getattr(whole, kind)), kind
+
+
+def test_an_unknown_score_is_refused():
+    class Wrong(type(methods.get("srpo"))):
+        reads = ("teachers_entropy",)
+
+    with pytest.raises(ValueError, match=r"Wrong\.reads: 'teachers_entropy'"):
+        Wrong()

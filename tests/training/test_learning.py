@@ -4,9 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.training.worlds import trainer
 
 from errata.ops.reduce import KINDS
+from errata.ops.scores import TokenScores
 from errata.training.learning import Learner
+from errata.training.marking import generated
 
 FRESH = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).bool()
 
@@ -46,3 +49,23 @@ def test_a_past_rollout_weighs_as_it_would_among_the_fresh(kind, rows):
     torch.testing.assert_close(
         one._token_weights(FRESH[rows], count, beside=FRESH), one._token_weights(FRESH, count)[rows]
     )
+
+
+@pytest.mark.parametrize("method", ["srpo", "drift", "distil"])
+def test_scores_at_few_tokens_of_few_fields_are_those_of_all(tmp_path, method):
+    t = trainer(tmp_path, method, max_steps=1, method_args={"warmup_steps": 0} if method == "drift" else {})
+    batches, original = [], t.on_rollouts
+
+    def spy(inputs, batch):
+        batches.append(original(inputs, batch))
+        return batches[-1]
+
+    t.on_rollouts = spy
+    t.train()
+    (batch,) = batches
+    everything = t.learner.scored(batch, TokenScores._fields)
+    at = generated(batch) & batch["has_teacher"][:, None] & (torch.arange(batch["completion_ids"].shape[1]) % 3 > 0)
+    some = t.learner.scored(batch, t.method.reads, at)
+    assert at.any()
+    for name in t.method.reads:
+        torch.testing.assert_close(getattr(some, name)[at], getattr(everything, name)[at], rtol=1e-5, atol=1e-6)

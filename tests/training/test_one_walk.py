@@ -21,18 +21,65 @@ def scored(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("method", "changes", "times"),
+    ("method", "changes", "again"),
     [
-        ("grpo", {}, 1),
-        ("sdpo", {}, 1),
-        ("distil", {}, 1),
-        ("distil-science", {"method_args": {"top_k": 5}}, 1),
-        ("drift", {"method_args": {"warmup_steps": 0}}, 2),  # its rhythm looks back too
-        ("distil", {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, 2),
+        ("grpo", {}, "none"),
+        ("sdpo", {}, "none"),
+        ("distil", {}, "none"),
+        ("distil-science", {"method_args": {"top_k": 5}}, "none"),
+        ("distil", {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, "marked"),
+        ("srpo", {}, "wrong"),
+        ("drift", {"method_args": {"warmup_steps": 0}}, "right"),  # its rhythm looks back too
+        ("drift", {"method_args": {"warmup_steps": 0, "rhythm": False}}, "none"),
+        ("drift", {"method_args": {"warmup_steps": 5}}, "all"),  # for the entropy that warm-up teachers are chosen by
     ],
 )
-def test_how_often_a_token_is_scored(tmp_path, scored, method, changes, times):
+def test_which_tokens_are_scored_before_they_are_learned_from(tmp_path, scored, method, changes, again):
     t = trainer(tmp_path, method, max_steps=1, **changes)
     t.train()
-    tokens = sum(r.length for r in t.batch_records[0])
-    assert scored[0] == times * tokens
+    rollouts, contexts, _ = t.batch_records
+    marked = [c.informs and c.needed for c in contexts]
+    solved = [r.reward == 1 for r in rollouts]
+    chosen = {
+        "none": [False] * len(rollouts),
+        "all": [True] * len(rollouts),
+        "marked": marked,
+        "wrong": [m and not s for m, s in zip(marked, solved, strict=True)],
+        "right": [m and s for m, s in zip(marked, solved, strict=True)],
+    }[again]
+    assert any(chosen) == (again != "none")
+    twice = sum(r.length for r, c in zip(rollouts, chosen, strict=True) if c)
+    assert scored[0] == sum(r.length for r in rollouts) + twice
+
+
+def test_the_students_forward_is_not_made_for_scores_of_the_teacher(tmp_path):
+    """SRPO weighs by the teacher's entropies alone; in micro-batches each rollout passes the student once, to learn."""
+    t = trainer(tmp_path, "srpo", max_steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    passes, loss, forward = [], t.learner.loss, t.model.base_model.forward
+
+    def counted(*args, **kwargs):
+        passes.append(len(kwargs["input_ids"]))
+        return forward(*args, **kwargs)
+
+    def learning(*args):
+        t.model.base_model.forward = counted
+        try:
+            return loss(*args)
+        finally:
+            t.model.base_model.forward = unexpected
+
+    def unexpected(*args, **kwargs):
+        raise AssertionError("the student's states are not read")
+
+    original = t.learner.scored
+
+    def scored(*args, **kwargs):
+        t.model.base_model.forward = unexpected
+        try:
+            return original(*args, **kwargs)
+        finally:
+            t.model.base_model.forward = forward
+
+    t.learner.loss, t.learner.scored = learning, scored
+    t.train()
+    assert passes == [4, 4]

@@ -32,7 +32,8 @@ class Batch:
     mask: Tensor
     """(B,T) bool: tokens the student generated (no prompt, no padding, no tool output)."""
     scores: TokenScores | None
-    """(B,T) each, no gradient; ``None`` where the method said it needs none. Teacher fields are 0 without a teacher."""
+    """(B,T) each, no gradient; ``None`` where the method reads none. Teacher fields are 0 without a teacher. Fields that the
+    method does not name in ``reads`` may be ``None`` or wrong, and so is every field where ``reads_at`` is False."""
     reward: Tensor
     """(B,), NaN where the verifier failed."""
     advantage: Tensor
@@ -97,8 +98,9 @@ class Method:
     """What feedback it needs, in words."""
     uses_teacher: ClassVar[bool] = True
     """Whether any rollout is ever shown to a teacher."""
-    needs_scores: ClassVar[bool] = False
-    """Whether ``signals`` reads ``batch.scores`` (then a batch is scored before its loss)."""
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Which fields of ``batch.scores`` ``signals`` reads (a batch is scored for them before its loss): ``teacher_entropy``
+    alone costs least, ``divergence`` most."""
     looks_ahead: ClassVar[bool] = False
     """Whether what ``signals`` gives a token depends on the scores of that token and of *later* ones alone, in whatever
     rollout. Then one walk from the rollouts' ends both scores and learns, where a batch is in one piece."""
@@ -148,6 +150,8 @@ class Method:
         _one_of("surrogate", self.surrogate, ("clipped", "importance"))
         _one_of("denominators", self.denominators, ("shared", "routed"))
         _one_of("teacher", self.teacher, TEACHERS)
+        for name in self.reads:
+            _one_of(f"{type(self).__name__}.reads", name, TokenScores._fields)
         for name, least in (("demonstrations", 1), ("history", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -212,6 +216,10 @@ class Method:
             keep_thinking=self.keep_thinking,
             **decided,
         )
+
+    def reads_at(self, batch: Batch) -> Tensor:
+        """(B,T) bool: the tokens whose scores ``signals`` will read, given all but those. Fewer cost less."""
+        return batch.mask
 
     def signals(self, batch: Batch) -> Signals:
         raise NotImplementedError

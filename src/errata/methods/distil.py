@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from errata.methods.base import Batch, Method, Signals, _one_of, masked_mean, zeros
 from errata.ops.credit import center, future_cost
 
@@ -22,7 +24,7 @@ class DistIL(Method):
     idea: ClassVar[str] = "forward cross-entropy to the teacher, plus credit for future disagreement"
     paper: ClassVar[str] = "arXiv 2606.05152"
     needs: ClassVar[str] = "successful siblings, textual feedback or references; samples of an expert suffice"
-    needs_scores: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = ("teacher_entropy", "divergence")
     looks_ahead: ClassVar[bool] = True
 
     sources: tuple[str, ...] = ("sibling", "feedback", "reference")
@@ -52,6 +54,9 @@ class DistIL(Method):
         if self.cost == "kl" and self.credit != "none" and self.support != "student_topk":
             return "topk", "cost: kl subtracts its entropy, and method_args: {cost: ce} does without"
         return super().least_answer()
+
+    def reads_at(self, batch: Batch) -> Tensor:
+        return batch.taught
 
     def signals(self, batch: Batch) -> Signals:
         scores = batch.scores

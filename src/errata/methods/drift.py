@@ -30,7 +30,7 @@ class DRIFT(Method):
     )
     paper: ClassVar[str] = "arXiv 2606.30345"
     needs: ClassVar[str] = "a score, and successful siblings; feedback where there is none"
-    needs_scores: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = ("student_logp", "teacher_logp", "student_entropy", "teacher_entropy")
 
     sources: tuple[str, ...] = ("sibling", "buffer", "feedback")
     divergence: str = "js"
@@ -131,6 +131,11 @@ class DRIFT(Method):
             return Difficulty(hard=none, medium=all_of_it, easy=none)
         return difficulty_bins(pass_rate) if self.routing == "paper" else difficulty_gates(pass_rate)
 
+    def reads_at(self, batch: Batch) -> Tensor:
+        if batch.stage == 1 or not self.rhythm:
+            return torch.zeros_like(batch.mask)
+        return batch.taught & (batch.success & batch.judged)[:, None]
+
     def signals(self, batch: Batch) -> Signals:
         if batch.stage == 1:
             return Signals(zeros(batch), zeros(batch), batch.marks, metrics={"curriculum/stage": 1.0})
@@ -149,7 +154,7 @@ class DRIFT(Method):
         correct = batch.mask & (batch.success & batch.judged)[:, None]
         pace = gate = mask
         if self.rhythm and batch.scores.teacher_logp is not None:
-            heard = correct & batch.has_teacher[:, None]
+            heard = self.reads_at(batch)
             found = rhythm(
                 batch.scores,
                 heard,

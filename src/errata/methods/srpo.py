@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from errata.methods.base import Batch, Method, Signals, masked_mean
 from errata.ops.routing import entropy_weights
 
@@ -19,16 +21,19 @@ class SRPO(Method):
     idea: ClassVar[str] = "reinforce right attempts, distil wrong ones, trusting a teacher less where it is unsure"
     paper: ClassVar[str] = "arXiv 2604.02288"
     needs: ClassVar[str] = "a score, and successful siblings or textual feedback"
-    needs_scores: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = ("teacher_entropy",)
 
     divergence: str = "js"
     entropy_beta: float = 1.0
     """beta of exp(-beta H_T); the weights are normalised to mean 1 over the routed tokens."""
 
+    def reads_at(self, batch: Batch) -> Tensor:
+        return batch.taught & (~batch.success & batch.judged)[:, None]
+
     def signals(self, batch: Batch) -> Signals:
         assert batch.scores is not None and batch.scores.teacher_entropy is not None
-        wrong = (~batch.success & batch.judged)[:, None]
-        distilled, reinforced = batch.taught & wrong, batch.mask & ~(batch.taught & wrong)
+        distilled = self.reads_at(batch)
+        reinforced = batch.mask & ~distilled
         weight = entropy_weights(batch.scores.teacher_entropy, distilled, beta=self.entropy_beta) * batch.marks
         return Signals(
             advantage=batch.advantage[:, None] * reinforced,

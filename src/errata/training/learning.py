@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from errata.methods import Batch
 from errata.ops.reduce import token_weights
 from errata.ops.scores import Head, TokenScores, fused_loss, token_scores
 from errata.training import compat
-from errata.training.forward import at_completion, completion_inputs
+from errata.training.forward import at_completion, completion_inputs, head_of
 from errata.training.marking import SPARSE, generated
 from errata.training.replay import fresh_and_past
 
@@ -42,30 +44,41 @@ class Learner:
         }
 
     @torch.no_grad()
-    def scored(self, batch: dict[str, Any], divergence: str | None = None) -> TokenScores:
-        """Scores of this process's generation batch by the student as it stands, in micro-batches; the teacher's fields
-        where the batch holds its marks, by another ``divergence`` than the method's if one is named."""
-        trainer = self._trainer
-        size = trainer.args.per_device_train_batch_size
-        mask = generated(batch)
-        parts = []
+    def scored(
+        self, batch: dict[str, Any], reads: Sequence[str], at: Tensor | None = None, divergence: str | None = None
+    ) -> TokenScores:
+        """Scores of this process's generation batch by the student as it stands, in micro-batches.
+
+        Args:
+            batch: with ``teacher_states`` where the teacher's fields are wanted.
+            reads: the fields that must be right.
+            at: (B,T) bool, the tokens; all that the student generated unless given.
+            divergence: another than the method's, over the whole vocabulary.
+        """
+        trainer, size = self._trainer, self._trainer.args.per_device_train_batch_size
+        mask = generated(batch) if at is None else at
+        # A sharded head is whole only within the model's forward.
+        sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        without_student = _of_the_teacher(batch, reads) and not sharded
+
+        def scores_of(rows: slice) -> TokenScores:
+            tokens = batch["completion_ids"][rows]
+            part = {k: v[rows] for k, v in batch.items() if k in ("teacher_states", *SPARSE)}
+
+            def on_head(hidden: Tensor, head: Head) -> TokenScores:
+                own = at_completion(hidden, tokens.shape[1])
+                return self._token_scores(tokens, mask[rows], part, reads, divergence, own, head)
+
+            with trainer.accelerator.autocast():
+                if without_student:
+                    head = head_of(trainer.accelerator.unwrap_model(trainer.model))
+                    return on_head(head.weight.new_empty(0, 0, 0), head)
+                prompt, keep = batch["prompt_ids"][rows], batch["prompt_mask"][rows]
+                inputs = completion_inputs(prompt, keep, tokens, batch["completion_mask"][rows])
+                return trainer.model(**inputs, with_head=on_head)  # type: ignore[no-any-return]
+
         with compat.no_checkpointing(trainer):
-            for start in range(0, len(mask), size):
-                rows = slice(start, start + size)
-                tokens, keep = batch["completion_ids"][rows], mask[rows]
-                part = {k: v[rows] for k, v in batch.items() if k in ("teacher_states", *SPARSE)}
-
-                def on_head(
-                    hidden: Tensor, head: Any, tokens: Tensor = tokens, keep: Tensor = keep, part: Any = part
-                ) -> TokenScores:
-                    hidden = at_completion(hidden, tokens.shape[1])
-                    return self._token_scores(tokens, keep, part, divergence, hidden, head)
-
-                inputs = completion_inputs(
-                    batch["prompt_ids"][rows], batch["prompt_mask"][rows], tokens, batch["completion_mask"][rows]
-                )
-                with trainer.accelerator.autocast():
-                    parts.append(trainer.model(**inputs, with_head=on_head))
+            parts = [scores_of(slice(start, start + size)) for start in range(0, len(mask), size)]
         return TokenScores._make(None if f[0] is None else torch.cat(f) for f in zip(*parts, strict=True))
 
     def _token_scores(
@@ -73,23 +86,43 @@ class Learner:
         tokens: Tensor,
         mask: Tensor,
         batch: dict[str, Any],
+        reads: Sequence[str],
         divergence: str | None,
         hidden: Tensor,
-        head: Any,
+        head: Head,
     ) -> TokenScores:
+        """By as few products as ``reads`` allows."""
+        temperature = self._trainer.temperature
         if "teacher_states" not in batch:
-            return token_scores(hidden, head, None, None, tokens, mask=mask, temperature=self._trainer.temperature)
-        options = self._score_options() | ({} if divergence is None else {"divergence": divergence, "support": "full"})
+            return token_scores(hidden, head, None, None, tokens, mask=mask, temperature=temperature)
         told = self._trainer.marker.arguments(batch, hidden, head, mask)
+        if _of_the_teacher(batch, reads):
+            by, its_head, where = told["teacher_hidden"], told["teacher_head"], told["teacher_mask"]
+            its = token_scores(by, its_head, None, None, tokens, mask=where, temperature=temperature)
+            none = torch.zeros_like(its.student_logp)
+            return TokenScores(none, its.student_logp, none, its.student_entropy, None)
+        options = self._score_options()
+        if divergence is not None or "divergence" not in reads:
+            options |= {"divergence": divergence or "forward_ce", "support": "full"}
         return token_scores(hidden, head, tokens=tokens, mask=mask, **told, **options)
 
-    def decide(self, batch: dict[str, Any], scores: TokenScores | None, *, log: bool = True) -> dict[str, Any]:
-        """The method's signals for this process's rollouts, decided over the rollouts of all processes."""
+    def decide(
+        self,
+        batch: dict[str, Any],
+        score: Callable[[Tensor], TokenScores],
+        *,
+        log: bool = True,
+    ) -> dict[str, Any]:
+        """The method's signals for this process's rollouts, decided over the rollouts of all processes.
+
+        Args:
+            score: from a (B,T) mask of this process's tokens to their scores; called by all processes or by none.
+        """
         everyone, method = self._gathered, self._trainer.method
         mask = everyone(generated(batch))
         whole = Batch(
             mask=mask.bool(),
-            scores=None if scores is None else TokenScores._make(None if f is None else everyone(f) for f in scores),
+            scores=None,
             reward=everyone(batch["reward"]),
             advantage=everyone(batch["advantages"]),
             group=everyone(batch["group"]),
@@ -100,6 +133,13 @@ class Learner:
             stage=int(batch["stage"]),
             asked=everyone(batch["asked"]) if "asked" in batch else None,
         )
+        first = self._trainer.accelerator.process_index * len(batch["rollout"])
+        rows, columns = slice(first, first + len(batch["rollout"])), batch["completion_ids"].shape[1]
+        if method.reads:
+            at = method.reads_at(whole)
+            none = torch.zeros(len(batch["rollout"]), columns, device=mask.device)
+            scores = score(at[rows, :columns]) if at.any() else TokenScores(none, none, none, none, none)
+            whole = replace(whole, scores=TokenScores._make(None if f is None else everyone(f) for f in scores))
         signals = method.signals(whole)
         for name, value in signals.metrics.items() if log else ():
             self._trainer.log_metric(name, value)
@@ -108,9 +148,6 @@ class Learner:
         if method.denominators == "routed":
             # Where few states were asked, each stands for several.
             n_rl, n_sd = (signals.rl_weight > 0).sum().float(), ((signals.sd_weight > 0) * whole.marks).sum()
-        first = self._trainer.accelerator.process_index * len(batch["rollout"])
-        rows = slice(first, first + len(batch["rollout"]))
-        columns = batch["completion_ids"].shape[1]
         mine = {
             "advantage": signals.advantage,
             "rl_weight": signals.rl_weight,
@@ -139,11 +176,11 @@ class Learner:
             student_head.append(head)
             hidden, past_hidden = fresh_and_past(hidden, tokens.shape, past)
             if "rl_weight" not in inputs and not self._one_walk(inputs):
+                reads, own = self._trainer.method.reads, hidden.detach()
                 with torch.no_grad():
-                    scores = None
-                    if self._trainer.method.needs_scores:
-                        scores = self._token_scores(tokens, mask, inputs, None, hidden.detach(), head)
-                inputs.update(self.decide(inputs, scores))
+                    inputs.update(
+                        self.decide(inputs, lambda at: self._token_scores(tokens, at, inputs, reads, None, own, head))
+                    )
             loss, scores = self._loss(hidden, head, tokens, mask, inputs)
             if past is not None:
                 weight = self._token_weights(past["mask"], inputs["n_sd"].clamp(min=1), beside=mask)
@@ -197,9 +234,13 @@ class Learner:
         }
         if "rl_weight" not in inputs:
             loss, scores = fused_loss(
-                hidden, head, tokens=tokens, decide=lambda s: weighed(self.decide(inputs, s, log=False)), **options
+                hidden,
+                head,
+                tokens=tokens,
+                decide=lambda s: weighed(self.decide(inputs, lambda at: s, log=False)),
+                **options,
             )
-            inputs.update(self.decide(inputs, scores))
+            inputs.update(self.decide(inputs, lambda at: scores))
             return loss, scores
         advantage, rl_weight, sd_weight = weighed(inputs)
         if inputs["has_teacher"].any():
@@ -228,6 +269,12 @@ class Learner:
             accumulation=steps,
         )
         return weights if beside is None else weights * _fresh_share(trainer.loss_type, counted, beside)
+
+
+def _of_the_teacher(batch: dict[str, Any], reads: Sequence[str]) -> bool:
+    """Whether a teacher's own distributions are at hand and all that is read."""
+    whole = "teacher_states" in batch and "named_tokens" not in batch
+    return whole and {*reads} <= {"teacher_logp", "teacher_entropy"}
 
 
 def _fresh_share(kind: str, past: Tensor, fresh: Tensor) -> float:

@@ -163,7 +163,7 @@ class Marker:
         mask = generated(batch)
         score = mask.float()
         if ask.share < 1 and ask.where == "entropy":
-            score = trainer.learner.scored(batch, None).student_entropy
+            score = trainer.learner.scored(batch, ["student_entropy"]).student_entropy
         elif ask.share < 1 and ask.where == "disagreement":
             score = self._disagreement(rendered, batch, wanted)
         for i in wanted:
@@ -178,7 +178,8 @@ class Marker:
         states = self.states(SelfTeacher(self._trainer.model, "live"), rendered, batch, wanted)
         self._by_policy = True
         try:
-            found: Tensor = self._trainer.learner.scored({**batch, "teacher_states": states}, "forward_kl").divergence
+            both, reads = {**batch, "teacher_states": states}, ["divergence"]
+            found: Tensor = self._trainer.learner.scored(both, reads, divergence="forward_kl").divergence
         finally:
             self._by_policy = False
         return found

@@ -134,7 +134,7 @@ class ErrataTrainer(compat.TRLHooks):
         stage = self.experience.stage
         local = self.commentator(self._rollouts_of(inputs, mask), inputs)
         if self.method.needs_entropy(stage):
-            entropy = self.learner.scored(batch).student_entropy
+            entropy = self.learner.scored(batch, ["student_entropy"]).student_entropy
             means = (entropy.sum(1) / mask.sum(1).clamp(min=1)).tolist()
             local = [replace(r, entropy=e) for r, e in zip(local, means, strict=True)]
 
@@ -165,7 +165,7 @@ class ErrataTrainer(compat.TRLHooks):
             **marks,
         }
         if not self.learner.scores_in_place:
-            batch |= self.learner.decide(batch, self.learner.scored(batch) if self.method.needs_scores else None)
+            batch |= self.learner.decide(batch, lambda at: self.learner.scored(batch, self.method.reads, at))
         return batch
 
     def _rollouts_of(self, inputs: list[dict[str, Any]], mask: Tensor) -> list[Rollout]:
