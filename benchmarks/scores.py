@@ -7,7 +7,7 @@
 Every measurement is a fresh process: inputs are made in place, then one forward and backward pass is made as in a first
 training step, and the next one timed as in all later steps. A first pass also waits for the operating system, and on a
 virtual machine for its host, to hand out memory never used before: its time is shown beside. Memory is the peak resident
-set the operating system saw in the first pass less what was resident before (so gradients count, inputs do not).
+set the operating system saw in both less what was resident before (so gradients count, inputs do not).
 
 The floor is told twice. ``products``: the four matrix products that exact work needs (two logits, dhidden, dhead),
 nothing else, whole and in memory already touched. ``square``: their operations at the best rate of a square product
@@ -73,12 +73,12 @@ def measure(variant: str, n: int, h: int, v: int, threads: int, kind: str) -> di
     data = inputs(n, h, v)
     before = resident()
     first, _, loss = timed(step, data, kind)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     grads = [data[name].grad for name in ("hidden", "head") if data[name].grad is not None]
     norm = sum(grad.norm().item() for grad in grads)
     data["hidden"].grad = data["head"].grad = None
     del grads
     wall, cpu, _ = timed(step, data, kind)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"first": first, "wall": wall, "cpu": cpu, "bytes": peak - before, "loss": loss, "norm": norm}
 
 

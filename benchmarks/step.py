@@ -63,6 +63,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="timed steps in each process, after one warm-up step")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--memory", choices=("shipped", "returned", "kept"), default="shipped")
+    parser.add_argument(
+        "--ragged",
+        action="store_true",
+        help="completions of another length in every step, a quarter to 5/2 of the usual",
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -71,7 +76,8 @@ def main() -> None:
             from errata.training.allocator import keep_memory
 
             keep_memory()
-        print(json.dumps(measure(args.child, args.folder, SHAPES[args.model], args.steps, args.threads)))
+        shape = SHAPES[args.model]
+        print(json.dumps(measure(args.child, args.folder, shape, args.steps, args.threads, args.ragged)))
         return
     with tempfile.TemporaryDirectory() as folder:
         _make_policy(SHAPES[args.model], folder)
@@ -96,6 +102,7 @@ def compare(args: argparse.Namespace, folder: str) -> None:
                 args.memory,
                 "--folder",
                 folder,
+                *(["--ragged"] if args.ragged else []),
             ]
             done = subprocess.run([*command, "--child", name], capture_output=True, text=True, check=False)
             if done.returncode:
@@ -128,8 +135,9 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure(name: str, folder: str, shape: dict[str, Any], steps: int, threads: int) -> dict[str, float]:
-    """Seconds per step and peak memory in MB above what the process held with the policy loaded."""
+def measure(name: str, folder: str, shape: dict[str, Any], steps: int, threads: int, ragged: bool) -> dict[str, float]:
+    """Seconds per step (the mean where they are ``ragged``) and peak memory in MB above what the process held with the
+    policy loaded."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
     from transformers import PrinterCallback, TrainerCallback, logging
@@ -139,12 +147,17 @@ def measure(name: str, folder: str, shape: dict[str, Any], steps: int, threads: 
     model, tokenizer, rows = _world(folder)
     ctypes.CDLL(None).malloc_trim(0)  # what loading has freed is not the policy
     before = resident()
-    ids = torch.randint(
-        10, 100, (shape["prompts"] * shape["group"], shape["length"]), generator=torch.Generator().manual_seed(0)
-    )
+    generator = torch.Generator().manual_seed(0)
+    most = shape["length"] * 5 // 2 if ragged else shape["length"]
+    ids = torch.randint(10, 100, (shape["prompts"] * shape["group"], most), generator=generator)
     real_generate = model.generate
-    model.generate = lambda input_ids, **kw: torch.cat([input_ids, ids[: len(input_ids)]], dim=1)
-    trainer = _trainer(name, shape, model, tokenizer, rows, steps)
+
+    def generate(input_ids: Any, **kwargs: Any) -> Any:
+        length = int(torch.randint(most // 10, most + 1, (), generator=generator)) if ragged else most
+        return torch.cat([input_ids, ids[: len(input_ids), :length]], dim=1)
+
+    model.generate = generate
+    trainer = _trainer(name, shape | {"length": most}, model, tokenizer, rows, steps)
     times: list[float] = []
 
     class Clock(TrainerCallback):  # type: ignore[misc]
@@ -182,7 +195,7 @@ def measure(name: str, folder: str, shape: dict[str, Any], steps: int, threads: 
                 took = time.perf_counter() - started
             forward += took
     return {
-        "seconds": statistics.median(times[1:]),
+        "seconds": (statistics.mean if ragged else statistics.median)(times[1:]),
         "peak": peak / 1e6,
         "generation": generation,
         "teacher_forward": forward,
