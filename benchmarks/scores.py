@@ -18,8 +18,8 @@ round and their median is reported. CPU seconds are the steadier figure on a mac
 use; with ``--patience`` a measurement that others disturbed is repeated.
 
 glibc returns a large tensor's memory to the operating system when it is freed, and asks for it anew, page by page, in
-the next step; ``errata train`` tells it to keep it. With ``--memory shipped`` each variant runs as its own command line
-leaves it; ``returned`` and ``kept`` are the same for all. All are worth a run: the variants gain differently.
+the next step. ``--memory kept`` has all variants tell it to keep it, as ``errata train`` does. Both are worth a run: the
+variants gain differently.
 
 All variants do one training step's work for forward cross-entropy plus a policy gradient, with gradients to hidden
 states and head: log-probability and entropy of student and teacher, the divergence, the loss, backward. ``trl-topk``
@@ -43,7 +43,6 @@ from typing import Any
 FLOORS = ("matmul", "products")
 VARIANTS = (*FLOORS, "fused", "composed", "naive", "trl", "trl-topk")
 EXACT = ("fused", "composed", "naive", "trl")
-OURS = ("fused", "composed")
 QUIET = 0.05
 """Others' share of the machine that a measurement may suffer before it is repeated."""
 MATMUL = 2048
@@ -344,12 +343,12 @@ def main() -> None:
     )
     parser.add_argument("--divergence", default="forward_ce", choices=["forward_ce", "forward_kl", "reverse_kl", "js"])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
-    parser.add_argument("--memory", choices=("shipped", "returned", "kept"), default="shipped")
+    parser.add_argument("--memory", choices=("returned", "kept"), default="returned")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        if options.memory == "kept" or (options.memory == "shipped" and options.worker in OURS):
+        if options.memory == "kept":
             from errata.training.allocator import keep_memory
 
             keep_memory()
