@@ -38,7 +38,7 @@ t.accelerator.end_training()
 """
 
 
-@pytest.mark.parametrize("method", ["distil", "drift", "sdpo"])
+@pytest.mark.parametrize("method", ["distil", "drift", "sdpo", "srpo"])
 def test_two_processes_agree(tmp_path, method):
     script = tmp_path / "two.py"
     script.write_text(SCRIPT)
