@@ -281,7 +281,10 @@ def compare(n: int, options: argparse.Namespace) -> None:
     for i in range(options.rounds):
         rounds.append({variant: fresh(variant, n, options) for variant in options.variants})
         print(
-            f"round {i + 1}: " + ", ".join(f"{k} {r['wall']:.2f} s" for k, r in rounds[-1].items() if k not in FLOORS),
+            f"round {i + 1}: "
+            + ", ".join(
+                f"{k} {r['wall']:.2f} s {r['bytes'] / 1e9:.2f} GB" for k, r in rounds[-1].items() if k not in FLOORS
+            ),
             flush=True,
         )
     operations = 4 * 2 * n * options.hidden * options.vocabulary

@@ -114,8 +114,8 @@ def compare(args: argparse.Namespace, folder: str) -> None:
     shape = SHAPES[args.model]
     tokens = shape["prompts"] * shape["group"] * shape["length"]
     print(
-        f"{args.model}: {tokens} completion tokens a step, vocabulary {shape['vocab']:,}, "
-        f"{args.threads} threads, medians of {args.repeat}, memory {args.memory}"
+        f"{args.model}: {f'{tokens // 4} to {tokens * 5 // 2}' if args.ragged else tokens} completion tokens a step, "
+        f"vocabulary {shape['vocab']:,}, {args.threads} threads, medians of {args.repeat}, memory {args.memory}"
     )
     print(f"{'':28}{'step s':>9}{'ratio':>8}{'peak MB':>10}{'ratio':>8}")
     for name, row in median.items():
@@ -124,7 +124,7 @@ def compare(args: argparse.Namespace, folder: str) -> None:
             f"{row['peak']:10.0f}{row['peak'] / base['peak']:8.2f}"
         )
     print(f"real generation of that batch would add {base['generation']:.2f} s to each")
-    if {"distil", "grpo"} <= median.keys():
+    if {"distil", "grpo"} <= median.keys() and not args.ragged:
         forward = median["distil"]["teacher_forward"]
         floor = median["grpo"]["seconds"] + forward
         ratio = median["distil"]["seconds"] / floor

@@ -46,9 +46,7 @@ def test_each_loss_type_has_its_denominator(kind, expected):
 @pytest.mark.parametrize("rows", [[0], [1, 0], [1, 1, 0, 0, 1]])
 def test_a_past_rollout_weighs_as_it_would_among_the_fresh(kind, rows):
     one, count = learner(kind), torch.tensor(40.0)
-    torch.testing.assert_close(
-        one._token_weights(FRESH[rows], count, beside=FRESH), one._token_weights(FRESH, count)[rows]
-    )
+    torch.testing.assert_close(one._token_weights(FRESH[rows], count, FRESH), one._token_weights(FRESH, count)[rows])
 
 
 @pytest.mark.parametrize("method", ["srpo", "drift", "distil"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from errata.methods.base import Batch, Method, Signals, _one_of, masked_mean, zeros
@@ -56,7 +57,7 @@ class DistIL(Method):
         return super().least_answer()
 
     def reads_at(self, batch: Batch) -> Tensor:
-        return batch.taught
+        return batch.taught if self.credit != "none" else torch.zeros_like(batch.mask)
 
     def signals(self, batch: Batch) -> Signals:
         scores = batch.scores

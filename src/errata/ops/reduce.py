@@ -18,6 +18,7 @@ def token_weights(
     total: Tensor | float | None = None,
     max_length: int | None = None,
     accumulation: int = 1,
+    among: Tensor | None = None,
 ) -> Tensor:
     """The weight of each token in the batch's loss, so that Σ weight·x equals what TRL's GRPO trainer divides by.
 
@@ -34,6 +35,8 @@ def token_weights(
             averaged), so that it already covers gradient accumulation. ``None``: this mask's own tokens.
         max_length: ``dr_grpo``'s constant length, in tokens.
         accumulation: micro-batches per optimizer step.
+        among: (B', T') mask of the responses that are averaged over, where those of ``mask`` only ride along: each of their
+            tokens then weighs as it would there. ``None``: ``mask`` itself.
 
     Returns:
         (B, T), float32, 0 where masked. All 0 for an empty mask.
@@ -44,15 +47,16 @@ def token_weights(
     two_dimensional("mask", mask)
     one_of("kind", kind, KINDS)
     valid = as_float(mask.bool())
+    others = valid if among is None else as_float(among.bool())
     if kind == "dapo":
-        count = valid.sum() if total is None else torch.as_tensor(total, dtype=valid.dtype, device=valid.device)
+        count = others.sum() if total is None else torch.as_tensor(total, dtype=valid.dtype, device=valid.device)
         return masked(valid / count.clamp(min=1.0 if total is None else torch.finfo(valid.dtype).tiny), mask)
     if kind == "bnpo":
-        weight = valid / valid.sum().clamp(min=1.0)
+        weight = valid / others.sum().clamp(min=1.0)
     elif kind == "grpo":
-        weight = valid / valid.sum(1, keepdim=True).clamp(min=1.0) / mask.shape[0]
+        weight = valid / valid.sum(1, keepdim=True).clamp(min=1.0) / others.shape[0]
     else:
         if max_length is None:
             raise ValueError("max_length: dr_grpo divides by it; give the maximum completion length in tokens")
-        weight = valid / (mask.shape[0] * max_length)
+        weight = valid / (others.shape[0] * max_length)
     return masked(weight / accumulation, mask)

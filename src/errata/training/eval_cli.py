@@ -17,13 +17,15 @@ from errata.evaluation import Evaluation
 from errata.evaluation import evaluate as evaluate_model
 from errata.training import sources
 from errata.training.allocator import keep_memory
+from errata.training.evaluating import judged_rows
 from errata.training.recipe import read
 from errata.training.run import build_trainer, quiet
 
+_OF_A_TASK = ("task_path", "task_args", "verifier", "reward_funcs", "reward_weights")
 _OF_A_RUN = (
-    *("task", "task_path", "task_args", "verifier", "verifier_timeout_s", "tools", "environment", "strict"),
-    *("dataset_name", "dataset_config", "reward_funcs", "reward_weights", "max_completion_length"),
-    *("max_tool_calling_iterations", "chat_template_kwargs", "trust_remote_code", "attn_implementation", "use_cpu"),
+    *(*_OF_A_TASK, "dataset_name", "dataset_config", "verifier_timeout_s", "tools", "environment", "strict"),
+    *("max_completion_length", "use_cpu"),
+    *("max_tool_calling_iterations", "chat_template_kwargs", "trust_remote_code", "attn_implementation"),
 )
 """What of a run's settings says how its problems are asked and judged."""
 
@@ -37,7 +39,8 @@ def evaluate(args: argparse.Namespace) -> int:
         raise ValueError(f"k: {args.k} completions per problem; give at least 1")
     if args.problems is not None and args.problems < 1:
         raise ValueError(f"problems: {args.problems} to evaluate on; give at least 1")
-    of_run = settings_of_run(Path(args.model))
+    quiet()
+    of_run = _settings_of_run(Path(args.model))
     task = args.task or of_run.get("eval_task") or of_run.get("task")
     if task is None and of_run.get("dataset_name") is None:
         raise ValueError("task: missing; name one of `errata tasks` with --task")
@@ -80,51 +83,42 @@ def _of_task(args: argparse.Namespace, of_run: dict[str, Any], task: str) -> Eva
 
 def _as_its_run(args: argparse.Namespace, of_run: dict[str, Any]) -> Evaluation:
     """By the run's trainer, with its tools, rows and verifiers, as the evaluations within the run."""
-    quiet()
-    given = {k: of_run[k] for k in _OF_A_RUN if k in of_run}
+    inherited = {k: of_run[k] for k in _OF_A_RUN if k in of_run}
     if args.task is not None and args.task != of_run.get("task"):
-        for name in ("task_path", "task_args", "verifier", "reward_funcs", "reward_weights"):
-            given.pop(name, None)
-    given |= {"model": sources.model_path(args.model), "method": "grpo", "eval_on_start": True}
-    given |= {"task": args.task} if args.task is not None else {"eval_task": of_run.get("eval_task")}
-    given |= {"eval_k": args.k, "eval_batch_size": args.batch_size, "eval_problems": args.problems, "seed": args.seed}
-    given |= {
+        inherited = {k: v for k, v in inherited.items() if k not in _OF_A_TASK}
+    given = inherited | {
+        "model": sources.model_path(args.model),
+        "method": "grpo",
+        "dtype": "bfloat16" if torch.cuda.is_available() else "float32",
+        "task": args.task or of_run.get("task"),
+        "task_path": args.task_path or inherited.get("task_path"),
+        "eval_task": of_run.get("eval_task") if args.task is None else None,
+        "eval_split": args.split,
+        "dataset_test_split": args.split,
+        "strict": inherited.get("strict") if args.strict is None else args.strict,
+        "eval_on_start": True,
+        "eval_k": args.k,
+        "eval_batch_size": args.batch_size,
+        "eval_problems": args.problems,
         "temperature": args.temperature,
         "top_p": args.top_p,
-        "task_path": args.task_path or given.get("task_path"),
+        "max_completion_length": args.max_completion_length or inherited.get("max_completion_length"),
+        "seed": args.seed,
+        # What a trainer wants to know and an evaluation does not use.
+        "num_generations": 2,
+        "per_device_train_batch_size": 2,
+        "save_strategy": "no",
     }
-    given |= {"eval_split": args.split, "dataset_test_split": args.split}
-    # What a trainer wants to know and an evaluation does not use.
-    given |= {"num_generations": 2, "per_device_train_batch_size": 2, "save_strategy": "no"}
-    given |= {"dtype": "bfloat16" if torch.cuda.is_available() else "float32"}
-    for name in ("strict", "max_completion_length"):
-        if getattr(args, name) is not None:
-            given[name] = getattr(args, name)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recipe.yaml"
-        given["output_dir"] = folder
-        path.write_text(yaml.safe_dump({k: v for k, v in given.items() if v is not None}), encoding="utf-8")
+        settings = {k: v for k, v in given.items() if v is not None} | {"output_dir": folder}
+        path.write_text(yaml.safe_dump(settings), encoding="utf-8")
         trainer = build_trainer(read(path))
         metrics = trainer.evaluator.evaluate(trainer.eval_dataset)
-    rows = [
-        {
-            "problem_id": r.problem_id,
-            "sample": r.index % args.k,
-            "prompt": r.prompt,
-            "completion": r.completion,
-            "turns": list(r.turns),
-            "length": r.length,
-            "score": r.reward,
-            "kind": r.verdict.kind,
-            "feedback": r.verdict.feedback,
-            "info": dict(r.verdict.info),
-        }
-        for r in trainer.evaluator.last_rollouts
-    ]
-    return Evaluation(metrics, rows)
+    return Evaluation(metrics, judged_rows(trainer.evaluator.last_rollouts, args.k))
 
 
-def settings_of_run(path: Path) -> dict[str, Any]:
+def _settings_of_run(path: Path) -> dict[str, Any]:
     """The settings of the run that ``path`` is or is a checkpoint of; none where it is no run's."""
     for folder in (path, path.parent):
         config = folder / "config.yaml"

@@ -47,7 +47,7 @@ class Evaluator:
             torch.manual_seed(args.seed + trainer.accelerator.process_index)
             rows = list(dataset)
             rollouts = self._attempts(rows)
-            metrics = summary(_rows(rollouts), k=args.eval_k)
+            metrics = summary(judged_rows(rollouts, args.eval_k), k=args.eval_k)
             teacher = self._teacher_accuracy(rollouts, rows)
         if teacher is not None:
             metrics["teacher_accuracy"] = teacher
@@ -189,14 +189,19 @@ class Evaluator:
             )
 
 
-def _rows(rollouts: list[Rollout]) -> list[dict[str, Any]]:
+def judged_rows(rollouts: list[Rollout], k: int) -> list[dict[str, Any]]:
+    """A row for each of k attempts at each problem, as ``errata.evaluation.sample`` writes them, with the turns."""
     return [
         {
             "problem_id": r.problem_id,
+            "sample": r.index % k,
+            "prompt": r.prompt,
             "completion": r.completion,
-            "score": r.reward,
+            "turns": list(r.turns),
             "length": r.length,
+            "score": r.reward,
             "kind": r.verdict.kind,
+            "feedback": r.verdict.feedback,
             "info": dict(r.verdict.info),
         }
         for r in rollouts

@@ -109,14 +109,15 @@ class Learner:
     def decide(
         self,
         batch: dict[str, Any],
-        score: Callable[[Tensor], TokenScores],
+        scores: TokenScores | Callable[[Tensor], TokenScores],
         *,
         log: bool = True,
     ) -> dict[str, Any]:
         """The method's signals for this process's rollouts, decided over the rollouts of all processes.
 
         Args:
-            score: from a (B,T) mask of this process's tokens to their scores; called by all processes or by none.
+            scores: of this process's rollouts; or how to make them at a (B,T) mask of its tokens, which all processes are
+                asked for or none.
         """
         everyone, method = self._gathered, self._trainer.method
         mask = everyone(generated(batch))
@@ -136,9 +137,10 @@ class Learner:
         first = self._trainer.accelerator.process_index * len(batch["rollout"])
         rows, columns = slice(first, first + len(batch["rollout"])), batch["completion_ids"].shape[1]
         if method.reads:
-            at = method.reads_at(whole)
-            none = torch.zeros(len(batch["rollout"]), columns, device=mask.device)
-            scores = score(at[rows, :columns]) if at.any() else TokenScores(none, none, none, none, none)
+            if callable(scores):
+                at = method.reads_at(whole)
+                none = torch.zeros(len(batch["rollout"]), columns, device=mask.device)
+                scores = scores(at[rows, :columns]) if at.any() else TokenScores(none, none, none, none, none)
             whole = replace(whole, scores=TokenScores._make(None if f is None else everyone(f) for f in scores))
         signals = method.signals(whole)
         for name, value in signals.metrics.items() if log else ():
@@ -183,8 +185,9 @@ class Learner:
                     )
             loss, scores = self._loss(hidden, head, tokens, mask, inputs)
             if past is not None:
-                weight = self._token_weights(past["mask"], inputs["n_sd"].clamp(min=1), beside=mask)
-                loss = loss + replay.loss(past_hidden, head, past, weight)
+                among = self._counted(mask, inputs["sd_weight"])
+                weights = self._token_weights(past["mask"], inputs["n_sd"].clamp(min=1), among)
+                loss = loss + replay.loss(past_hidden, head, past, weights)
             return loss, scores
 
         if past is None:
@@ -213,9 +216,8 @@ class Learner:
         def weighed(decided: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
             """Advantage and the two weights, their denominators in them."""
             rl_weight, sd_weight = decided["rl_weight"], decided["sd_weight"]
-            routed = m.denominators == "routed"
-            rl_weight = rl_weight * self._token_weights(rl_weight > 0 if routed else mask, decided["n_rl"])
-            sd_weight = sd_weight * self._token_weights(sd_weight > 0 if routed else mask, decided["n_sd"])
+            rl_weight = rl_weight * self._token_weights(self._counted(mask, rl_weight), decided["n_rl"])
+            sd_weight = sd_weight * self._token_weights(self._counted(mask, sd_weight), decided["n_sd"])
             if "importance_sampling_ratio" in inputs:  # vLLM sampled with slightly other probabilities
                 rl_weight = rl_weight * inputs["importance_sampling_ratio"]
                 sd_weight = sd_weight * inputs["importance_sampling_ratio"]
@@ -237,10 +239,10 @@ class Learner:
                 hidden,
                 head,
                 tokens=tokens,
-                decide=lambda s: weighed(self.decide(inputs, lambda at: s, log=False)),
+                decide=lambda s: weighed(self.decide(inputs, s, log=False)),
                 **options,
             )
-            inputs.update(self.decide(inputs, lambda at: scores))
+            inputs.update(self.decide(inputs, scores))
             return loss, scores
         advantage, rl_weight, sd_weight = weighed(inputs)
         if inputs["has_teacher"].any():
@@ -249,36 +251,33 @@ class Learner:
             options |= {"teacher_hidden": None, "teacher_head": None, "sparse": None}
         return fused_loss(hidden, head, tokens=tokens, advantage=advantage, rl_weight=rl_weight, **options)
 
-    def _token_weights(self, counted: Tensor, count: Tensor, beside: Tensor | None = None) -> Tensor:
-        """(B,T): what each token's loss is divided by, as TRL's ``loss_type`` says, over the tokens a stream counts.
+    def _counted(self, mask: Tensor, weight: Tensor) -> Tensor:
+        """(B,T) bool: the tokens whose number divides a stream with this weight."""
+        return mask if self._trainer.method.denominators == "shared" else weight > 0
+
+    def _token_weights(self, counted: Tensor, count: Tensor, among: Tensor | None = None) -> Tensor:
+        """(B,T): what each token's loss is divided by, as TRL's ``loss_type`` says.
 
         Args:
-            counted: (B,T) bool, those tokens.
+            counted: (B,T) bool, the tokens that a stream counts.
             count: how many there are in the generation batch of all processes.
-            beside: the mask of the fresh rollouts beside which past ones learn, each token as a fresh one would.
+            among: see ``token_weights``.
         """
         trainer = self._trainer
         steps = trainer.current_gradient_accumulation_steps if trainer.model.training else 1
         # The optimizer averages over processes and micro-batches.
         share = steps / trainer.args.steps_per_generation / trainer.accelerator.num_processes
-        weights = token_weights(
+        return token_weights(
             counted,
             trainer.loss_type,
             total=count * share,
             max_length=trainer.max_completion_length,
             accumulation=steps,
+            among=among,
         )
-        return weights if beside is None else weights * _fresh_share(trainer.loss_type, counted, beside)
 
 
 def _of_the_teacher(batch: dict[str, Any], reads: Sequence[str]) -> bool:
     """Whether a teacher's own distributions are at hand and all that is read."""
     whole = "teacher_states" in batch and "named_tokens" not in batch
     return whole and {*reads} <= {"teacher_logp", "teacher_entropy"}
-
-
-def _fresh_share(kind: str, past: Tensor, fresh: Tensor) -> float:
-    """By what a weight over the tokens of past rollouts is multiplied to be one over the fresh ones."""
-    if kind == "bnpo":
-        return float(past.sum() / fresh.sum().clamp(min=1))
-    return 1.0 if kind == "dapo" else len(past) / len(fresh)
