@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +14,7 @@ import yaml
 from trl import ModelConfig, TrlParser
 from trl.scripts.grpo import GRPOScriptArguments
 
-from errata.training.config import ErrataConfig
+from errata.recipe.config import ErrataConfig
 
 NESTED = ("method_args", "task_args", "expert_args")
 
@@ -30,6 +29,12 @@ class Recipe:
     """TRL's own data arguments: ``dataset_name``, ``reward_funcs``, ... for those who bring a TRL recipe."""
     given: dict[str, Any]
     """What the recipe and the command line said, before defaults."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Environment variables (the recipe's ``env``), set by the command that trains or evaluates."""
+
+    def set_environment(self) -> None:
+        """Set the recipe's environment variables in this process."""
+        os.environ.update(self.environment)
 
 
 class _Parser(TrlParser):  # type: ignore[misc]
@@ -48,32 +53,37 @@ def read(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
         ValueError: a missing file, malformed YAML (with its line), an unknown key (with the nearest known one), a value
             of the wrong type, or settings that contradict each other.
     """
-    given = _yaml(Path(path)) if path is not None else {}
+    return recipe_of(_yaml(Path(path)) if path is not None else {}, overrides, where=str(path))
+
+
+def recipe_of(settings: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "recipe") -> Recipe:
+    """The recipe of settings given as a mapping, with ``--key value`` overrides. As ``read``; ``where`` names it in errors."""
+    given = dict(settings)
     given.pop("compare", None)  # what `errata compare` varies
     on_gpu = given.pop("on_gpu", None) or {}
     if not isinstance(on_gpu, dict):
-        raise ValueError(f"{path}: on_gpu: must be a mapping of argument names to values")
+        raise ValueError(f"{where}: on_gpu: must be a mapping of argument names to values")
     given |= on_gpu if torch.cuda.is_available() else {}
-    for key, value in given.pop("env", {}).items():
-        os.environ[key] = str(value)
+    environment = {str(key): str(value) for key, value in (given.pop("env", None) or {}).items()}
     flat, nested = _split_overrides(overrides)
     pairs = {flat[i].removeprefix("--"): flat[i + 1] for i in range(len(flat) - 1) if flat[i].startswith("--")}
     if pairs.get("method", given.get("method", "distil")) != given.get("method", "distil"):
         given.pop("method_args", None)  # they are meant for the recipe's own method
     for (outer, inner), value in nested.items():
         given[outer] = {**(given.get(outer) or {}), inner: value}
+    if "model" not in given and "model" not in pairs:
+        named = pairs.get("model_name_or_path", given.get("model_name_or_path"))
+        if named is None:
+            raise ValueError("model: missing; name a hub id, a directory or `house`")
+        given["model"] = named
     known = {f.name for kind in (ErrataConfig, ModelConfig, GRPOScriptArguments) for f in fields(kind) if f.init}
-    _reject_unknown([*given, *on_gpu], known, f"{path}: ")
+    _reject_unknown([*given, *on_gpu], known, f"{where}: ")
     _reject_unknown([word.split("=")[0].removeprefix("--") for word in flat if word.startswith("--")], known, "--")
 
     parser = _Parser((ErrataConfig, ModelConfig, GRPOScriptArguments))
     parser.set_defaults_with_config(**given)
     config, model, script = parser.parse_args_into_dataclasses(args=list(flat), look_for_args_file=False)
-    if config.model is None:
-        config.model = model.model_name_or_path
-    if config.model is None:
-        raise ValueError("model: missing; name a hub id, a directory or `house`")
-    return Recipe(config, model, script, {**given, **pairs})
+    return Recipe(config, model, script, {**given, **pairs}, environment)
 
 
 def _yaml(path: Path) -> dict[str, Any]:
@@ -137,12 +147,3 @@ def _reject_unknown(keys: Iterable[str], known: set[str], where: str) -> None:
             hint = f", did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"{where}{key}: unknown argument{hint}")
 
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
-def fail(error: BaseException) -> NoReturn:
-    """One clear line on standard error, exit status 2."""
-    print(f"errata: {one_line(error)}", file=sys.stderr)
-    raise SystemExit(2)

@@ -1,8 +1,8 @@
 """``errata compare``: every method × seed as a run of its own, side by side, then one table and one report.
 
-A comparison is a directory: ``recipes/`` holds what each cell was told, ``logs/`` what it said, and every cell is a run
-directory like any other. So a comparison that was interrupted goes on where it stood, and one that is finished can be
-given more methods or seeds.
+A comparison is a directory: ``recipes/`` holds each cell's recipe, ``logs/`` its output, and every cell is a run directory
+like any other. So a comparison that was interrupted goes on where it stopped, and one that is finished can be given more
+methods or seeds.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ from errata.reports.compare import table
 from errata.reports.html import write_report
 from errata.reports.rundir import RunDirectory
 from errata.reports.runs import PLAN, load
-from errata.training.config import ErrataConfig
-from errata.training.recipe import read
+from errata.recipe.config import ErrataConfig
+from errata.recipe.read import read
 
 TUNING_PROBLEMS = 128
 """Training problems a trial is judged on, unless the recipe's ``eval_problems`` says otherwise."""
 _OURS = ("method", "seed", "method_args", "compare")
-_SAID = re.compile(r"step\s+(\d+)/(\d+)\s+(.*)")
 
 
 @dataclass(frozen=True)
@@ -252,15 +251,24 @@ class Team:
         return Progress(*columns, console=self._console, disable=not self._console.is_terminal)
 
     def _show(self, progress: Progress, task: TaskID, cell: Cell) -> None:
-        if not progress.disable and (said := _last_match(self._log(cell))) is not None:
-            progress.update(task, completed=int(said[1]), total=int(said[2]), note=said[3])
+        row = None if progress.disable else self._last_row(cell)
+        if row is not None:
+            progress.update(task, completed=row["step"], total=cell.settings.get("max_steps"), note=_note(row))
+
+    def _last_row(self, cell: Cell) -> dict[str, Any] | None:
+        """The last of the cell's ``metrics.jsonl``."""
+        return RunDirectory(self._folder / cell.name).last("metrics")
 
     def _verdict(self, cell: Cell, status: int) -> str:
         if status:
             lines = self._log(cell).read_text(encoding="utf-8", errors="replace").strip().splitlines()
             return f"{cell.name}: failed ({lines[-1][:200] if lines else f'status {status}'}); see {self._log(cell)}"
-        said = _last_match(self._log(cell))
-        return f"{cell.name}: {said[3].strip() if said else 'done'}"
+        rows = RunDirectory(self._folder / cell.name).read("eval")
+        row = self._last_row(cell) or {}
+        if rows:
+            name = f"avg@{rows[-1]['k']}"
+            row = {**row, name: rows[-1][name]}
+        return f"{cell.name}: {_note(row) or 'done'}"
 
 
 def _conclude(
@@ -358,12 +366,10 @@ def _recipe(path: Path) -> dict[str, Any]:
     return {k: v for k, v in given.items() if k not in ("output_dir", "run_name", "overwrite")}
 
 
-def _last_match(log: Path) -> re.Match[str] | None:
-    """The last line about a step in a log's last kilobytes."""
-    with log.open("rb") as file:
-        file.seek(max(log.stat().st_size - 4000, 0))
-        found = list(_SAID.finditer(file.read().decode("utf-8", "replace")))
-    return found[-1] if found else None
+def _note(row: Mapping[str, Any]) -> str:
+    """The reward and the accuracy of a row, for one line."""
+    shown = {name: row[name] for name in row if name == "reward" or name.startswith("avg@")}
+    return "  ".join(f"{name} {value:.3f}" for name, value in shown.items() if isinstance(value, int | float))
 
 
 def _file(label: str) -> str:

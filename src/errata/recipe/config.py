@@ -1,4 +1,4 @@
-"""``ErrataConfig``: TRL's ``GRPOConfig`` and ours in one, so that a TRL user's recipe works unchanged."""
+"""``ErrataConfig``: TRL's ``GRPOConfig`` with errata's settings, so that a TRL user's recipe works unchanged."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ import yaml
 from trl import GRPOConfig
 
 from errata.methods.base import TEACHERS
+
+
+def mapping(value: dict[str, Any] | str | None) -> dict[str, Any]:
+    """A recipe's optional mapping as one."""
+    return dict(value) if isinstance(value, dict) else {}
 
 
 def _help(default: Any, text: str) -> Any:
@@ -51,15 +56,17 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
     method: str = _help("distil", "One of `errata methods`, or file.py:Class.")
     method_args: dict[str, Any] | str | None = _help(None, "Settings of the method, e.g. {credit: mean}.")
     expert: str | None = _help(
-        None, "Who marks instead of the policy itself: a hub id or directory, or a server's http://.../v1."
+        None, "The teacher instead of the policy itself: a hub id or directory, or a server's http://.../v1."
     )
     expert_args: dict[str, Any] | str | None = _help(
-        None, "How the expert is asked, e.g. {gives: samples, samples: 4, share: 0.25}."
+        None, "How the expert is queried, e.g. {gives: samples, samples: 4, share: 0.25}."
     )
     expert_on_failure: str = _help(
-        "skip", "A server that fails: skip its marks, let the policy itself mark (self), or pause until it answers."
+        "skip",
+        "Where a server fails: skip the rollout's distillation, use the policy as its teacher (self), or pause until it answers.",
+   
     )
-    replay_capacity: int | None = _help(None, "Past rollouts kept with the expert's answers and learned from again.")
+    replay_capacity: int | None = _help(None, "Past rollouts kept with their teacher's values and learned from again.")
     replay_share: float = _help(0.5, "Past rollouts learned from for each fresh one.")
     replay_limit: float = _help(2.0, "Largest importance weight of a past state.")
     teacher: str | None = _help(None, "live, frozen, ema, sync or trust_region; the method's own unless given.")
@@ -107,7 +114,7 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
     scale_rewards: str = _help(
         "none", "No division by the group's deviation: the baseline of the papers followed here."
     )
-    epsilon_high: float | None = _help(0.28, "Upper clip (METHODS section 1).")
+    epsilon_high: float | None = _help(0.28, "Upper clip of the surrogate (DAPO, arXiv 2503.14476).")
     logging_steps: float = _help(1, "Log every step: health must be visible.")
     # None first, as transformers' argument parser wants it.
     report_to: None | str | list[str] = _help("none", "Further trackers: trackio, tensorboard, wandb.")  # noqa: RUF036

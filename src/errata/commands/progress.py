@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: one bar, the reward, the gap to the teacher, the last evaluation."""
+"""Progress of a run on the terminal: one bar, the reward, the gap to the teacher, the last evaluation."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import sys
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import TrainerCallback
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from errata.reports.rundir import RunDirectory
 
@@ -15,20 +16,20 @@ LINES = 20
 """Without a terminal (a log file), a line is printed about this many times in a run."""
 
 
-class Progressing(TrainerCallback):  # type: ignore[misc]
+class Progress(TrainerCallback):  # type: ignore[misc]
     """Shows progress, and keeps every log in the run directory's ``metrics.jsonl``."""
 
     def __init__(self, run: RunDirectory, eval_k: int) -> None:
         self._run, self._k = run, eval_k
         self._console = Console()
-        self._bar: Progress | None = None
+        self._bar: Bar | None = None
         self._last: dict[str, float] = {}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
         if sys.stdout.isatty():
-            self._bar = Progress(
+            self._bar = Bar(
                 TextColumn("[bold]train"),
                 BarColumn(),
                 MofNCompleteColumn(),
@@ -40,7 +41,14 @@ class Progressing(TrainerCallback):  # type: ignore[misc]
             self._bar.start()
             self._task = self._bar.add_task("train", total=state.max_steps, completed=state.global_step, note="")
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if not state.is_world_process_zero or not logs:
             return
         self._last |= {k: v for k, v in logs.items() if isinstance(v, int | float)}
@@ -57,7 +65,7 @@ class Progressing(TrainerCallback):  # type: ignore[misc]
                 f"step {state.global_step:>5}/{state.max_steps}  {self._note()}", highlight=False, markup=False
             )
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

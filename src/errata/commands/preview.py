@@ -19,13 +19,13 @@ from rich.text import Text
 from errata import methods, tasks
 from errata.contexts import Renderer
 from errata.feedback import judge
-from errata.methods import Method
+from errata.methods import TeacherMethod
 from errata.records import Group, Messages, Rollout, TeacherContext, Verdict
 
 _TITLES = {
     "sibling": "a sibling succeeded",
-    "buffer": "the success buffer knows a solution",
-    "feedback": "the attempt failed and the world spoke",
+    "buffer": "the success buffer holds a solution",
+    "feedback": "the attempt failed and there is feedback",
     "reference": "the data set has a reference",
 }
 # Tried after the solutions of other rows, for tasks that have none.
@@ -50,7 +50,8 @@ def show_contexts(args: argparse.Namespace, rows: Any) -> int:
     Raises ``ValueError`` for an unknown method, setting or template, and where the verifier cannot run here.
     """
     method = methods.get(args.method, **_mapping("method_args", args.method_args))
-    renderer = Renderer(args.context_template, history=method.history > 0)
+    teacher_method = method if isinstance(method, TeacherMethod) else None
+    renderer = Renderer(args.context_template, history=teacher_method is not None and teacher_method.history > 0)
     try:
         verifier = tasks.verifier(args.name, **_mapping("task_args", args.task_args))
     except (RuntimeError, ImportError) as error:
@@ -58,23 +59,23 @@ def show_contexts(args: argparse.Namespace, rows: Any) -> int:
     console = Console(highlight=False, soft_wrap=True)
     for index in range(min(args.rows or 1, len(rows))):
         row = rows[index]
-        shown = f"teacher shown {', else '.join(method.sources)}" if method.uses_teacher else "no teacher"
+        shown = "no teacher" if teacher_method is None else f"teacher shown {', else '.join(teacher_method.sources)}"
         _say(console, f"{row['problem_id']} ({args.split}), method {args.method}: {shown}", style="bold")
         _heading(console, "What the student sees")
         _show(console, row["prompt"])
-        if method.uses_teacher:
-            _show_teachers(console, method, renderer, _attempts(rows, index, verifier, method.success_threshold))
+        if teacher_method is not None:
+            _show_teachers(console, teacher_method, renderer, _attempts(rows, index, verifier, method.success_threshold))
     return 0
 
 
-def _show_teachers(console: Console, method: Method, renderer: Renderer, attempts: _Attempts) -> None:
-    _heading(console, "A failed attempt, made up, and what the world says to it")
+def _show_teachers(console: Console, method: TeacherMethod, renderer: Renderer, attempts: _Attempts) -> None:
+    _heading(console, "A failed attempt, made up, and its feedback")
     _say(console, attempts.failed.completion)
     _say(console, attempts.said, style="bold")
     for source in method.sources:
         _heading(console, f"What the teacher sees if {_TITLES.get(source, source)} ({source})")
         context = _context(method, source, attempts)
-        if not context.informs:
+        if not context.is_informative:
             _say(console, f"Nothing: {_why_nothing(source, method, attempts)}.", style="italic")
             continue
         leaks = "holds the answer" if context.leaks_answer else "does not hold the answer"
@@ -82,36 +83,37 @@ def _show_teachers(console: Console, method: Method, renderer: Renderer, attempt
         _show(console, renderer.render(attempts.failed, context).prompt, seen=attempts.failed.prompt)
 
 
-def _context(method: Method, source: str, attempts: _Attempts) -> TeacherContext:
+def _context(method: TeacherMethod, source: str, attempts: _Attempts) -> TeacherContext:
     """The method's own decision, were this its only source and had it what it needs."""
     alone = replace(method, sources=(source,))
-    experience, failed = alone.experience(), attempts.failed
-    if experience.history is not None and attempts.earlier is not None:
+    experience, failed = alone.memory(), attempts.failed
+    history, buffer = getattr(experience, "history", None), getattr(experience, "buffer", None)
+    if history is not None and attempts.earlier is not None:
         verdict = attempts.earlier.verdict
-        experience.history.add(
+        history.add(
             failed.problem_id, attempts.earlier.completion, verdict.feedback, 0, leaks_answer=verdict.leaks_answer
         )
-        experience.history.begin(1)
+        history.begin(1)
     solutions = [failed.reference, *(f"[successful attempt {n}]" for n in range(2, method.demonstrations + 1))]
     solved = [
         replace(failed, index=n, completion=text, verdict=Verdict(method.success_threshold))
         for n, text in enumerate(solutions if failed.reference else [], start=1)
         if text
     ]
-    if source == "buffer" and experience.buffer is not None:
+    if source == "buffer" and buffer is not None:
         for rollout in solved:
-            experience.buffer.add(failed.problem_id, rollout.completion, method.success_threshold, 0)
+            buffer.add(failed.problem_id, rollout.completion, method.success_threshold, 0)
     group = Group(failed.problem_id, (failed, *(solved if source == "sibling" else ())))
-    context = alone.context(failed, group, experience=experience, epoch=1.0, rng=random.Random(0))
+    context = alone.context(failed, group, memory=experience, epoch=1.0, rng=random.Random(0))
     return context if context.kind == source else TeacherContext("none")
 
 
-def _why_nothing(source: str, method: Method, attempts: _Attempts) -> str:
+def _why_nothing(source: str, method: TeacherMethod, attempts: _Attempts) -> str:
     if source == "feedback":
         return attempts.said if not attempts.failed.verdict.feedback else "the feedback may not be shown (allow_leaks)"
     if not attempts.failed.reference:
         return "this row has no reference that could stand for a solution here"
-    if source == "buffer" and method.experience().buffer is None:
+    if source == "buffer" and getattr(method.memory(), "buffer", None) is None:
         return "this method keeps no success buffer"
     return "it may not be shown (allow_leaks)"
 
@@ -134,7 +136,7 @@ def _attempts(rows: Any, index: int, verifier: Any, threshold: float) -> _Attemp
             break
     if not found:
         rollout = replace(rollout, verdict=Verdict(0.0))
-        return _Attempts(rollout, told or "the verifier says nothing to failed attempts", None)
+        return _Attempts(rollout, told or "the verifier gives failed attempts no feedback", None)
     verdict = found[0].verdict
     said = f"score {verdict.score:g}, {verdict.kind or 'feedback'}: {verdict.feedback}"
     return _Attempts(found[0], said, found[1] if len(found) > 1 else None)

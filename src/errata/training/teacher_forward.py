@@ -1,15 +1,17 @@
-"""From teacher contexts to the teacher's hidden states at the student's own tokens."""
+"""The teacher's forward pass: from prompts and completions to the hidden states at the student's own tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-MAX_WASTE = 0.1
+MAX_PADDING = 0.1
 """Padding allowed in one teacher forward, as a share of its tokens."""
+
+Sequences = Sequence[tuple[int, list[int]]]
+"""Of each rollout the number of prompt tokens, and prompt followed by completion."""
 
 
 def teacher_sequences(
@@ -17,26 +19,23 @@ def teacher_sequences(
 ) -> list[tuple[int, list[int]]]:
     """(length of the prompt, prompt + completion) per rollout: the completion's tokens are the student's own, untouched.
 
-    Raises ``ValueError`` naming the rollout where that does not hold, so that a mark can never land on another token.
+    Raises ``ValueError`` for an empty prompt: then there is no state that predicts the first completion token.
     """
     built = []
     for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        ids = [*prompt, *completion]
         if not prompt:
             raise ValueError(f"rollout {index}: its teacher prompt has no tokens; check context_template")
-        if ids[len(prompt) :] != list(completion):
-            raise ValueError(f"rollout {index}: teacher and student tokens of the completion differ")
-        built.append((len(prompt), ids))
+        built.append((len(prompt), [*prompt, *completion]))
     return built
 
 
 def length_batches(lengths: Sequence[int], max_rows: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length: at most ``max_rows`` each, at most ``MAX_WASTE`` of it padding."""
+    """Indices in batches of similar length: at most ``max_rows`` each, at most ``MAX_PADDING`` of it padding."""
     batch: list[int] = []
     used = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         padded = lengths[batch[0]] * (len(batch) + 1) if batch else lengths[index]
-        if batch and (len(batch) == max_rows or used + lengths[index] < (1 - MAX_WASTE) * padded):
+        if batch and (len(batch) == max_rows or used + lengths[index] < (1 - MAX_PADDING) * padded):
             yield batch
             batch, used = [], 0
         batch.append(index)
@@ -46,8 +45,8 @@ def length_batches(lengths: Sequence[int], max_rows: int) -> Iterator[list[int]]
 
 
 def hidden_at_completions(
-    run: Callable[[dict[str, Any]], Tensor],
-    sequences: Sequence[tuple[int, list[int]]],
+    run: Callable[[dict[str, Tensor]], Tensor],
+    sequences: Sequences,
     *,
     max_rows: int,
     device: torch.device,
@@ -73,7 +72,7 @@ def hidden_at_completions(
         computed += ids.numel()
         for row, i in enumerate(batch):
             start, end = sequences[i][0] - 1, lengths[i] - 1
-            states[i] = hidden[row, start:end].clone()  # frees the padded rest
+            states[i] = hidden[row, start:end].clone()  # so that the padded rest is freed
     padding = 1 - sum(lengths) / computed if computed else 0.0
     return [s for s in states if s is not None], padding
 

@@ -1,4 +1,4 @@
-"""Whoever marks, as a recipe names it: the policy itself, another model on this machine, a server."""
+"""The expert that a recipe names: none (the policy is its own teacher), another model on this machine, a server."""
 
 from __future__ import annotations
 
@@ -6,38 +6,34 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+from transformers import PreTrainedTokenizerBase
 
 from errata import methods
-from errata.experts import SelfTeacher, Teacher
 from errata.experts.access import GIVES, Access
-from errata.methods import Method
-from errata.training.config import ErrataConfig
-from errata.training.sources import mapping, model_path
-
-Prepare = Callable[[Any], Any]
-MakeExpert = Callable[[Prepare], Any]
-"""Given what prepares a model for the run's parallelism -> a ``Teacher``, or whatever answers ``Question``s."""
+from errata.methods import Method, TeacherMethod
+from errata.recipe.config import ErrataConfig, mapping
+from errata.recipe.models import model_path
+from errata.training.teachers import MakeTeacher
 
 CACHE = "expert_cache.sqlite"
 
 
-def expert_of(config: ErrataConfig, method: Method, tokenizer: Any) -> tuple[MakeExpert | None, Access]:
-    """The expert of a recipe's ``expert`` and ``expert_args``, and how it is asked; ``None``: the policy is its own.
+def expert_of(config: ErrataConfig, method: Method, tokenizer: PreTrainedTokenizerBase) -> tuple[MakeTeacher | None, Access]:
+    """The expert of a recipe's ``expert`` and ``expert_args``, and its access; ``None``: the policy is its own teacher.
 
-    Raises ``ValueError`` naming the setting, for an expert that gives less than the method needs with the methods that would
-    work, and for one that cannot be had.
+    Raises ``ValueError`` naming the setting: for an expert that gives less than the method needs (with the methods that
+    would work), and for one that cannot be loaded or reached.
     """
     own, others = Access.split(mapping(config.expert_args))
     remote = config.expert is not None and config.expert.startswith(("http://", "https://"))
     if remote:
         own.setdefault("gives", "samples")
     access = Access(**own)
-    if not method.uses_teacher:
+    if not isinstance(method, TeacherMethod):
         if config.expert is not None:
-            raise ValueError(f"expert: method {config.method} asks nobody; use another method or leave it out")
+            raise ValueError(f"expert: method {config.method} has no teacher; use another method or leave it out")
         return None, access
-    _enough(config, method, access)
+    _check_access(config, method, access)
     if config.expert is None:
         if others:
             raise ValueError(
@@ -53,34 +49,8 @@ def expert_of(config: ErrataConfig, method: Method, tokenizer: Any) -> tuple[Mak
     return (_server if remote else _local)(config, access, others, tokenizer), access
 
 
-def self_teacher(trainer: Any, prepare: Prepare) -> Teacher:
-    """The policy as its own teacher, as the recipe and the method say."""
-    args, kind = trainer.args, trainer.args.teacher or trainer.method.teacher
-    if args.teacher_device is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        raise ValueError("teacher_device: FSDP and DeepSpeed keep a teacher where they shard it; leave it out")
-    if args.teacher_freeze_below is not None and kind not in ("ema", "sync"):
-        raise ValueError(f"teacher_freeze_below: a {kind} teacher follows no one; use teacher: ema or sync")
-    batch, steps = trainer.args.steps_per_generation * trainer.num_iterations, args.teacher_sync_steps or 0
-    if kind == "sync" and steps * args.gradient_accumulation_steps % batch:
-        raise ValueError(
-            f"teacher_sync_steps: {steps} would change the teacher within a generation batch, which lasts "
-            f"{batch} micro-batches ({args.gradient_accumulation_steps} a step); give a multiple"
-        )
-    return SelfTeacher(
-        trainer.model,
-        kind,
-        trainer.method.teacher_rate if args.teacher_rate is None else args.teacher_rate,
-        prepare,
-        sync_steps=args.teacher_sync_steps,
-        base_weight=args.teacher_base_weight,
-        dtype=None if args.teacher_dtype is None else getattr(torch, args.teacher_dtype),
-        device=args.teacher_device,
-        seed=args.seed,
-    )
-
-
-def _enough(config: ErrataConfig, method: Method, access: Access) -> None:
-    least, why = method.least_answer()
+def _check_access(config: ErrataConfig, method: TeacherMethod, access: Access) -> None:
+    least, why = method.minimum_access()
     if GIVES.index(access.gives) >= GIVES.index(least):
         return
     able = [n for n in methods.names() if _works(n, access)]
@@ -94,14 +64,16 @@ def _enough(config: ErrataConfig, method: Method, access: Access) -> None:
 
 def _works(name: str, access: Access) -> bool:
     method = methods.get(name)
-    return method.uses_teacher and GIVES.index(access.gives) >= GIVES.index(method.least_answer()[0])
+    if not isinstance(method, TeacherMethod):
+        return False
+    return GIVES.index(access.gives) >= GIVES.index(method.minimum_access()[0])
 
 
-def _server(config: ErrataConfig, access: Access, others: dict[str, Any], tokenizer: Any) -> MakeExpert:
-    from errata.experts.server import ServerExpert
+def _server(config: ErrataConfig, access: Access, others: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> MakeTeacher:
+    from errata.experts.remote.server import ServerExpert
 
     if access.gives == "full":
-        raise ValueError("expert_args: gives: full cannot be had of a server; use topk (vLLM) or samples")
+        raise ValueError("expert_args: gives: full is not offered by servers; use topk (vLLM) or samples")
     if "model" not in others:
         raise ValueError("expert_args: model is missing, the model's name on the server")
     if "on_failure" in others:
@@ -114,7 +86,7 @@ def _server(config: ErrataConfig, access: Access, others: dict[str, Any], tokeni
     return lambda prepare: expert
 
 
-def _local(config: ErrataConfig, access: Access, others: dict[str, Any], tokenizer: Any) -> MakeExpert:
+def _local(config: ErrataConfig, access: Access, others: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> MakeTeacher:
     from errata.experts.local import LocalExpert, LocalSampler
 
     path = model_path(str(config.expert))
@@ -124,7 +96,7 @@ def _local(config: ErrataConfig, access: Access, others: dict[str, Any], tokeniz
     except ValueError:
         if access.gives != "samples":
             raise
-        # Another tokenizer: it is known by the text it writes.
+        # Another tokenizer: only the text it writes can be used.
         sampler = _named(lambda: LocalSampler(path, tokenizer, draws=access.samples, **others))
         return lambda prepare: sampler
     return expert.prepared_by  # type: ignore[no-any-return]

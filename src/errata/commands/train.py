@@ -5,35 +5,33 @@ from __future__ import annotations
 import os
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import PrinterCallback
 from transformers.utils import logging
-from trl import get_peft_config, get_quantization_config
 
-from errata import methods
+from errata.commands.allocator import keep_memory
+from errata.commands.progress import Progress
+from errata.recipe.build import build_trainer, method_of
+from errata.recipe.config import ErrataConfig
+from errata.recipe.read import Recipe, read
 from errata.records import Rollout
 from errata.reports.rundir import RunDirectory
 from errata.reports.rundir import plain as _plain
 from errata.reports.table import before_after, rollout_samples
-from errata.training import sources
-from errata.training.allocator import keep_memory
 from errata.training.compat import complete_checkpoints
-from errata.training.config import ErrataConfig
-from errata.training.experts import expert_of
-from errata.training.progress import Progressing
-from errata.training.recipe import Recipe, read
 from errata.training.trainer import ErrataTrainer
 
 
-def train(path: str, overrides: list[str]) -> int:
+def train(path: str, overrides: Sequence[str]) -> int:
     """Run the recipe; resume the run of that name where one was interrupted."""
     quiet()
     recipe = read(path, overrides)
+    recipe.set_environment()
     console = Console()
     run = RunDirectory(Path(str(recipe.config.output_dir)))
     if run.finished and not recipe.config.overwrite and run.config() == _plain(_resolved(recipe)):
@@ -42,72 +40,17 @@ def train(path: str, overrides: list[str]) -> int:
         return 0
     if recipe.config.use_cpu or not torch.cuda.is_available():
         keep_memory()
-    trainer = build_trainer(recipe, run)
+    trainer = build_trainer(recipe, run.write)
+    trainer.add_callback(Progress(run, recipe.config.eval_k))
     checkpoint = _open_run(recipe, run)
+    if checkpoint is not None:
+        trainer.args.eval_on_start = False  # the evaluation of the untrained policy is there already
     _announce(console, trainer, recipe, checkpoint)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _finish(console, trainer, run, time.perf_counter() - started)
     trainer.accelerator.end_training()  # processes that leave with their group open can abort at the very end
     return 0
-
-
-def build_trainer(recipe: Recipe, run: RunDirectory | None = None) -> ErrataTrainer:
-    """The trainer a recipe describes. All its inputs are checked first, the cheap ones before the dear ones.
-
-    Raises ``ValueError`` in one line for anything the user can mend.
-    """
-    config, model_args = recipe.config, recipe.model
-    method = methods.get(config.method, **sources.mapping(config.method_args))
-    verifiers = sources.verifiers_of(recipe)
-    tools = sources.tools_of(config)
-    train_split, test_split = "train", config.eval_split
-    if config.task is None:
-        train_split, test_split = recipe.script.dataset_train_split, recipe.script.dataset_test_split
-    train_rows = sources.rows_of(recipe, split=train_split, task=config.task)
-    sources.check_template_tasks(recipe, train_rows)
-    eval_rows = None
-    if config.eval_strategy != "no" or config.eval_on_start:
-        eval_rows = sources.rows_of(recipe, split=test_split, task=config.eval_task or config.task)
-        if config.eval_problems is not None:
-            eval_rows = eval_rows.select(range(min(config.eval_problems, len(eval_rows))))
-    if method.sources == ("reference",) and not any(
-        train_rows["reference"] if "reference" in train_rows.column_names else []
-    ):
-        raise ValueError(
-            f"method: {config.method} shows its teacher the reference, and no row has a 'reference'; "
-            "use another method or add the column"
-        )
-    where = sources.model_path(str(config.model))
-    tokenizer = sources.load_tokenizer(where, config.trust_remote_code)
-    kwargs: dict[str, Any] = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-    }
-    kwargs |= {"dtype": model_args.dtype or "float32", "trust_remote_code": config.trust_remote_code}
-    kwargs |= {"quantization_config": get_quantization_config(model_args)}
-    kwargs |= dict(config.model_init_kwargs or {})
-    config.model_init_kwargs = None
-    expert, access = expert_of(config, method, tokenizer)
-    model = sources.load_model(where, **{k: v for k, v in kwargs.items() if v is not None})
-    trainer = ErrataTrainer(
-        model,
-        verifiers,
-        config,
-        method=method,
-        train_dataset=train_rows,
-        eval_dataset=eval_rows,
-        run=(lambda stem, row: None) if run is None else run.write,
-        processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
-        expert=expert,
-        access=access,
-        **tools,
-    )
-    trainer.remove_callback(PrinterCallback)  # the progress bar says it, and metrics.jsonl keeps it
-    if run is not None:
-        trainer.add_callback(Progressing(run, config.eval_k))
-    return trainer
 
 
 def _open_run(recipe: Recipe, run: RunDirectory) -> Path | None:
@@ -118,15 +61,12 @@ def _open_run(recipe: Recipe, run: RunDirectory) -> Path | None:
         run.truncate_after(_step_of(_checkpoint_of(config, run.path)))
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-    checkpoint = _checkpoint_of(config, run.path)
-    if checkpoint is not None:
-        config.eval_on_start = False  # that evaluation is of the untrained policy, and already there
-    return checkpoint
+    return _checkpoint_of(config, run.path)
 
 
 def _resolved(recipe: Recipe) -> dict[str, Any]:
     """The settings a run is told apart by: all that differ from TRL's and our defaults, and the method's, whole."""
-    config, method = recipe.config, methods.get(recipe.config.method, **sources.mapping(recipe.config.method_args))
+    config, method = recipe.config, method_of(recipe)
     settings = {k: v for k, v in recipe.given.items() if k not in _NOT_SETTINGS}
     settings |= {
         f.name: getattr(config, f.name)
@@ -198,7 +138,8 @@ def _finish(console: Console, trainer: ErrataTrainer, run: RunDirectory, seconds
     if not trainer.is_world_process_zero():
         return
     last = trainer.evaluator.last_rollouts
-    _show(console, run, [_sample_row(r) for r in _telling(last)] if last else run.read("rollouts")[-3:])
+    samples = [_sample_row(r) for r in _examples(last, trainer.method.success_threshold)]
+    _show(console, run, samples or run.read("rollouts")[-3:])
     run.finish()
     console.print(f"run: {run.path}  ({trainer.state.global_step} steps, {seconds:.0f} s)", highlight=False)
 
@@ -210,16 +151,14 @@ def _show(console: Console, run: RunDirectory, samples: list[dict[str, Any]]) ->
     console.print(rollout_samples(samples))
 
 
-def _telling(rollouts: list[Rollout], n: int = 3) -> list[Rollout]:
-    """``n`` rollouts of different problems, failures with feedback first: they show what there was to learn from."""
+def _examples(rollouts: Sequence[Rollout], threshold: float, n: int = 3) -> list[Rollout]:
+    """``n`` rollouts of different problems: failures with feedback first, and one that is solved."""
     chosen: dict[str, Rollout] = {}
     for rollout in sorted(rollouts, key=lambda r: (not r.verdict.feedback, r.index)):
         chosen.setdefault(rollout.problem_id, rollout)
-    solved = next((r for r in rollouts if (r.reward or 0) > 0), None)
-    found = [r for r in chosen.values() if solved is None or r.problem_id != solved.problem_id][
-        : n - (solved is not None)
-    ]
-    return found if solved is None else [*found, solved]
+    solved = next((r for r in rollouts if r.solved(threshold)), None)
+    others = [r for r in chosen.values() if solved is None or r.problem_id != solved.problem_id]
+    return others[:n] if solved is None else [*others[: n - 1], solved]
 
 
 def _sample_row(rollout: Rollout) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What becomes of a large tensor's memory on a CPU once it is free."""
+"""Whether a CPU process keeps the memory of freed tensors."""
 
 from __future__ import annotations
 
