@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 import yaml
-from tests.experts.fake_server import FakeServer, PolicyAnswers
+from tests.experts.remote.fake_server import FakeServer, PolicyAnswers
 from tests.training.worlds import TOKENIZER, build_model, weights
 from transformers import TrainerCallback
 

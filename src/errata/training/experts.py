@@ -98,7 +98,7 @@ def _works(name: str, access: Access) -> bool:
 
 
 def _server(config: ErrataConfig, access: Access, others: dict[str, Any], tokenizer: Any) -> MakeExpert:
-    from errata.experts.server import ServerExpert
+    from errata.experts.remote.server import ServerExpert
 
     if access.gives == "full":
         raise ValueError("expert_args: gives: full cannot be had of a server; use topk (vLLM) or samples")

@@ -12,7 +12,7 @@ from torch import Tensor
 from errata.contexts import Rendered
 from errata.experts import SelfTeacher
 from errata.experts.access import Access, chosen_states, named
-from errata.experts.answers import Answer, Question, spread
+from errata.experts.queries import Answer, Question, spread
 from errata.ops.scores import Head, SparseTeacher
 from errata.records import TeacherContext
 from errata.training.forward import head_of

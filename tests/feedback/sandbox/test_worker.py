@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from errata.feedback.worker import Worker, processors
+from errata.feedback.sandbox.worker import Worker, processors
 
 MODULE = """
 import os, sys, time
