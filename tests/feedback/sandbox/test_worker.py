@@ -32,7 +32,7 @@ def misbehave(argument):
 @pytest.fixture
 def worker(tmp_path, monkeypatch):
     (tmp_path / "functions_for_worker.py").write_text(MODULE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     made = []
 
     def make(name):
