@@ -29,8 +29,8 @@ class Scene:
     """A trainer at its first step with one batch of rollouts, marked as often as one likes."""
 
     def __init__(self, problems: int = 4, group: int = 4, seed: int = 0, temperature: float = 1.0) -> None:
-        from errata.training.recipe import read
-        from errata.training.run import build_trainer
+        from errata.recipe.read import read
+        from errata.commands.train import build_trainer
 
         settings: dict[str, Any] = {
             "per_device_train_batch_size": problems * group,

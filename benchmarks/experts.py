@@ -102,7 +102,7 @@ def serving(folder: Path) -> Iterator[str]:
     """The other model behind vLLM's form of the protocol, on the loopback: the stand-in that the tests use."""
     sys.path.insert(0, str(ROOT))
     import torch
-    from tests.experts.fake_server import FakeServer, PolicyAnswers
+    from tests.experts.remote.fake_server import FakeServer, PolicyAnswers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     class Quick(PolicyAnswers):  # type: ignore[misc]

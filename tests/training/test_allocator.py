@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="speak
 
 PROGRAM = """
 import os, torch
-from errata.training.allocator import keep_memory
+from errata.commands.allocator import keep_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20

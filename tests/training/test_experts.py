@@ -9,8 +9,8 @@ from tests.training.worlds import history, trainer, weights
 
 from errata import methods
 from errata.experts import Access
-from errata.training.config import ErrataConfig
-from errata.training.experts import expert_of
+from errata.recipe.config import ErrataConfig
+from errata.recipe.experts import expert_of
 
 TEXT = {"sources": ["reference"], "cost": "ce"}
 

@@ -5,7 +5,7 @@ import torch
 from tests.training.worlds import trainer
 
 from errata.records import Verdict
-from errata.training.judging import Recorder, combined
+from errata.training.rollouts import Recorder, combined
 
 
 def test_recorder_gives_trl_floats_and_keeps_verdicts():

@@ -8,8 +8,8 @@ from tests.training.worlds import trainer
 
 from errata.ops.reduce import KINDS
 from errata.ops.scores import TokenScores
-from errata.training.learning import Learner
-from errata.training.marking import generated
+from errata.training.loss import Learner
+from errata.training.teacher_pass import generated
 
 FRESH = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).bool()
 

@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from errata.training import recipe, sources
-from errata.training.recipe import read
+from errata.recipe.read import read
 
 
 def written(tmp_path, text):

@@ -11,7 +11,7 @@ from tests.training.worlds import settings, weights
 from errata import methods
 from errata.cli import main
 from errata.training import learning, marking
-from errata.training.config import ErrataConfig
+from errata.recipe.config import ErrataConfig
 from errata.training.trainer import ErrataTrainer
 
 TOKENIZER = world.tool_tokenizer()

@@ -9,7 +9,7 @@ from tests.tiny import build_model, build_tokenizer
 
 from errata import methods
 from errata.records import Verdict
-from errata.training.config import ErrataConfig
+from errata.recipe.config import ErrataConfig
 from errata.training.trainer import ErrataTrainer
 
 TOKENIZER = build_tokenizer()

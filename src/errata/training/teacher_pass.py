@@ -17,7 +17,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from errata.contexts import Rendered
-from errata.experts import Access, Answer, Query, SelfTeacher, Teacher
+from errata.experts import Access, Answer, SelfTeacher, Teacher
+from errata.experts import Question as Query
 from errata.experts.access import chosen_states, named
 from errata.experts.queries import spread
 from errata.ops.scores import Head

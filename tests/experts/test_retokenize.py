@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.experts.worlds import CHARACTERS, WORDS
 
-from errata.experts.answers import Question
-from errata.experts.reading import Reply, draws, text_of, tokens_after
+from errata.experts.queries import Question
+from errata.experts.retokenize import Reply, draws, text_of, tokens_after
 
 END = WORDS.eos_token_id
 PIECES = ["h", "e", "l", "o", "1", "2", "=", "hel", "lo", "hello", "12"]

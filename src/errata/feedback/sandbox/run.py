@@ -3,7 +3,7 @@
 A program sees no network, no home directory, no environment, a read-only system and a scratch folder of its own; its
 CPU time, wall time, memory, processes, file sizes and output are limited, and all it started dies with it. On Linux
 this is done by bubblewrap where it is installed (Debian package ``bubblewrap``, 0.8 or newer), else by user namespaces
-directly (see ``_jail.py``), else, as in most containers, by Landlock and seccomp (see ``_confine.py``). Where none of them
+directly (see ``_runner.py``), else, as in most containers, by Landlock and seccomp (see ``_landlock.py``). Where none of them
 works nothing is run, unless the caller says ``unsafe_local=True``, which keeps only the limits.
 """
 
@@ -34,7 +34,7 @@ SCRATCH_BYTES = 64 << 20
 FILE_BYTES = 16 << 20
 PROCESSES = 16
 
-_JAIL = str(Path(__file__).with_name("_jail.py"))
+_RUNNER = str(Path(__file__).with_name("_runner.py"))
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache")
 _INSTALL = "install bubblewrap (Debian: apt-get install bubblewrap), allow user namespaces or Landlock, or set unsafe_local: true"
 
@@ -122,15 +122,15 @@ def _command(how: str, settings: dict[str, Any]) -> list[str]:
     python = os.path.realpath(sys.executable)
     arguments = [f"{key}={value}" for key, value in settings.items()]
     if how != "bubblewrap":
-        return [python, "-I", "-S", _JAIL, *arguments]
+        return [python, "-I", "-S", _RUNNER, *arguments]
     command = [_bubblewrap() or "bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"]
     command += ["--new-session", "--as-pid-1", "--clearenv", "--cap-drop", "ALL", "--uid", "65534", "--gid", "65534"]
     for path in _paths():
         command += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path]
     command += ["--proc", "/proc", "--dev", "/dev", "--size", str(SCRATCH_BYTES), "--tmpfs", "/box"]
-    command += ["--symlink", "/box", "/tmp", "--ro-bind", _JAIL, "/jail.py", "--chdir", "/box"]
+    command += ["--symlink", "/box", "/tmp", "--ro-bind", _RUNNER, "/runner.py", "--chdir", "/box"]
     command += ["--remount-ro", "/dev", "--remount-ro", "/"]
-    return [*command, "--", python, "-I", "-S", "/jail.py", *arguments]
+    return [*command, "--", python, "-I", "-S", "/runner.py", *arguments]
 
 
 def _run(how: str, source: str, stdin: str, timeout_s: float, memory_mb: float) -> SandboxResult:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from errata.feedback.worker import Worker, processors
+from errata.feedback.sandbox.worker import Worker, processors
 
 MODULE = """
 import os, sys, time
@@ -32,7 +32,7 @@ def misbehave(argument):
 @pytest.fixture
 def worker(tmp_path, monkeypatch):
     (tmp_path / "functions_for_worker.py").write_text(MODULE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     made = []
 
     def make(name):

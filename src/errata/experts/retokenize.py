@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from errata.experts.answers import Question
+from errata.experts.queries import Question
 
 __all__ = ["HALF", "Reply", "draws", "text_of", "tokens_after"]
 

@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from errata.experts.server_settings import ServerSettings
+from errata.experts.remote.settings import ServerSettings
 
 __all__ = ["Asker", "GarbledError", "NoAnswerError", "Session", "WrongRequestError", "in_own_loop"]
 

@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 
-from errata.experts.answers import Answer, Question
-from errata.experts.asking import Asker, GarbledError, NoAnswerError, Session, WrongRequestError, in_own_loop
-from errata.experts.cache import AnswerCache, fingerprint
-from errata.experts.reading import HALF, Reply, draws, text_of
-from errata.experts.server_settings import ServerSettings
+from errata.experts.queries import Answer, Question
+from errata.experts.remote.cache import AnswerCache, fingerprint
+from errata.experts.remote.client import Asker, GarbledError, NoAnswerError, Session, WrongRequestError, in_own_loop
+from errata.experts.remote.settings import ServerSettings
+from errata.experts.retokenize import HALF, Reply, draws, text_of
 
 __all__ = ["ServerExpert", "ServerSettings"]
 

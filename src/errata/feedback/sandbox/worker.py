@@ -70,7 +70,7 @@ class Worker:
         command = [
             sys.executable,
             "-c",
-            f"from errata.feedback.worker import serve; serve({self._target!r}, {self._preload!r})",
+            f"from errata.feedback.sandbox.worker import serve; serve({self._target!r}, {self._preload!r})",
         ]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         weakref.finalize(self, _end, self._process)

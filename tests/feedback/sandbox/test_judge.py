@@ -72,7 +72,7 @@ def test_only_the_rollout_it_raises_on_is_lost(timeout_s):
     right, wrong, also_right = call(divide, ["a", "b", "c"], timeout_s=timeout_s, divisor=[2, 0, 3])
     assert (right, also_right) == (Verdict(3.0), Verdict(2.0))
     assert (wrong.score, wrong.kind, wrong.info["verifier"]) == (None, "error", "divide")
-    assert wrong.info["error"].startswith("ZeroDivisionError: float division by zero (test_protect.py:")
+    assert wrong.info["error"].startswith("ZeroDivisionError: float division by zero (test_judge.py:")
 
 
 def test_an_exit_is_a_failure_too():

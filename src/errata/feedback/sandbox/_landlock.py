@@ -1,6 +1,6 @@
 """Confinement without namespaces, for containers that forbid them: Landlock for files, seccomp for the rest.
 
-Used by ``_jail.py`` in the program's own process, before it becomes the program. Landlock (Linux 6.2 or newer, see
+Used by ``_runner.py`` in the program's own process, before it becomes the program. Landlock (Linux 6.2 or newer, see
 landlock(7)) leaves it the interpreter and its scratch folder. Seccomp refuses sockets, new processes, signals to others,
 shared memory, changes of owner or mode, and what a program has no business with in the kernel; threads are allowed.
 """

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errata.experts import following
-from errata.experts.following import follow, generator_of, rounded_at_random
+from errata.experts import ema
+from errata.experts.ema import follow, generator_of, rounded_at_random
 
 CPU = torch.device("cpu")
 
@@ -74,7 +74,7 @@ def test_other_types_are_averaged_as_they_are():
 
 
 def test_a_large_weight_is_updated_in_pieces(monkeypatch):
-    monkeypatch.setattr(following, "PIECE", 5)
+    monkeypatch.setattr(ema, "PIECE", 5)
     teacher, student = torch.zeros(3, 4).bfloat16(), torch.full((3, 4), 2.0)
     follow(teacher, student, 0.5, generator_of(0, 0, CPU))
     assert torch.equal(teacher, torch.ones(3, 4).bfloat16())  # representable, so exact

@@ -15,8 +15,8 @@ from collections import Counter
 import pytest
 import torch
 
-from errata.experts.answers import Question
-from errata.experts.server import ServerExpert
+from errata.experts.queries import Question
+from errata.experts.remote.server import ServerExpert
 from errata.house import HOUSE_PATH
 
 for needed in ("openai", "fastapi", "uvicorn"):

@@ -13,12 +13,12 @@ from collections import Counter
 
 import pytest
 import torch
-from tests.experts.fake_server import FakeServer, PolicyAnswers, completion
+from tests.experts.remote.fake_server import FakeServer, PolicyAnswers, completion
 
-from errata.experts.answers import Question
-from errata.experts.asking import in_own_loop
-from errata.experts.cache import AnswerCache, fingerprint
-from errata.experts.server import ServerExpert, ServerSettings
+from errata.experts.queries import Question
+from errata.experts.remote.cache import AnswerCache, fingerprint
+from errata.experts.remote.client import in_own_loop
+from errata.experts.remote.server import ServerExpert, ServerSettings
 
 PROMPT, ATTEMPT = "<|user|>7a+3b*4=?<|assistant|>", "7a+3=0b*4=3<|end|>"
 ANYWHERE = "http://127.0.0.1:9/v1"

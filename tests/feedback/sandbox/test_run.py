@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from errata.feedback import sandbox
 from errata.feedback.sandbox import SandboxResult, isolation, run_python
+from errata.feedback.sandbox import run as sandbox
 
 
 def works(how):

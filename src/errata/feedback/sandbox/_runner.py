@@ -1,6 +1,6 @@
 """The inner half of :mod:`errata.feedback.sandbox`, a script of its own that needs nothing but the standard library.
 
-``python -I -S _jail.py KEY=VALUE ...`` shuts itself off from the machine, runs one program and writes what became of it
+``python -I -S _runner.py KEY=VALUE ...`` shuts itself off from the machine, runs one program and writes what became of it
 to a pipe. It is started for every program, so it imports next to nothing. Its stages, each in a process of its own:
 
     warden   enters new namespaces (user, mount, pid, network, ...) and waits, so that it can pass on a kill
@@ -9,7 +9,7 @@ to a pipe. It is started for every program, so it imports next to nothing. Its s
     program  an unprivileged user with resource limits; a fresh Python interpreter
 
 With ``mode`` "inside" (under bubblewrap) the first stage is already done. With "landlock" there is none: the program is
-confined by ``_confine.py``; with "local" it is not.
+confined by ``_landlock.py``; with "local" it is not.
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ def become_program(settings: dict[str, str], box: str) -> NoReturn:
         os.chdir(box)
         if settings["mode"] == "landlock":
             sys.path.append(os.path.dirname(os.path.abspath(__file__)))
-            from _confine import confine  # type: ignore[import-not-found]
+            from _landlock import confine  # type: ignore[import-not-found]
 
             confine(settings["paths"].split(":"), box)
         environment = {"PATH": "/usr/bin:/bin", "HOME": box, "TMPDIR": box, "LANG": "C.UTF-8"}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errata.experts.cache import AnswerCache, fingerprint
+from errata.experts.remote.cache import AnswerCache, fingerprint
 
 NUMBERS = st.floats(allow_nan=False)
 ROWS = st.lists(st.lists(st.integers() | NUMBERS | st.text(max_size=8) | st.booleans(), max_size=4), max_size=4)
@@ -50,7 +50,7 @@ def test_the_latest_answer_counts_once(tmp_path):
 
 WRITE = """
 import sys
-from errata.experts.cache import AnswerCache
+from errata.experts.remote.cache import AnswerCache
 cache, mine = AnswerCache(sys.argv[1]), sys.argv[2]
 for i in range(40):
     cache.put(f"{mine}-{i}", [mine, i])
