@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .calls import Call, Head, SparseTeacher, TokenScores, agree, measure_of, prepare
 from .checks import one_of
 from .divergence import clip_tokens, importance_weight
+from .fused.engine import RowScores
+from .fused.prepare import Call, Head, SparseTeacher, TokenScores, agree, measure_of, prepare
 from .policy_gradient import clipped_surrogate, importance_surrogate
-from .tiles import RowScores
 
 __all__ = ["Head", "SparseTeacher", "TokenScores", "fused_loss", "token_scores"]
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from .checks import as_float, one_of
-from .divergence import FLOOR, KINDS
-from .tiles import Gradients, Measure, Named, RowScores, Side, Slopes, Teachers, accumulation_dtype, sweep
+from ..checks import as_float, one_of
+from ..divergence import FLOOR, KINDS
+from .engine import Gradients, Measure, Named, RowScores, Side, Slopes, Teachers, accumulation_dtype, sweep
 
 
 class TokenScores(NamedTuple):

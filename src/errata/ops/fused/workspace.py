@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .lanes import lanes_on
+from .threads import lanes_on
 
 TILE_BYTES = {"cpu": 312 << 20}
 """Size of the kept logits by device; elsewhere 2 GiB, since a GPU's products want thousands of tokens."""

@@ -34,9 +34,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .divergence import FLOOR, add_tail, between, renormalise
-from .lanes import side_by_side
+from ..divergence import FLOOR, add_tail, between, renormalise
 from .sums import Sums, add_product, dot, operand, product_dtype
+from .threads import side_by_side
 from .workspace import Workspace
 
 Slopes = Callable[[slice, "RowScores", bool], tuple[Tensor, Tensor | None]]
