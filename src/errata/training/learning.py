@@ -11,7 +11,16 @@ from torch import Tensor
 
 from errata.methods import Batch
 from errata.ops.reduce import token_weights
-from errata.ops.scores import Head, TokenScores, fused_loss, token_scores
+from errata.ops.scores import (
+    DivergenceSettings,
+    Head,
+    ModelStates,
+    Objective,
+    Streams,
+    TokenScores,
+    fused_loss,
+    token_scores,
+)
 from errata.training import compat
 from errata.training.forward import at_completion, completion_inputs, head_of
 from errata.training.marking import SPARSE, generated
@@ -110,8 +119,6 @@ class Learner:
         self,
         batch: dict[str, Any],
         scores: TokenScores | Callable[[Tensor], TokenScores],
-        *,
-        log: bool = True,
     ) -> dict[str, Any]:
         """The method's signals for this process's rollouts, decided over the rollouts of all processes.
 
@@ -143,7 +150,7 @@ class Learner:
                 scores = scores(at[rows, :columns]) if at.any() else TokenScores(none, none, none, none, none)
             whole = replace(whole, scores=TokenScores._make(None if f is None else everyone(f) for f in scores))
         signals = method.signals(whole)
-        for name, value in signals.metrics.items() if log else ():
+        for name, value in signals.metrics.items():
             self._trainer.log_metric(name, value)
         count = mask.sum().float()
         n_rl, n_sd = count, count
@@ -213,7 +220,7 @@ class Learner:
         trainer, m = self._trainer, self._trainer.method
         told = trainer.marker.arguments(inputs, hidden, head, mask)
 
-        def weighed(decided: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        def weighted(decided: dict[str, Any]) -> Streams:
             """Advantage and the two weights, their denominators in them."""
             rl_weight, sd_weight = decided["rl_weight"], decided["sd_weight"]
             rl_weight = rl_weight * self._token_weights(self._counted(mask, rl_weight), decided["n_rl"])
@@ -221,35 +228,37 @@ class Learner:
             if "importance_sampling_ratio" in inputs:  # vLLM sampled with slightly other probabilities
                 rl_weight = rl_weight * inputs["importance_sampling_ratio"]
                 sd_weight = sd_weight * inputs["importance_sampling_ratio"]
-            return decided["advantage"], rl_weight, sd_weight
+            return Streams(decided["advantage"], rl_weight, sd_weight)
 
-        options = {
-            "old_logp": inputs.get("old_per_token_logps"),
-            "mask": mask,
-            "surrogate": m.surrogate,
-            "clip_low": trainer.epsilon_low,
-            "clip_high": trainer.epsilon_high,
-            "importance_clip": m.importance_clip,
-            "token_clip": m.token_clip,
-            **told,
-            **self._score_options(),
-        }
-        if "rl_weight" not in inputs:
-            loss, scores = fused_loss(
-                hidden,
-                head,
-                tokens=tokens,
-                decide=lambda s: weighed(self.decide(inputs, s, log=False)),
-                **options,
-            )
+        def decide(scores: TokenScores) -> Streams:
             inputs.update(self.decide(inputs, scores))
-            return loss, scores
-        advantage, rl_weight, sd_weight = weighed(inputs)
-        if inputs["has_teacher"].any():
-            options["sd_weight"] = sd_weight
-        else:
-            options |= {"teacher_hidden": None, "teacher_head": None, "sparse": None}
-        return fused_loss(hidden, head, tokens=tokens, advantage=advantage, rl_weight=rl_weight, **options)
+            return weighted(inputs)
+
+        teacher = None
+        if told["teacher_hidden"] is not None:
+            teacher = ModelStates(told["teacher_hidden"], told["teacher_head"])
+        sparse, streams = told.get("sparse"), decide if "rl_weight" not in inputs else weighted(inputs)
+        if isinstance(streams, Streams) and not inputs["has_teacher"].any():
+            teacher, sparse, streams = None, None, streams._replace(sd_weight=None)
+        return fused_loss(
+            ModelStates(hidden, head),
+            teacher,
+            tokens,
+            streams,
+            mask=mask,
+            teacher_mask=told["teacher_mask"],
+            sparse=sparse,
+            old_logp=inputs.get("old_per_token_logps"),
+            objective=Objective(
+                DivergenceSettings(m.divergence, m.alpha, m.support, m.top_k or 1),
+                surrogate=m.surrogate,
+                clip_low=trainer.epsilon_low,
+                clip_high=trainer.epsilon_high,
+                importance_clip=m.importance_clip,
+                token_clip=m.token_clip,
+            ),
+            temperature=trainer.temperature,
+        )
 
     def _counted(self, mask: Tensor, weight: Tensor) -> Tensor:
         """(B,T) bool: the tokens whose number divides a stream with this weight."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from errata.experts.access import named
 from errata.experts.aggregate import Aggregate, Past, padded, reach
-from errata.ops.scores import Head, SparseTeacher, TokenScores, fused_loss, token_scores
+from errata.ops.scores import Head, ModelStates, SparseTeacher, Streams, TokenScores, fused_loss, token_scores
 from errata.training.forward import at_completion, completion_inputs
 
 TOP_K = 20
@@ -80,7 +80,8 @@ class Replay:
         trainer.log_metric("replay/reach", float(count.sum() / past["asked"].sum().clamp(min=1e-9)))
         trainer.log_metric("replay/rollouts", len(self.store))
         sparse = SparseTeacher(past["tokens"], past["weights"], past["asked"] > 0, self._tail)
-        loss, _ = fused_loss(states, head, None, None, tokens, sd_weight=count * weights, sparse=sparse, **options)
+        streams = Streams(None, None, count * weights)
+        loss, _ = fused_loss(ModelStates(states, head), None, tokens, streams, sparse=sparse, **options)
         return loss
 
     @property

@@ -1,7 +1,8 @@
-"""Work side by side: each core takes a part for itself, all of its steps, instead of all cores sharing every step.
+"""CPU threads that each process a part of the vocabulary on their own.
 
-What a core's matrix product has left in its cache is then found there by the arithmetic after it, and nobody waits for the
-others between two steps.
+PyTorch would split every single operation over all cores. Here each thread runs all operations of its own blocks, so the
+result of a matrix product is still in that core's cache when the arithmetic after it reads it, and no thread waits for
+the others between two operations.
 """
 
 from __future__ import annotations
@@ -14,29 +15,31 @@ import torch
 
 T = TypeVar("T")
 
-MOST = 16
-"""Lanes at most: with more, their Python would be waiting for each other's; they share the cores instead."""
+MAX_THREADS = 16
+"""With more threads than this, Python's lock would hold them up; each thread gets several cores instead."""
 
 
-def lanes_on(device: torch.device) -> int:
-    """How many are worth having: a GPU's operations fill it by themselves."""
-    return min(torch.get_num_threads(), MOST) if device.type == "cpu" else 1
+def threads_for(device: torch.device) -> int:
+    """Number of threads to use: one on a GPU, whose operations fill it by themselves."""
+    return min(torch.get_num_threads(), MAX_THREADS) if device.type == "cpu" else 1
 
 
-def side_by_side(work: Callable[[int], T], lanes: int) -> list[T]:
-    """work(0), ..., work(lanes - 1), without gradient, each in a thread with its share of the cores. What one raises is
-    raised."""
-    if lanes == 1:
+def run_in_threads(work: Callable[[int], T], threads: int) -> list[T]:
+    """[work(0), ..., work(threads - 1)], without gradient, each in its own thread with an equal share of the cores.
+
+    An exception in one of them is raised here.
+    """
+    if threads == 1:
         return [work(0)]
 
-    def alone(lane: int) -> T:
-        with torch.no_grad():  # a thread's own state
-            return work(lane)
+    def without_gradient(thread: int) -> T:
+        with torch.no_grad():  # the gradient mode is a thread's own state
+            return work(thread)
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(threads // lanes, 1))  # new threads take it over
+    cores = torch.get_num_threads()
+    torch.set_num_threads(max(cores // threads, 1))  # new threads inherit it
     try:
-        with ThreadPoolExecutor(lanes) as pool:
-            return list(pool.map(alone, range(lanes)))
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(without_gradient, range(threads)))
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(cores)
