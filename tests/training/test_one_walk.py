@@ -3,7 +3,7 @@
 import pytest
 from tests.training.worlds import trainer
 
-from errata.ops import tiles
+from errata.ops.fused import engine as tiles
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from errata.ops.lanes import lanes_on, side_by_side
+from errata.ops.fused.threads import lanes_on, side_by_side
 
 
 @pytest.fixture(autouse=True)
