@@ -65,9 +65,7 @@ def test_an_experience_of_ones_own_without_a_history_is_told_so():
             return Experience()
 
     method = Forgetful(history=1)
-    with pytest.raises(
-        ValueError, match=r"history: Forgetful.memory\(\) keeps none; give it an attribute history = "
-    ):
+    with pytest.raises(ValueError, match=r"history: Forgetful.memory\(\) keeps none; give it an attribute history = "):
         shown(method, Group("p", (attempt(0, "5", 0.0, "no"),)), method.memory())
 
 

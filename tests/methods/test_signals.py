@@ -70,7 +70,9 @@ def distil_batch():
     entropy = torch.tensor([[0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0.5, 0.5], [0.5, 0, 0]])
     zero = torch.zeros(4, 3)
     everyone = torch.ones(4).bool()
-    return batch(scores=TokenScores(zero, zero, zero, entropy, kl + entropy), has_teacher=everyone, has_context=everyone)
+    return batch(
+        scores=TokenScores(zero, zero, zero, entropy, kl + entropy), has_teacher=everyone, has_context=everyone
+    )
 
 
 def test_distil_local_term_alone():

@@ -4,7 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errata.training.forward import accept_head_function
-from errata.training.teacher_forward import MAX_WASTE, hidden_at_completions, length_batches, padded_states, teacher_sequences
+from errata.training.teacher_forward import (
+    MAX_WASTE,
+    hidden_at_completions,
+    length_batches,
+    padded_states,
+    teacher_sequences,
+)
 
 
 def test_the_completion_is_untouched():

@@ -24,13 +24,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from errata import methods
+from errata.recipe.config import ErrataConfig
+from errata.recipe.read import read
 from errata.reports.compare import compare as compared
 from errata.reports.compare import table
 from errata.reports.html import write_report
 from errata.reports.rundir import RunDirectory
 from errata.reports.runs import PLAN, load
-from errata.recipe.config import ErrataConfig
-from errata.recipe.read import read
 
 TUNING_PROBLEMS = 128
 """Training problems a trial is judged on, unless the recipe's ``eval_problems`` says otherwise."""

@@ -64,7 +64,9 @@ def show_contexts(args: argparse.Namespace, rows: Any) -> int:
         _heading(console, "What the student sees")
         _show(console, row["prompt"])
         if teacher_method is not None:
-            _show_teachers(console, teacher_method, renderer, _attempts(rows, index, verifier, method.success_threshold))
+            _show_teachers(
+                console, teacher_method, renderer, _attempts(rows, index, verifier, method.success_threshold)
+            )
     return 0
 
 

@@ -25,7 +25,9 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self._bar: Bar | None = None
         self._last: dict[str, float] = {}
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if not state.is_world_process_zero:
             return
         if sys.stdout.isatty():
@@ -65,7 +67,9 @@ class Progress(TrainerCallback):  # type: ignore[misc]
                 f"step {state.global_step:>5}/{state.max_steps}  {self._note()}", highlight=False, markup=False
             )
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

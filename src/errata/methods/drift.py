@@ -13,6 +13,7 @@ from errata.experience import Curriculum, Experience, Memory, PassRateLedger, Su
 from errata.methods.base import Batch, Signals, TeacherMethod, masked_mean, one_of, zeros
 from errata.ops.rhythm import rhythm
 from errata.ops.routing import Difficulty, difficulty_bins, difficulty_gates, paper_weights, released_weights
+from errata.ops.scores import TokenScores
 from errata.records import Group, Rollout, TeacherContext
 
 
@@ -165,8 +166,9 @@ class DRIFT(TeacherMethod):
         pace, gate = mask, zeros(batch)
         gated = self.score_mask(batch)
         if gated.any():
+            s = batch.scores
             found = rhythm(
-                batch.scores,
+                TokenScores(s.student_logp, s.teacher_logp, s.student_entropy, s.teacher_entropy, None),
                 gated,
                 difficulty.medium,
                 margin=self.margin,

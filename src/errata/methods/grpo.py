@@ -10,7 +10,9 @@ from errata.methods.base import Batch, Method, Signals, zeros
 
 @dataclass(frozen=True, kw_only=True)
 class GRPO(Method):
-    """A_i = r_i - mean of its group, the same for every token (arXiv 2402.03300; without the division, Dr. GRPO, arXiv 2503.20783).
+    """A_i = r_i - mean of its group, the same for every token (arXiv 2402.03300).
+
+    Without the division by the deviation: Dr. GRPO, arXiv 2503.20783.
 
     Whether the advantage is divided by the group's standard deviation, and how tokens are averaged, are TRL's own
     ``scale_rewards`` and ``loss_type``; the papers this library follows compare against ``none`` and the token mean.

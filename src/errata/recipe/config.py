@@ -64,7 +64,6 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
     expert_on_failure: str = _help(
         "skip",
         "Where a server fails: skip the rollout's distillation, use the policy as its teacher (self), or pause until it answers.",
-   
     )
     replay_capacity: int | None = _help(None, "Past rollouts kept with their teacher's values and learned from again.")
     replay_share: float = _help(0.5, "Past rollouts learned from for each fresh one.")

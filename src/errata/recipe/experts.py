@@ -18,7 +18,9 @@ from errata.training.teachers import MakeTeacher
 CACHE = "expert_cache.sqlite"
 
 
-def expert_of(config: ErrataConfig, method: Method, tokenizer: PreTrainedTokenizerBase) -> tuple[MakeTeacher | None, Access]:
+def expert_of(
+    config: ErrataConfig, method: Method, tokenizer: PreTrainedTokenizerBase
+) -> tuple[MakeTeacher | None, Access]:
     """The expert of a recipe's ``expert`` and ``expert_args``, and its access; ``None``: the policy is its own teacher.
 
     Raises ``ValueError`` naming the setting: for an expert that gives less than the method needs (with the methods that
@@ -69,7 +71,9 @@ def _works(name: str, access: Access) -> bool:
     return GIVES.index(access.gives) >= GIVES.index(method.minimum_access()[0])
 
 
-def _server(config: ErrataConfig, access: Access, others: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> MakeTeacher:
+def _server(
+    config: ErrataConfig, access: Access, others: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> MakeTeacher:
     from errata.experts.remote.server import ServerExpert
 
     if access.gives == "full":
@@ -86,7 +90,9 @@ def _server(config: ErrataConfig, access: Access, others: dict[str, Any], tokeni
     return lambda prepare: expert
 
 
-def _local(config: ErrataConfig, access: Access, others: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> MakeTeacher:
+def _local(
+    config: ErrataConfig, access: Access, others: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> MakeTeacher:
     from errata.experts.local import LocalExpert, LocalSampler
 
     path = model_path(str(config.expert))

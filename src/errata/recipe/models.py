@@ -49,7 +49,10 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedToke
 
 
 def load_model(path: str, **kwargs: Any) -> Any:
-    """A causal language model, its adapter merged in by PEFT where ``path`` holds one. One clear line where it cannot be loaded."""
+    """A causal language model, with its PEFT adapter where ``path`` holds one.
+
+    Raises ``ValueError`` in one line where it cannot be loaded.
+    """
     try:
         if (Path(path) / "adapter_config.json").is_file():
             from peft import AutoPeftModelForCausalLM

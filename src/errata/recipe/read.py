@@ -146,4 +146,3 @@ def _reject_unknown(keys: Iterable[str], known: set[str], where: str) -> None:
             close = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
             hint = f", did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"{where}{key}: unknown argument{hint}")
-

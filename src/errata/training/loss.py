@@ -109,4 +109,3 @@ def two_stream_loss(
         objective=settings.objective,
         temperature=settings.temperature,
     )
-

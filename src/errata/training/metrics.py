@@ -64,7 +64,10 @@ def score_metrics(
     def total(values: Tensor | None, where: Tensor) -> list[Tensor]:
         return [where.new_zeros((), dtype=torch.float32) if values is None else (values * where).sum(), where.sum()]
 
-    named = {"entropy": total(scores.student_entropy, mask), "teacher/divergence": total(scores.divergence, with_teacher)}
+    named = {
+        "entropy": total(scores.student_entropy, mask),
+        "teacher/divergence": total(scores.divergence, with_teacher),
+    }
     if teacher_known:
         gap = None if scores.teacher_logp is None else scores.teacher_logp - scores.student_logp
         named["teacher/entropy"] = total(scores.teacher_entropy, with_teacher)

@@ -77,9 +77,7 @@ class Judges:
         """
         each = [f.verdicts if isinstance(f, Recorder) else None for f in self.functions]
         return [
-            combined(
-                [_from_score(scores[i][n]) if told is None else told[i] for n, told in enumerate(each)], weights
-            )
+            combined([_from_score(scores[i][n]) if told is None else told[i] for n, told in enumerate(each)], weights)
             for i in range(len(scores))
         ]
 
@@ -139,7 +137,9 @@ def build_rollouts(
                 problem_id=problem_id,
                 prompt=prompt,
                 completion=transcript(completion),
-                turns=tuple(dict(m) for m in completion) if has_tools(completion) and not isinstance(completion, str) else (),
+                turns=tuple(dict(m) for m in completion)
+                if has_tools(completion) and not isinstance(completion, str)
+                else (),
                 verdict=verdict,
                 length=length,
                 reference=row.get("reference"),

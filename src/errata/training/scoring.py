@@ -149,7 +149,7 @@ class Scorer:
             return token_scores(hidden, head, None, None, ids, mask=at, temperature=self.temperature)
         teacher = reader.values(outputs, hidden, head, at)
         if _teacher_only(outputs, fields):
-            assert teacher.hidden is not None
+            assert teacher.hidden is not None and teacher.head is not None
             its = token_scores(
                 teacher.hidden, teacher.head, None, None, ids, mask=teacher.mask, temperature=self.temperature
             )

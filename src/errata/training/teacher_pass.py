@@ -10,9 +10,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -39,6 +38,15 @@ class Expert(Protocol):
     counters: Mapping[str, float]
 
     def answer(self, queries: list[Query]) -> list[Answer | None]: ...
+
+
+@runtime_checkable
+class StatefulExpert(Expert, Protocol):
+    """An expert whose state belongs in every checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -156,9 +164,7 @@ class TeacherPass:
         states = tuple(found_at[i] if i in wanted else None for i in range(len(prompts)))
         return TeacherOutputs(states), {"teacher/padding": padding} if rows else {}
 
-    def likeliest(
-        self, outputs: TeacherOutputs, row: int, student_head: Head, n: int
-    ) -> tuple[Tensor, Tensor]:
+    def likeliest(self, outputs: TeacherOutputs, row: int, student_head: Head, n: int) -> tuple[Tensor, Tensor]:
         """The teacher's ``n`` likeliest tokens at each of a rollout's states, (T,n), and their probabilities.
 
         Of an expert that was queried: all that it gave, (T,K); a token drawn twice stands there twice.

@@ -39,7 +39,9 @@ def self_teacher(
     if config.teacher_device is not None and sharded:
         raise ValueError("teacher_device: FSDP and DeepSpeed keep a teacher where they shard it; leave it out")
     if config.teacher_freeze_below is not None and kind not in ("ema", "sync"):
-        raise ValueError(f"teacher_freeze_below: a {kind} teacher does not follow the student; use teacher: ema or sync")
+        raise ValueError(
+            f"teacher_freeze_below: a {kind} teacher does not follow the student; use teacher: ema or sync"
+        )
     steps = config.teacher_sync_steps or 0
     if kind == "sync" and steps * config.gradient_accumulation_steps % micro_batches:
         raise ValueError(

@@ -36,7 +36,7 @@ from errata.training.rollout_log import RolloutLog, WriteRow
 from errata.training.rollouts import Completion, Judges, Row, build_rollouts
 from errata.training.scoring import Scorer
 from errata.training.signals import decide
-from errata.training.teacher_pass import Expert, Place, TeacherPass
+from errata.training.teacher_pass import Expert, Place, StatefulExpert, TeacherPass
 from errata.training.teachers import MakeTeacher, self_teacher
 
 
@@ -154,7 +154,8 @@ class ErrataTrainer(compat.TRLHooks):
             return prepared
 
         if expert is not None:
-            return expert(prepare)
+            made: Teacher | Expert = expert(prepare)
+            return made
         per_generation = self.args.steps_per_generation * self.num_iterations
         return self_teacher(self.model, self.args, self.method, prepare, per_generation, self.sharded)
 
@@ -257,9 +258,7 @@ class ErrataTrainer(compat.TRLHooks):
                 no_checkpointing=self.no_checkpointing(),
             )
 
-        signals, metrics = decide(
-            self.method, self.memory, batch, score, self.accelerator, self.num_generations
-        )
+        signals, metrics = decide(self.method, self.memory, batch, score, self.accelerator, self.num_generations)
         self.log_metrics_of_step(metrics)
         return signals
 
@@ -404,7 +403,7 @@ class ErrataTrainer(compat.TRLHooks):
         state = {"memory": self.memory.state_dict(), "evaluator": self.evaluator.state_dict()}
         if self.teacher is not None:
             state["teacher"] = self.teacher.state_dict()
-        if self.expert is not None and hasattr(self.expert, "state_dict"):
+        if isinstance(self.expert, StatefulExpert):
             state["expert"] = self.expert.state_dict()
         if self.replay is not None:
             self.replay.save(folder, self.accelerator.process_index)
@@ -419,7 +418,7 @@ class ErrataTrainer(compat.TRLHooks):
         self.evaluator.load_state_dict(state["evaluator"])
         if self.replay is not None:
             self.replay.load(folder, self.accelerator.process_index)
-        if "expert" in state and hasattr(self.expert, "load_state_dict"):
+        if "expert" in state and isinstance(self.expert, StatefulExpert):
             self.expert.load_state_dict(state["expert"])
         if self.teacher is not None:
             self.teacher.load_state_dict(state.get("teacher", {}))
@@ -432,10 +431,6 @@ class _UpdateTeacher(TrainerCallback):  # type: ignore[misc]
     def __init__(self, teacher: Teacher | None) -> None:
         self._teacher = teacher
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._teacher is not None:
             self._teacher.update()
-
-
