@@ -8,8 +8,8 @@ import yaml
 from tests.training.worlds import TOKENIZER, build_model
 
 from errata.cli import main
-from errata.reports.rundir import RunDirectory
 from errata.commands.compare import grid, settings_of, trials_of
+from errata.reports.rundir import RunDirectory
 
 BASE = {
     "model": "house", "task": "rulebook/new-rule", "method": "distil", "method_args": {"discount": 0.9}, "learning_rate": 1e-3,

@@ -5,8 +5,8 @@ import logging
 import pytest
 from datasets import Dataset
 
-from errata.training import recipe, sources
 from errata.recipe.read import read
+from errata.training import recipe, sources
 
 
 def written(tmp_path, text):

@@ -52,7 +52,7 @@ def test_a_column_corrects_failed_attempts(tmp_path):
         assert row["context"]["prompt"][-1]["content"] == f"{row['prompt'][-1]['content']} {row['feedback']}"
     assert all(row["feedback"] == "" and row["context"]["prompt"] is None for row in solved)
     given = [log["correction/given"] for log in t.state.log_history if "correction/given" in log]
-    assert given[-1] == sum(r.reward == 0 for r in t.batch_records[0]) / 8
+    assert given[-1] == sum(r.reward == 0 for r in t.generation.rollouts) / 8
 
 
 def test_a_program_corrects_and_may_fail_or_be_silent(tmp_path):
@@ -101,7 +101,7 @@ def test_the_policy_criticises_its_own_failures(tmp_path):
         assert row["info"]["critique_prompt_tokens"] == len(f"{row['prompt'][-1]['content']}?{attempted.strip()}")
     assert all("critique_tokens" not in row["info"] for row in solved)
 
-    last = t.batch_records[0]
+    last = t.generation.rollouts
     infos = [r.verdict.info for r in last]
     written = sum(i.get("critique_tokens", 0) for i in infos)
     log = [log for log in t.state.log_history if "critic/tokens" in log][-1]

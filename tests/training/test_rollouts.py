@@ -65,5 +65,5 @@ def test_several_verifiers_are_summed_by_weight(tmp_path):
 
     run = trainer(tmp_path, "grpo", verifiers=[one, two], reward_weights=[1.0, 2.0], max_steps=1)
     run.train()
-    assert {r.reward for r in run.batch_records[0]} == {2.0}
-    assert {r.verdict.feedback for r in run.batch_records[0]} == {"first"}
+    assert {r.reward for r in run.generation.rollouts} == {2.0}
+    assert {r.verdict.feedback for r in run.generation.rollouts} == {"first"}

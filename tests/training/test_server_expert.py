@@ -12,8 +12,8 @@ from tests.training.worlds import TOKENIZER, build_model, weights
 from transformers import TrainerCallback
 
 from errata.cli import main
-from errata.recipe.read import read
 from errata.commands.train import build_trainer
+from errata.recipe.read import read
 
 SAMPLES = {"gives": "samples", "samples": 2, "share": 0.25, "model": "house", "retries": 0}
 TOPK = {"gives": "topk", "top_k": len(TOKENIZER), "model": "house", "retries": 0}
