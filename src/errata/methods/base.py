@@ -78,7 +78,7 @@ class Batch:
     """One generation batch of B rollouts of at most T tokens, over all processes."""
 
     rollouts: Sequence[Rollout]
-    """B rollouts with their verdicts, in the order of their index."""
+    """B rollouts with their verdicts, in the order of the tensors' rows."""
     contexts: Sequence[TeacherContext]
     """What each rollout's teacher is shown."""
     memory: Memory

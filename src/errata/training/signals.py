@@ -36,20 +36,23 @@ def decide(
 
     tokens, device = batch.tokens, batch.tokens.device
     nan = float("nan")
-    reward = torch.tensor([nan if r.reward is None else r.reward for r in batch.everyone], device=device)
+    # A micro-batch may hold the rollouts in another order than they were sampled in.
+    order = everyone(torch.tensor([r.index for r in batch.rollouts], device=device)).tolist()
+    rollouts, contexts = [batch.everyone[i] for i in order], [batch.all_contexts[i] for i in order]
+    reward = torch.tensor([nan if r.reward is None else r.reward for r in rollouts], device=device)
     sparse = batch.teacher.sparse
     mask = everyone(tokens.mask)
     whole = Batch(
-        rollouts=batch.everyone,
-        contexts=batch.all_contexts,
+        rollouts=rollouts,
+        contexts=contexts,
         memory=memory,
         mask=mask,
         reward=reward,
         advantage=everyone(tokens.advantage),
-        group=torch.tensor([r.index // group_size for r in batch.everyone], device=device),
+        group=torch.tensor([r.index // group_size for r in rollouts], device=device),
         has_teacher=everyone(batch.teacher.has_teacher.to(device)),
-        has_context=torch.tensor([c.is_informative for c in batch.all_contexts], device=device),
-        success=torch.tensor([r.solved(method.success_threshold) for r in batch.everyone], device=device),
+        has_context=torch.tensor([c.is_informative for c in contexts], device=device),
+        success=torch.tensor([r.solved(method.success_threshold) for r in rollouts], device=device),
         scores=_method_scores(method, _empty(mask)),
         query_weight=None if sparse is None else everyone(sparse.query_weight),
     )
