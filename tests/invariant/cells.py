@@ -165,8 +165,13 @@ def _one(
     return Cell(name=name, settings=chosen, micro_batches=micro_batches, verifier=verifier, default=default)
 
 
-_SAMPLES = {"gives": "samples", "samples": 2, "share": 0.25, "where": "entropy"}
-_LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["q_proj", "v_proj", "down_proj"]}
+_SAMPLES: dict[str, Any] = {"gives": "samples", "samples": 2, "share": 0.25, "where": "entropy"}
+_LORA: dict[str, Any] = {
+    "use_peft": True,
+    "lora_r": 4,
+    "lora_alpha": 8,
+    "lora_target_modules": ["q_proj", "v_proj", "down_proj"],
+}
 
 CELLS: tuple[Cell, ...] = (
     *_grid(),
