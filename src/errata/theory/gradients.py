@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.ops.credit import center, future_cost
 from errata.ops.divergence import divergence
 from errata.ops.policy_gradient import clipped_surrogate
+from errata.theory.adapter import distil_signals
 from errata.theory.tabular import Tree, World, full_tree, log_likelihood, world
 
 
@@ -81,24 +81,30 @@ def groups(world: World, student: Tensor, size: int = 2) -> Rows:
 
 
 def loss(rows: Rows, estimator: Estimator) -> Tensor:
-    """(N,) each rollout's loss: Σ_t w_SD·CE_t + w_RL·PG(A_t = −credit_t), as METHODS sections 0 and 4 write it."""
-    local = divergence(rows.student, rows.teacher, "forward_ce")
-    weight = rows.mask.to(local.dtype)
-    if estimator.per_length:
-        weight = weight / weight.sum(-1, keepdim=True)
-    if estimator.credit == "none":
-        return (weight * local).sum(-1)
-    cost = divergence(rows.student, rows.teacher, {"ce": "forward_ce", "kl": "forward_kl"}[estimator.cost]).detach()
-    kind = "sum" if estimator.credit == "sum" else "mean"
-    future = future_cost(cost, rows.mask, kind=kind, discount=estimator.discount)
-    if estimator.credit == "reweight":
-        return (weight * local * (1 + future)).sum(-1)
+    """(N,) loss of each rollout: Σ_t w_SD·CE_t + w_RL·PG(A_t), with the weights that the method ``distil`` decides.
+
+    The formula is that of docs/methods.md with both denominators 1; the method is called by ``adapter.distil_signals``.
+    """
+    cross_entropy = divergence(rows.student, rows.teacher, "forward_ce")
     logp = rows.student.log_softmax(-1).gather(-1, rows.tokens[..., None]).squeeze(-1)
     baseline, scale = estimator.baseline, 1.0
     if baseline == "position":  # C_i less the mean with C_i in it is (1 − 1/n)·(C_i less the mean of the others)
         baseline, scale = "leave_one_out", 1 - 1 / estimator.batch
-    advantage = -scale * center(future, rows.mask, rows.group, baseline=baseline)
-    return (weight * (local + clipped_surrogate(logp, logp.detach(), advantage))).sum(-1)
+    signals = distil_signals(
+        cross_entropy.detach(),
+        divergence(rows.teacher, rows.teacher, "forward_ce"),  # the teacher's entropy
+        rows.mask,
+        rows.group,
+        credit=estimator.credit,
+        cost=estimator.cost,
+        baseline=baseline,
+        discount=estimator.discount,
+    )
+    policy_gradient = clipped_surrogate(logp, logp.detach(), scale * signals.advantage)
+    per_token = signals.sd_weight * cross_entropy + signals.rl_weight * policy_gradient
+    if estimator.per_length:
+        per_token = per_token / rows.mask.sum(-1, keepdim=True)
+    return per_token.sum(-1)
 
 
 def rollout_gradients(rows: Rows, estimator: Estimator) -> Tensor:
