@@ -1,6 +1,6 @@
-"""The nouns every room shares: what was tried, what the world answered, what the teacher is shown.
+"""Records that every package shares: rollouts, verdicts, groups, teacher contexts, and what counts as solved.
 
-Plain frozen dataclasses of the standard library, so that any room may import them at no cost.
+Plain frozen dataclasses; only the standard library is imported.
 """
 
 from __future__ import annotations
@@ -14,19 +14,29 @@ Messages = list[dict[str, Any]]
 """A chat: ``[{"role": "user", "content": "3+4="}]``."""
 
 
+def is_solved(score: float | None, threshold: float) -> bool:
+    """Whether a rollout with this score counts as solved: ``score >= threshold``. The only meaning of "solved".
+
+    A score of ``None`` (the verifier failed) or NaN is not solved. ``threshold`` is the method's ``success_threshold``,
+    1.0 unless set.
+    """
+    return score is not None and score >= threshold
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the world answers to one attempt.
+    """What a verifier returns for one rollout.
 
     ``Verdict(0.0, "0b*4=3 not 0", kind="trace")``
     """
 
     score: float | None
-    """Reward, larger is better, 1.0 for a solved problem. ``None``: not judged (the verifier failed), left out."""
+    """Reward, larger is better, 1.0 for full marks; :func:`is_solved` says when it counts as solved. ``None``: not judged
+    (the verifier failed); the rollout is left out."""
     feedback: str = ""
-    """Anything the world said beyond the score, as text for the teacher. Empty: nothing."""
+    """Text for the teacher beyond the score. Empty: nothing."""
     kind: str = ""
-    """What sort of feedback: ``trace``, ``correction``, ``tests``, ``format``, ``critique``, ... Empty: none.
+    """Kind of feedback: ``trace``, ``correction``, ``tests``, ``format``, ``critique``, ... Empty: none.
     ``error``: the verifier failed."""
     leaks_answer: bool = False
     """Whether the feedback contains the answer itself."""
@@ -61,7 +71,12 @@ class Rollout:
 
     @property
     def reward(self) -> float | None:
+        """The verdict's score; ``None`` if the verifier failed."""
         return self.verdict.score
+
+    def solved(self, threshold: float = 1.0) -> bool:
+        """Whether the reward reaches ``threshold``; see :func:`is_solved`."""
+        return is_solved(self.verdict.score, threshold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +97,7 @@ class Group:
         return [
             r
             for r in self.rollouts
-            if r.reward is not None
-            and r.reward >= threshold
+            if r.solved(threshold)
             and (other_than is None or (r.index != other_than.index and r.completion != other_than.completion))
         ]
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from errata.records import is_solved
+
 Floats = NDArray[np.float64]
 
 RESAMPLES = 2_000
@@ -142,7 +144,7 @@ def summary(
         if len(attempts) != k:
             raise ValueError(f"rows: problem {name!r} has {len(attempts)} attempts, expected k = {k}")
     everyone = [row for attempts in problems.values() for row in attempts]
-    right = {name: sum(_solved(row, threshold) for row in attempts) for name, attempts in problems.items()}
+    right = {name: sum(is_solved(row["score"], threshold) for row in attempts) for name, attempts in problems.items()}
     c = np.array(list(right.values()))
 
     columns: dict[str, Floats] = {f"avg@{k}": c / k}
@@ -168,10 +170,6 @@ def _attempts_up_to(k: int) -> list[int]:
     return sorted({2**i for i in range(k.bit_length())} | {k})
 
 
-def _solved(row: Mapping[str, Any], threshold: float) -> bool:
-    return row["score"] is not None and row["score"] >= threshold
-
-
 def _vote(row: Mapping[str, Any]) -> Hashable | None:
     vote: Hashable | None = (row.get("info") or {}).get("chosen")
     return vote
@@ -179,7 +177,7 @@ def _vote(row: Mapping[str, Any]) -> Hashable | None:
 
 def _majority_solved(attempts: Sequence[Mapping[str, Any]], threshold: float) -> float:
     # The verifier knows which spellings of an answer are right, so the truth is what it accepted.
-    accepted = {vote for row in attempts if (vote := _vote(row)) is not None and _solved(row, threshold)}
+    accepted = {vote for row in attempts if (vote := _vote(row)) is not None and is_solved(row["score"], threshold)}
     return _majority(map(_vote, attempts), accepted)
 
 

@@ -28,10 +28,24 @@ class Evaluation(NamedTuple):
     """The judged attempts, as :func:`sample` returns them."""
 
 
-def evaluate(model: Any, tokenizer: Any, dataset: Iterable[Row], verifier: Verifier, **settings: Any) -> Evaluation:
-    """:func:`sample`, with its ``settings``, and the numbers."""
-    rows = sample(model, tokenizer, dataset, verifier, **settings)
-    return Evaluation(summary(rows, k=settings["k"]), rows)
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    dataset: Iterable[Row],
+    verifier: Verifier,
+    *,
+    k: int,
+    threshold: float = 1.0,
+    **settings: Any,
+) -> Evaluation:
+    """:func:`sample` k completions per problem, and :func:`~errata.evaluation.metrics.summary` of them.
+
+    Args:
+        threshold: the score from which a completion counts as solved; a run's ``success_threshold``.
+        settings: further arguments of :func:`sample`.
+    """
+    rows = sample(model, tokenizer, dataset, verifier, k=k, **settings)
+    return Evaluation(summary(rows, k=k, threshold=threshold), rows)
 
 
 def sample(

@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from errata.reports.compare import cell, compare, final, footnote, layout, number, row_name, warnings, worst_drop
 from errata.reports.curves import bands, clocks, sections
-from errata.reports.marked import attempts, embedded
+from errata.reports.packing import attempts, embedded
 from errata.reports.runs import PLAN, Run, grouped, load
 
 PAGE_LIMIT = 5_000_000

@@ -36,6 +36,12 @@ class Run:
         return self.config.get("seed")
 
     @property
+    def success_threshold(self) -> float:
+        """The reward from which a rollout of this run counts as solved: the method's setting, 1.0 if not recorded."""
+        value = (self.config.get("method_settings") or {}).get("success_threshold")
+        return 1.0 if value is None else float(value)
+
+    @property
     def k(self) -> int | None:
         """Attempts per problem in the run's evaluations; ``None`` without any."""
         return self.evals[-1]["k"] if self.evals else None

@@ -14,6 +14,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from errata.records import is_solved
+
 MAX_CHARACTERS = 600
 """Longer texts lose their middle: three attempts should fit a screen."""
 
@@ -48,19 +50,19 @@ def before_after(first: Mapping[str, Any], last: Mapping[str, Any], *, k: int | 
     return table
 
 
-def rollout_samples(rows: Iterable[Mapping[str, Any]]) -> RenderableType:
+def rollout_samples(rows: Iterable[Mapping[str, Any]], *, threshold: float = 1.0) -> RenderableType:
     """Attempts one below the other: problem, answer, reward, feedback, and what the teacher was shown, where known.
 
     Rows as in ``rollouts.jsonl``: ``problem_id``, ``prompt``, ``completion``, ``reward``, ``kind``, ``feedback``,
     ``context``.
     """
-    return Group(*(part for row in rows for part in (_attempt(row), Text())))
+    return Group(*(part for row in rows for part in (_attempt(row, threshold), Text())))
 
 
-def _attempt(row: Mapping[str, Any]) -> Table:
+def _attempt(row: Mapping[str, Any], threshold: float) -> Table:
     reward = row.get("reward")
     said = "not judged" if reward is None else f"reward {reward:g}"
-    style = "bold green" if reward is not None and reward >= 1 else "bold red"
+    style = "bold green" if is_solved(reward, threshold) else "bold red"
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")

@@ -85,7 +85,8 @@
   }
   function verdictOf(row) {
     if (row.reward === null || row.reward === undefined) return ["unjudged", "not judged"];
-    return row.reward >= 1 ? ["right", "right"] : ["wrong", row.reward > 0 ? `reward ${number(row.reward)}` : "wrong"];
+    const word = row.solved ? "right" : "wrong";
+    return [word, row.reward === 0 || row.reward === 1 ? word : `reward ${number(row.reward)}`];
   }
   function difficultyOf(row) {
     if (row.rate === null || row.rate === undefined) return "unknown";

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from errata.records import is_solved
 from errata.reports.runs import Run
 from errata.reports.table import shortened
 
@@ -33,7 +34,7 @@ def attempts(runs: Sequence[Run], budget: int) -> tuple[list[dict[str, Any]], in
         left, misses = budget // len(runs), 0
         mine: dict[int, dict[str, Any]] = {}
         for number in _spread([int(row["step"]) for row in rows]):
-            packed = pack(rows[number], ledger=ledger) | {"run": index}
+            packed = pack(rows[number], ledger=ledger, threshold=run.success_threshold) | {"run": index}
             size = len(embedded(packed)) + 1
             if size <= left:
                 mine[number] = packed
@@ -53,7 +54,7 @@ def embedded(value: Any) -> bytes:
     return text.encode("utf-8", "backslashreplace")  # half of a surrogate pair becomes its JSON escape
 
 
-def pack(row: Mapping[str, Any], *, ledger: bool = True) -> dict[str, Any]:
+def pack(row: Mapping[str, Any], *, ledger: bool = True, threshold: float = 1.0) -> dict[str, Any]:
     """One row of ``rollouts.jsonl`` as the page reads it. What the row lacks, the packed one lacks.
 
     ``ledger``: the run keeps pass rates; without, a row's ``pass_rate`` says nothing, and its group's share of right
@@ -68,6 +69,7 @@ def pack(row: Mapping[str, Any], *, ledger: bool = True) -> dict[str, Any]:
         "prompt": [[role, shortened(text, MAX_TEXT)] for role, text in messages(row.get("prompt") or "")],
         "tokens": _kept(readable(tokens, str(row.get("completion", "")))),
         "reward": row.get("reward"),
+        "solved": is_solved(row.get("reward"), threshold),
         "kind": row.get("kind") or "",
         "feedback": shortened(row.get("feedback") or "", MAX_TEXT),
         "rate": row.get("pass_rate" if ledger else "group_rate"),
