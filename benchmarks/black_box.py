@@ -102,7 +102,7 @@ def main() -> None:
     print(
         f"{scene.states()} states of {4 * options.problems} rollouts, {options.draws} draws each, seed {options.seed}"
     )
-    print("| states asked by | samples | share | counted 1/p | variance / |g|² | distance / |g| | p |")
+    print("| states queried by | samples | share | counted 1/p | variance / |g|² | distance / |g| | p |")
     print("|---|---|---|---|---|---|---|")
     for where, samples, share, unbiased in CASES:
         access = Access(gives="samples", samples=samples, where=where, share=share, unbiased=unbiased)

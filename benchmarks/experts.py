@@ -175,7 +175,7 @@ def main() -> None:
         }
         print(f"{options.steps} steps of 16 x 8 rollouts, {options.seeds} seeds, 64 held-out problems")
         print(
-            "| expert | calls | states asked | avg@8 at step 20 | at the end | each seed |\n|---|---|---|---|---|---|"
+            "| expert | calls | states queried | avg@8 at step 20 | at the end | each seed |\n|---|---|---|---|---|---|"
         )
         for name in wanted:
             rows = [jobs[name, seed].result() for seed in range(options.seeds)]
