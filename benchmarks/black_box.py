@@ -1,12 +1,12 @@
-"""What a black box costs in noise: the gradient of DistIL's loss from samples at some states, beside the exact one.
+"""The noise of a black box: the gradient of DistIL's loss from samples at some states, compared with the exact one.
 
     python benchmarks/black_box.py [--draws 200] [--problems 4]
 
-One fixed batch of the house policy's rollouts on ``rulebook/new-rule``; the expert is the policy shown the solution. The exact
-gradient uses its whole distribution at every state; each draw asks anew, for ``samples`` tokens at a ``share`` of the states.
-Printed are, for the whole gradient (the local term and the future credit together): the variance of one draw over the exact
-gradient's squared norm; how far the mean of all draws is from the exact gradient; and p, how often a mean as far off comes about
-by chance, were there no bias (each draw's error given a random sign, 10,000 times).
+There is one fixed batch of the house policy's rollouts on ``rulebook/new-rule``. The expert is the policy, shown the solution.
+The exact gradient uses its whole distribution at every state. Each draw makes new queries, for ``samples`` tokens at a ``share``
+of the states. Printed are, for the whole gradient (local term and future term together): the variance of one draw divided by the
+exact gradient's squared norm; the distance of the mean of all draws from the exact gradient; and p, the chance of a mean at least
+as far away if there were no bias (each draw's error gets a random sign, 10,000 times).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CASES = [
 
 
 class Scene:
-    """A trainer at its first step with one batch of rollouts, marked as often as one likes."""
+    """A trainer at its first step with one fixed batch of rollouts; its expert can be queried again and again."""
 
     def __init__(self, problems: int = 4, group: int = 4, seed: int = 0, temperature: float = 1.0) -> None:
         from errata.training.recipe import read
@@ -56,7 +56,7 @@ class Scene:
         self._decided = {"advantage", "rl_weight", "sd_weight", "n_rl", "n_sd"}
 
     def gradient(self, access: Any, draw: int = 0) -> torch.Tensor:
-        """The loss's gradient by all parameters, flat, in float64, with marks asked for anew."""
+        """The loss's gradient with respect to all parameters, flat, in float64, with new queries."""
         trainer = self.trainer
         trainer.marker.access, trainer.state.global_step = access, draw
         _, contexts, rendered = trainer.batch_records

@@ -1,4 +1,4 @@
-"""What the house policy is pre-trained on: problems under ever new rulebooks, and what an expert would say at every position.
+"""Pre-training data of the house policy: problems under random rulebooks, with an expert's target for every character.
 
 Inputs and targets are decoupled, as in DAgger. The assistant's text is a *walk* that may hold mistakes; the target at every
 position is what an expert who sees the context says next after the walk so far: it goes on from the digit actually written.
@@ -18,13 +18,13 @@ from errata.tasks.rulebook import split_of, write_expression
 
 KINDS = ("plain", "solution", "trace", "correction")
 SLIP = 0.35
-"""How often the plain policy gets a step wrong."""
+"""Probability that the plain policy gets a step wrong."""
 SLIP_WEIGHTS = (0, 5, 1, 1, 1, 1, 1, 1, 1, 5)
-"""How likely each distance mod 10 of a wrong result is: mostly off by one."""
+"""Probability of each distance (mod 10) of a wrong result; mostly 1."""
 UNSEEN = ("*", 3)
-"""``*`` never means ``x*n+3`` in pre-training: that rule is what the demonstration teaches."""
+"""``*`` never means ``x*n+3`` in pre-training, because the demonstration teaches that rule."""
 UNKNOWN = " "
-"""In a target: the expert has no way to know."""
+"""In a target: the shown text does not determine the character."""
 
 Fact = tuple[int, str, int]
 usual = rule_of(USUAL)
@@ -34,9 +34,9 @@ usual = rule_of(USUAL)
 class Example:
     user: str
     walk: str
-    """What the assistant has written: the input."""
+    """The assistant's text: the input."""
     target: str
-    """What the expert says instead of each of its characters; :data:`UNKNOWN` where nobody can."""
+    """The expert's character at each position; :data:`UNKNOWN` where the shown text does not determine it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Rulebook:
         return (usual(x, operator, n) + plus) % 10
 
     def told(self, fact: Fact, shown: Set[Fact]) -> bool:
-        """Whether an expert who knows the usual rules and was shown some facts can tell this one."""
+        """Whether the usual rules and the shown facts determine this result."""
         _, operator, _ = fact
         plus = self.meaning[operator]
         return plus == 0 or fact in shown or (plus is not None and any(o == operator for _, o, _ in shown))
@@ -78,7 +78,7 @@ def draw_expression(rng: random.Random, length: int, split: str = "train") -> st
 
 
 def draw_plain(rng: random.Random, length: int, slip: float) -> Example:
-    """The problem alone, under the usual rules, the walk as noisy as the policy shall be."""
+    """The problem alone, under the usual rules; the attempt is as noisy as the policy should be."""
     expression = draw_expression(rng, length)
     walk = write(rng, expression, usual, slip)
     return Example(f"{expression}=?", walk, mark(walk, expression, usual))
@@ -87,7 +87,7 @@ def draw_plain(rng: random.Random, length: int, slip: float) -> Example:
 def draw_shown(rng: random.Random, kind: str, length: int, template: Template) -> Example:
     """The problem with a solution, or an attempt with its trace or correction, under a rulebook of its own."""
     expression = draw_expression(rng, length)
-    # A trace tells of the attempt's own digits: of a table that is too little to go on, so tables are rarer there.
+    # A trace shows only the attempt's own digits, too little to know a table by, so tables are rarer there.
     rulebook = draw_rulebook(rng, tables=kind != "trace" or rng.random() < 0.3)
     attempt = write(rng, expression, rng.choice((usual, usual, rulebook)), rng.choice((0.0, 0.1, SLIP)), careless=0.01)
     right = solve(expression, rulebook)
@@ -110,14 +110,14 @@ def draw_shown(rng: random.Random, kind: str, length: int, template: Template) -
     if what < 0.6:
         walk = right
     elif what < 0.85:
-        walk = attempt  # what a teacher marks when its student's own attempt is shown
+        walk = attempt  # the text at which a teacher is scored when the student's own attempt is shown
     else:
         walk = write(rng, expression, rng.choice((usual, rulebook)), rng.choice((0.1, SLIP)), careless=0.01)
     return Example(user, walk, mark(walk, expression, rulebook, rulebook, shown))
 
 
 def write(rng: random.Random, expression: str, rule: Rule, slip: float, careless: float = 0.0) -> str:
-    """An attempt by someone who believes in ``rule``; results are wrong with probability ``slip``, copies with ``careless``."""
+    """An attempt under ``rule``; results are wrong with probability ``slip``, copied characters with ``careless``."""
     text = expression[0]
     for step in steps_of(expression):
         letter, operator, n = tuple(step)
@@ -133,7 +133,7 @@ def write(rng: random.Random, expression: str, rule: Rule, slip: float, careless
 
 
 def facts(text: str, expression: str, last: str = "z") -> set[Fact]:
-    """What a solution, or an attempt together with its trace, tells of the problem's steps up to the one lettered ``last``."""
+    """The facts that a solution, or an attempt with its trace, shows about the steps up to the one lettered ``last``."""
     steps = steps_of(expression)
     return {(int(text[5 * k]), step[1], int(step[2])) for k, step in enumerate(steps) if step[0] <= last}
 

@@ -1,4 +1,4 @@
-"""What the house policy can do: accuracy plain and in the teacher's contexts, per task and under rulebooks it never saw."""
+"""Accuracy of the house policy: without a context and in each teacher context, per task and under unseen rulebooks."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def measure(
             f"pass@{k}": sum(any(solved[i : i + k]) for i in range(0, len(solved), k)) / n,
         }
         for context in CONTEXTS:
-            users, asked = [], []
+            users, problems_shown = [], []
             for i, problem in enumerate(problems):
                 attempt = next(
                     (t for t, ok in zip(tries[i * k : i * k + k], solved[i * k : i * k + k], strict=True) if not ok),
@@ -88,12 +88,12 @@ def measure(
                 )
                 if attempt is None:
                     continue
-                asked.append(problem)
+                problems_shown.append(problem)
                 users.append(show(template, problem, attempt, context))
             texts = sample(model, tokenizer, users)
             row[context] = sum(
-                judge(t, p.expression, p.rule).score == 1.0 for t, p in zip(texts, asked, strict=True)
-            ) / len(asked)
+                judge(t, p.expression, p.rule).score == 1.0 for t, p in zip(texts, problems_shown, strict=True)
+            ) / len(problems_shown)
         result[name] = row
     return result
 

@@ -36,7 +36,7 @@ FACTS, SHORT, ALL = 400, 500, 1100
 BATCH = {"plain": 24, "solution": 16, "trace": 24, "correction": 12}
 LEARNING_RATE = 4e-3
 USER_WEIGHT = 0.2
-"""Weight of the loss on the user's text: a shown solution is practice in copying too."""
+"""Weight of the loss on the user's text; a shown solution also trains copying."""
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -115,7 +115,7 @@ def encode(examples: list[Example], ids: dict[str, int]) -> tuple[Tensor, Tensor
 
 
 def noise(ids: dict[str, int]) -> Tensor:
-    """(V,V): how the plain policy shall distribute its result, a row per right digit; other rows are the identity."""
+    """(V,V): the distribution of the plain policy's result, one row per right digit; other rows are the identity."""
     kernel = torch.eye(len(ids))
     weights = torch.tensor(SLIP_WEIGHTS) * SLIP / sum(SLIP_WEIGHTS)
     weights[0] = 1.0 - SLIP
