@@ -1,8 +1,7 @@
 """Pre-training data of the house policy: problems under random rulebooks, with an expert's target for every character.
 
-Inputs and targets are decoupled, as in DAgger. The assistant's text is a *walk* that may hold mistakes; the target at every
-position is what an expert who sees the context says next after the walk so far: it goes on from the digit actually written.
-So the policy learns to solve and, as a teacher, to mark somebody's attempt token by token.
+Inputs and targets are separate, as in DAgger. The assistant's text may contain mistakes. The target at every position is the
+next character of an expert that sees the context and continues from the digits that were actually written.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ usual = rule_of(USUAL)
 @dataclass(frozen=True)
 class Example:
     user: str
-    walk: str
+    text: str
     """The assistant's text: the input."""
     target: str
     """The expert's character at each position; :data:`UNKNOWN` where the shown text does not determine it."""
@@ -53,7 +52,7 @@ class Rulebook:
             return self.table.setdefault((x, operator, n), self.rng.randrange(10))
         return (usual(x, operator, n) + plus) % 10
 
-    def told(self, fact: Fact, shown: Set[Fact]) -> bool:
+    def determines(self, fact: Fact, shown: Set[Fact]) -> bool:
         """Whether the usual rules and the shown facts determine this result."""
         _, operator, _ = fact
         plus = self.meaning[operator]
@@ -80,8 +79,8 @@ def draw_expression(rng: random.Random, length: int, split: str = "train") -> st
 def draw_plain(rng: random.Random, length: int, slip: float) -> Example:
     """The problem alone, under the usual rules; the attempt is as noisy as the policy should be."""
     expression = draw_expression(rng, length)
-    walk = write(rng, expression, usual, slip)
-    return Example(f"{expression}=?", walk, mark(walk, expression, usual))
+    text = write(rng, expression, usual, slip)
+    return Example(f"{expression}=?", text, targets(text, expression, usual))
 
 
 def draw_shown(rng: random.Random, kind: str, length: int, template: Template) -> Example:
@@ -108,12 +107,12 @@ def draw_shown(rng: random.Random, kind: str, length: int, template: Template) -
     user = template.render(prompt=f"{expression}=?", solution=solution, attempt=attempt, feedback=feedback)
     what = rng.random()
     if what < 0.6:
-        walk = right
+        text = right
     elif what < 0.85:
-        walk = attempt  # the text at which a teacher is scored when the student's own attempt is shown
+        text = attempt  # the text at which a teacher is scored when the student's own attempt is shown
     else:
-        walk = write(rng, expression, rng.choice((usual, rulebook)), rng.choice((0.1, SLIP)), careless=0.01)
-    return Example(user, walk, mark(walk, expression, rulebook, rulebook, shown))
+        text = write(rng, expression, rng.choice((usual, rulebook)), rng.choice((0.1, SLIP)), careless=0.01)
+    return Example(user, text, targets(text, expression, rulebook, rulebook, shown))
 
 
 def write(rng: random.Random, expression: str, rule: Rule, slip: float, careless: float = 0.0) -> str:
@@ -138,13 +137,13 @@ def facts(text: str, expression: str, last: str = "z") -> set[Fact]:
     return {(int(text[5 * k]), step[1], int(step[2])) for k, step in enumerate(steps) if step[0] <= last}
 
 
-def mark(
-    walk: str, expression: str, rule: Rule, rulebook: Rulebook | None = None, shown: Set[Fact] = frozenset()
+def targets(
+    text: str, expression: str, rule: Rule, rulebook: Rulebook | None = None, shown: Set[Fact] = frozenset()
 ) -> str:
-    """The expert's next character after each prefix of ``walk``: the problem's steps, results by what was written."""
+    """The expert's next character after each prefix of ``text``: the problem's steps, with results for the written digits."""
     target = expression[0]
     for k, step in enumerate(steps_of(expression)):
-        fact = int(walk[5 * k]), step[1], int(step[2])
-        known = rulebook is None or rulebook.told(fact, shown)
+        fact = int(text[5 * k]), step[1], int(step[2])
+        known = rulebook is None or rulebook.determines(fact, shown)
         target += f"{step}={rule(*fact) if known else UNKNOWN}"
     return target

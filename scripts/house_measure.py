@@ -105,5 +105,5 @@ def show(template: Template, problem: Problem, attempt: str, context: str) -> st
         return template.render(
             prompt=f"{problem.expression}=?", solution=solve(problem.expression, problem.rule), attempt="", feedback=""
         )
-    told = judge(attempt, problem.expression, problem.rule, feedback=kind, trace=trace or "all").feedback
-    return template.render(prompt=f"{problem.expression}=?", solution="", attempt=attempt, feedback=told)
+    feedback = judge(attempt, problem.expression, problem.rule, feedback=kind, trace=trace or "all").feedback
+    return template.render(prompt=f"{problem.expression}=?", solution="", attempt=attempt, feedback=feedback)

@@ -104,7 +104,7 @@ def encode(examples: list[Example], ids: dict[str, int]) -> tuple[Tensor, Tensor
     rows, targets, starts = [], [], []
     for example in examples:
         user = [ids[c] for c in example.user]
-        rows.append([ids[USER], *user, ids[ASSISTANT], *(ids[c] for c in example.walk)])
+        rows.append([ids[USER], *user, ids[ASSISTANT], *(ids[c] for c in example.text)])
         said = [-1 if c == UNKNOWN else ids[c] for c in example.target]
         targets.append([*user, ids[ASSISTANT], *said, ids[END]])
         starts.append(len(user) + 1)
