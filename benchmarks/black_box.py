@@ -1,12 +1,12 @@
-"""The noise of a black box: the gradient of DistIL's loss from samples at some states, compared with the exact one.
+"""What a black box costs in noise: the gradient of DistIL's loss from samples at some states, beside the exact one.
 
     python benchmarks/black_box.py [--draws 200] [--problems 4]
 
-There is one fixed batch of the house policy's rollouts on ``rulebook/new-rule``. The expert is the policy, shown the solution.
-The exact gradient uses its whole distribution at every state. Each draw makes new queries, for ``samples`` tokens at a ``share``
-of the states. Printed are, for the whole gradient (local term and future term together): the variance of one draw divided by the
-exact gradient's squared norm; the distance of the mean of all draws from the exact gradient; and p, the chance of a mean at least
-as far away if there were no bias (each draw's error gets a random sign, 10,000 times).
+One fixed batch of the house policy's rollouts on ``rulebook/new-rule``; the expert is the policy shown the solution. The exact
+gradient uses its whole distribution at every state; each draw queries anew, for ``samples`` tokens at a ``share`` of the states.
+Printed are, for the whole gradient (the local term and the future credit together): the variance of one draw over the exact
+gradient's squared norm; how far the mean of all draws is from the exact gradient; and p, how often a mean as far off comes about
+by chance, were there no bias (each draw's error given a random sign, 10,000 times).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import tempfile
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,11 +27,11 @@ CASES = [
 
 
 class Scene:
-    """A trainer at its first step with one fixed batch of rollouts; its expert can be queried again and again."""
+    """A trainer at its first step with one batch of rollouts, whose expert can be queried again and again."""
 
     def __init__(self, problems: int = 4, group: int = 4, seed: int = 0, temperature: float = 1.0) -> None:
-        from errata.training.recipe import read
-        from errata.training.run import build_trainer
+        from errata.recipe.build import build_trainer
+        from errata.recipe.read import read
 
         settings: dict[str, Any] = {
             "per_device_train_batch_size": problems * group,
@@ -52,23 +53,27 @@ class Scene:
         self.trainer.model.train()
         rows = [self.trainer.train_dataset[i // group] for i in range(problems * group)]
         torch.manual_seed(seed)
-        self._batch = self.trainer._generate_and_score_completions(rows)
-        self._decided = {"advantage", "rl_weight", "sd_weight", "n_rl", "n_sd"}
+        self.trainer._generate_and_score_completions(rows)
+        self._batch = self.trainer.generation
 
     def gradient(self, access: Any, draw: int = 0) -> torch.Tensor:
-        """The loss's gradient with respect to all parameters, flat, in float64, with new queries."""
-        trainer = self.trainer
-        trainer.marker.access, trainer.state.global_step = access, draw
-        _, contexts, rendered = trainer.batch_records
-        batch = {k: v for k, v in self._batch.items() if k not in self._decided and not k.startswith("extra/")}
-        batch |= trainer.marker.mark(contexts, rendered, batch, 0)
+        """The loss's gradient by all parameters, flat, in float64, with the expert queried anew."""
+        from errata.training.teacher_pass import Place
+
+        trainer, batch = self.trainer, self._batch
+        trainer.teacher_pass = replace(trainer.teacher_pass, access=access)
+        place = Place(trainer.args.seed, draw, 0)
+        outputs, _ = trainer.teacher_pass(
+            trainer.model, batch.tokens, batch.contexts, batch.prompts, place, trainer.no_checkpointing
+        )
+        trainer.generation = replace(batch, teacher=outputs, signals=None)
         trainer.model.zero_grad()
         trainer.current_gradient_accumulation_steps = 1
-        trainer.batch_loss(trainer.model, batch).backward()
+        trainer.batch_loss(trainer.model, torch.arange(len(batch)), None).backward()
         return torch.cat([p.grad.flatten().double() for p in trainer.model.parameters() if p.grad is not None])
 
     def states(self) -> int:
-        return int(self._batch["completion_mask"].sum())
+        return int(self._batch.tokens.completion_mask.sum())
 
 
 def scatter(scene: Scene, access: Any, draws: int) -> dict[str, float]:

@@ -102,7 +102,7 @@ def serving(folder: Path) -> Iterator[str]:
     """A server with the other model and vLLM's form of the protocol: the stand-in that the tests use."""
     sys.path.insert(0, str(ROOT))
     import torch
-    from tests.experts.fake_server import FakeServer, PolicyAnswers
+    from tests.experts.remote.fake_server import FakeServer, PolicyAnswers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     class Quick(PolicyAnswers):  # type: ignore[misc]

@@ -352,7 +352,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.worker:
         if options.memory == "kept":
-            from errata.training.allocator import keep_memory
+            from errata.commands.allocator import keep_memory
 
             keep_memory()
         size = (options.tokens[0], options.hidden, options.vocabulary)

@@ -73,7 +73,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.child:
         if args.memory == "kept" or (args.memory == "shipped" and VARIANTS[args.child][0] == "errata"):
-            from errata.training.allocator import keep_memory
+            from errata.commands.allocator import keep_memory
 
             keep_memory()
         shape = SHAPES[args.model]
@@ -297,7 +297,7 @@ def _trainer(name: str, shape: dict[str, Any], model: Any, tokenizer: Any, rows:
             model=model, reward_funcs=[reward], args=arguments, train_dataset=rows, processing_class=tokenizer
         )
     from errata import methods
-    from errata.training.config import ErrataConfig
+    from errata.recipe.config import ErrataConfig
     from errata.training.trainer import ErrataTrainer
 
     arguments = ErrataConfig(**common, rollouts_saved=0, context_template="sdpo")

@@ -1,4 +1,4 @@
-"""Accuracy of the house policy: without a context and in each teacher context, per task and under unseen rulebooks."""
+"""Accuracy of the house policy without a context and in each teacher context, per task and under unseen rulebooks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from house_data import Rulebook, draw_expression
-from jinja2 import Template
+from house_data import Rulebook, draw_expression, teacher_message
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from errata.contexts.render import Renderer
 from errata.feedback.rulebook import Rule, judge, rule_of, solve
 from errata.tasks import load
 
@@ -24,7 +24,7 @@ class Problem:
 
 
 def problem_sets(n: int, seed: int = 0) -> dict[str, list[Problem]]:
-    """Held-out problems of both tasks, and chains under random tables: each drawn for its problem alone."""
+    """``n`` held-out problems of each task, and ``n`` under random tables, a new table for each problem."""
     sets = {
         name: [Problem(r["expression"], rule_of(r["rulebook"])) for r in load(name, split="test").select(range(n))]
         for name in ("rulebook/sharpen", "rulebook/new-rule")
@@ -44,7 +44,7 @@ def sample(
     temperature: float = 1.0,
     batch: int = 256,
 ) -> list[str]:
-    """One completion per user message, sampled (greedy at temperature 0)."""
+    """One completion per user message, at most 64 tokens; greedy at temperature 0."""
     out: list[str] = []
     chats = [
         tokenizer.apply_chat_template([{"role": "user", "content": u}], tokenize=False, add_generation_prompt=True)
@@ -63,47 +63,42 @@ def sample(
 
 
 def measure(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: Template, *, n: int = 256, k: int = 8
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, renderer: Renderer, *, n: int = 256, k: int = 8
 ) -> dict[str, dict[str, float]]:
-    """Per problem set: avg@k and pass@k plain, and accuracy in each context, shown each problem's first failed attempt.
+    """avg@k and pass@k without a context, and the accuracy in each of ``CONTEXTS``, for each of the ``problem_sets``.
 
-    All sampled at temperature 1.
+    In a context the problem's first failed attempt is shown; a problem without one is left out, and the accuracy over no
+    problem is NaN. All sampled at temperature 1.
     """
     result = {}
     for name, problems in problem_sets(n).items():
-        tries = sample(model, tokenizer, [f"{p.expression}=?" for p in problems for _ in range(k)])
-        solved = [
-            judge(t, problems[i // k].expression, problems[i // k].rule).score == 1.0 for i, t in enumerate(tries)
-        ]
-        row = {
-            f"avg@{k}": sum(solved) / len(solved),
-            f"pass@{k}": sum(any(solved[i : i + k]) for i in range(0, len(solved), k)) / n,
-        }
+        attempts = sample(model, tokenizer, [f"{p.expression}=?" for p in problems for _ in range(k)])
+        solved = [is_right(problems[i // k], attempt) for i, attempt in enumerate(attempts)]
+        row = {f"avg@{k}": mean(solved), f"pass@{k}": mean([any(solved[i : i + k]) for i in range(0, n * k, k)])}
+        failed = []
+        for i, problem in enumerate(problems):
+            own = slice(i * k, i * k + k)
+            wrong = [a for a, right in zip(attempts[own], solved[own], strict=True) if not right]
+            failed += [(problem, wrong[0])] if wrong else []
         for context in CONTEXTS:
-            users, problems_shown = [], []
-            for i, problem in enumerate(problems):
-                attempt = next(
-                    (t for t, ok in zip(tries[i * k : i * k + k], solved[i * k : i * k + k], strict=True) if not ok),
-                    None,
-                )
-                if attempt is None:
-                    continue
-                problems_shown.append(problem)
-                users.append(show(template, problem, attempt, context))
-            texts = sample(model, tokenizer, users)
-            row[context] = sum(
-                judge(t, p.expression, p.rule).score == 1.0 for t, p in zip(texts, problems_shown, strict=True)
-            ) / len(problems_shown)
+            texts = sample(model, tokenizer, [show(renderer, p, attempt, context) for p, attempt in failed])
+            row[context] = mean([is_right(p, text) for (p, _), text in zip(failed, texts, strict=True)])
         result[name] = row
     return result
 
 
-def show(template: Template, problem: Problem, attempt: str, context: str) -> str:
-    """The teacher's user message."""
+def is_right(problem: Problem, text: str) -> bool:
+    return judge(text, problem.expression, problem.rule).score == 1.0
+
+
+def mean(values: Sequence[bool]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def show(renderer: Renderer, problem: Problem, attempt: str, context: str) -> str:
+    """The teacher's user message in one of the ``CONTEXTS``."""
     kind, _, trace = context.partition(" ")
     if kind == "solution":
-        return template.render(
-            prompt=f"{problem.expression}=?", solution=solve(problem.expression, problem.rule), attempt="", feedback=""
-        )
+        return teacher_message(renderer, problem.expression, solution=solve(problem.expression, problem.rule))
     feedback = judge(attempt, problem.expression, problem.rule, feedback=kind, trace=trace or "all").feedback
-    return template.render(prompt=f"{problem.expression}=?", solution="", attempt=attempt, feedback=feedback)
+    return teacher_message(renderer, problem.expression, attempt=attempt, feedback=feedback)

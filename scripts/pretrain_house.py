@@ -1,7 +1,7 @@
 """Pre-trains the house policy and writes it with its card: ``python scripts/pretrain_house.py --seed 0 --out DIR``.
 
-Three stages under one cosine: the usual rules by heart; short problems plain and in the teacher's contexts, where copying
-and repairing are learnt fast; all lengths. What it is trained on is in ``house_data.py``.
+Three stages under one cosine learning rate: single facts of the usual rules; short problems without a context and in each
+teacher context, from which copying and correcting are learned fast; problems of all lengths. ``house_data.py`` makes the data.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import torch
 import transformers
 from house_data import KINDS, SLIP, SLIP_WEIGHTS, UNKNOWN, Example, draw_plain, draw_shown
 from house_measure import measure
-from jinja2 import Template
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from errata.contexts.render import Renderer
 
 PAD, UNK, USER, ASSISTANT, END = SPECIAL = ("<|pad|>", "<|unk|>", "<|user|>", "<|assistant|>", "<|end|>")
 CHAT_TEMPLATE = (
@@ -31,12 +32,12 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-FACTS, SHORT, ALL = 400, 500, 1100
-"""Optimizer steps of the three stages."""
+STAGES = (400, 500, 1100)
+"""Optimizer steps of each stage: facts, short problems, all lengths."""
 BATCH = {"plain": 24, "solution": 16, "trace": 24, "correction": 12}
 LEARNING_RATE = 4e-3
 USER_WEIGHT = 0.2
-"""Weight of the loss on the user's text; a shown solution also trains copying."""
+"""Weight of the loss on the user's text, which contains solutions too."""
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -85,26 +86,29 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     return model
 
 
-def batches(rng: random.Random, step: int, template: Template) -> Iterator[tuple[str, list[Example]]]:
-    """One step's batches, each of one kind and one length, so that little is padded."""
-    if step < FACTS:
+def batches(
+    rng: random.Random, step: int, renderer: Renderer, stages: tuple[int, int, int] = STAGES
+) -> Iterator[tuple[str, list[Example]]]:
+    """(kind, examples) of one step's batches, each of one kind and one length, so that little is padded."""
+    facts, short, _ = stages
+    if step < facts:
         length = rng.choice([1, 1, 2])
         yield "facts", [draw_plain(rng, length, slip=0.0) for _ in range(128 // length)]
         return
     for kind in KINDS:
-        length = rng.choice([1, 2, 3, 1, 2, 3, rng.randint(4, 7)] if step < FACTS + SHORT else [2, 3, 4, 4, 5, 6, 6, 7])
+        length = rng.choice([1, 2, 3, 1, 2, 3, rng.randint(4, 7)] if step < facts + short else [2, 3, 4, 4, 5, 6, 6, 7])
         if kind == "plain":
             yield kind, [draw_plain(rng, length, SLIP) for _ in range(BATCH[kind])]
         else:
-            yield kind, [draw_shown(rng, kind, length, template) for _ in range(BATCH[kind])]
+            yield kind, [draw_shown(rng, kind, length, renderer) for _ in range(BATCH[kind])]
 
 
 def encode(examples: list[Example], ids: dict[str, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, targets (-1: none) and whether the target is the assistant's, each (B,T), padded on the right."""
+    """Tokens, targets (-1 where there is none) and a mask of the assistant's targets, each (B,T), padded on the right."""
     rows, targets, starts = [], [], []
     for example in examples:
         user = [ids[c] for c in example.user]
-        rows.append([ids[USER], *user, ids[ASSISTANT], *(ids[c] for c in example.text)])
+        rows.append([ids[USER], *user, ids[ASSISTANT], *(ids[c] for c in example.written)])
         said = [-1 if c == UNKNOWN else ids[c] for c in example.target]
         targets.append([*user, ids[ASSISTANT], *said, ids[END]])
         starts.append(len(user) + 1)
@@ -115,7 +119,7 @@ def encode(examples: list[Example], ids: dict[str, int]) -> tuple[Tensor, Tensor
 
 
 def noise(ids: dict[str, int]) -> Tensor:
-    """(V,V): the distribution of the plain policy's result, one row per right digit; other rows are the identity."""
+    """(V,V) target distributions of a result without a context: SLIP spread from each right digit; other rows are one-hot."""
     kernel = torch.eye(len(ids))
     weights = torch.tensor(SLIP_WEIGHTS) * SLIP / sum(SLIP_WEIGHTS)
     weights[0] = 1.0 - SLIP
@@ -125,35 +129,46 @@ def noise(ids: dict[str, int]) -> Tensor:
     return kernel
 
 
-def train(model: Qwen3ForCausalLM, ids: dict[str, int], rng: random.Random, template: Template) -> None:
-    steps = FACTS + SHORT + ALL
+def train(
+    model: Qwen3ForCausalLM,
+    ids: dict[str, int],
+    rng: random.Random,
+    renderer: Renderer,
+    stages: tuple[int, int, int] = STAGES,
+) -> list[float]:
+    """Train ``model`` in place and return each step's loss, the mean over its batches of nats per assistant token."""
+    steps, losses = sum(stages), []
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05, betas=(0.9, 0.98))
     kernel, started = noise(ids), time.monotonic()
     for step in range(steps):
         decay = 0.5 * (1.0 + math.cos(math.pi * step / steps))
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 50) * decay
-        report = []
-        for kind, examples in batches(rng, step, template):
+        report, step_losses = [], []
+        for kind, examples in batches(rng, step, renderer, stages):
             tokens, targets, assistant = encode(examples, ids)
             hidden = model.model(input_ids=tokens).last_hidden_state
             has = targets >= 0
             logp = torch.log_softmax(model.lm_head(hidden[has]), -1)
-            label, mine = targets[has], assistant[has]
-            result = mine & (tokens[has] == ids["="])
+            label, own = targets[has], assistant[has]
+            result = own & (tokens[has] == ids["="])
             loss = -logp.gather(-1, label[:, None]).squeeze(-1)
             if kind == "plain":
                 loss = torch.where(result, -(kernel[label] * logp).sum(-1), loss)
-            weight = torch.where(mine, 1.0, USER_WEIGHT)
-            torch.autograd.backward((loss * weight).sum() / mine.sum() / len(KINDS))
+            weight = torch.where(own, 1.0, USER_WEIGHT)
+            torch.autograd.backward((loss * weight).sum() / own.sum() / len(KINDS))
+            step_losses.append(loss[own].mean().item())
             report.append(f"{kind} {(logp.argmax(-1) == label)[result].float().mean():.2f}")
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        losses.append(sum(step_losses) / len(step_losses))
         if step % 50 == 49:
             print(
-                f"{time.monotonic() - started:5.0f} s  step {step + 1}/{steps}  right results: {', '.join(report)}",
+                f"{time.monotonic() - started:5.0f} s  step {step + 1}/{steps}  loss {losses[-1]:.3f}  "
+                f"right results: {', '.join(report)}",
                 flush=True,
             )
+    return losses
 
 
 def card(numbers: dict[str, dict[str, float]], model: Qwen3ForCausalLM, seed: int, minutes: float) -> str:
@@ -228,15 +243,14 @@ def main() -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(os.cpu_count() or 1)
     started = time.monotonic()
-    path = Path(__file__).parents[1] / "src/errata/contexts/templates/house.jinja"
-    template = Template(path.read_text(encoding="utf-8"), keep_trailing_newline=True)
+    renderer = Renderer("house")
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
-    train(model, tokenizer.get_vocab(), random.Random(args.seed), template)
+    train(model, tokenizer.get_vocab(), random.Random(args.seed), renderer)
     minutes = (time.monotonic() - started) / 60
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
-    numbers = measure(model.eval(), tokenizer, template)
+    numbers = measure(model.eval(), tokenizer, renderer)
     text = card(numbers, model, args.seed, minutes)
     (args.out / "README.md").write_text(text, encoding="utf-8")
     print(text)

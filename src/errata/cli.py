@@ -124,19 +124,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(args: argparse.Namespace, rest: list[str]) -> int:
-    from errata.training.run import train
+    from errata.commands.train import train
 
     return train(args.recipe, rest)
 
 
 def _eval(args: argparse.Namespace, rest: list[str]) -> int:
-    from errata.training.eval_cli import evaluate
+    from errata.commands.evaluate import evaluate
 
     return evaluate(args)
 
 
 def _compare(args: argparse.Namespace, rest: list[str]) -> int:
-    from errata.training.compare import compare
+    from errata.commands.compare import compare
 
     names = [name.strip() for name in args.methods.split(",") if name.strip()]
     return compare(args.recipe, names, args.seeds, args.jobs, args.tune, rest, target=args.target)
@@ -168,7 +168,7 @@ def _tasks(args: argparse.Namespace, rest: list[str]) -> int:
         return 0
     rows = tasks.load(args.name, path=args.task_path, split=args.split, strict=args.strict is not False)
     if args.show_context:
-        from errata.training.preview import show_contexts
+        from errata.commands.preview import show_contexts
 
         return show_contexts(args, rows)
     console.print(

@@ -1,6 +1,6 @@
-"""Records that every package shares: rollouts, verdicts, groups, teacher contexts, and what counts as solved.
+"""The records that every package shares: rollouts, verdicts, groups and teacher contexts.
 
-Plain frozen dataclasses; only the standard library is imported.
+Plain frozen dataclasses of the standard library, so that any package may import them at no cost.
 """
 
 from __future__ import annotations
@@ -14,29 +14,19 @@ Messages = list[dict[str, Any]]
 """A chat: ``[{"role": "user", "content": "3+4="}]``."""
 
 
-def is_solved(score: float | None, threshold: float) -> bool:
-    """Whether a rollout with this score counts as solved: ``score >= threshold``. The only meaning of "solved".
-
-    A score of ``None`` (the verifier failed) or NaN is not solved. ``threshold`` is the method's ``success_threshold``,
-    1.0 unless set.
-    """
-    return score is not None and score >= threshold
-
-
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a verifier returns for one rollout.
+    """The judgement of one rollout: a score, and any feedback beyond it.
 
     ``Verdict(0.0, "0b*4=3 not 0", kind="trace")``
     """
 
     score: float | None
-    """Reward, larger is better, 1.0 for full marks; :func:`is_solved` says when it counts as solved. ``None``: not judged
-    (the verifier failed); the rollout is left out."""
+    """Reward, larger is better, 1.0 for a solved problem. ``None``: not judged (the verifier failed), left out."""
     feedback: str = ""
-    """Text for the teacher beyond the score. Empty: nothing."""
+    """Anything said beyond the score, as text for the teacher. Empty: nothing."""
     kind: str = ""
-    """Kind of feedback: ``trace``, ``correction``, ``tests``, ``format``, ``critique``, ... Empty: none.
+    """What sort of feedback: ``trace``, ``correction``, ``tests``, ``format``, ``critique``, ... Empty: none.
     ``error``: the verifier failed."""
     leaks_answer: bool = False
     """Whether the feedback contains the answer itself."""
@@ -46,7 +36,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One attempt at one problem, with its verdict."""
+    """One completion that the student sampled for one problem, with its verdict."""
 
     index: int
     """Position in the generation batch, over all processes: ``0``."""
@@ -55,15 +45,15 @@ class Rollout:
     prompt: Messages | str
     """What the student was asked."""
     completion: str
-    """What it answered, as text without special tokens: ``"7a+3=0b*4=3"``; of several turns the transcript."""
+    """The sampled text without special tokens: ``"7a+3=0b*4=3"``; of several turns the transcript."""
     verdict: Verdict
-    """What the world said to it."""
+    """Its score and feedback."""
     length: int = 0
     """Tokens of the completion that the student generated."""
     reference: str | None = None
     """The data set's own solution, if it has one."""
     row: Mapping[str, Any] = field(default_factory=dict)
-    """The data set's row."""
+    """All columns of the data set's row but the prompt."""
     turns: tuple[Mapping[str, Any], ...] = ()
     """The completion's messages where tools were called: what the policy said, its calls and what the tools answered."""
     entropy: float | None = None
@@ -71,12 +61,12 @@ class Rollout:
 
     @property
     def reward(self) -> float | None:
-        """The verdict's score; ``None`` if the verifier failed."""
+        """The verdict's score; ``None`` where the rollout was not judged."""
         return self.verdict.score
 
     def solved(self, threshold: float = 1.0) -> bool:
-        """Whether the reward reaches ``threshold``; see :func:`is_solved`."""
-        return is_solved(self.verdict.score, threshold)
+        """Whether the reward reaches ``threshold``; a rollout that was not judged is not solved."""
+        return is_solved(self.reward, threshold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +94,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """A failed attempt at the same problem from an earlier step, and what the world said to it.
+    """A failed attempt at the same problem from an earlier step, with its feedback.
 
     ``Earlier("7a+3=1b*4=4", "7a+3=0 not 1", step=12)``
     """
@@ -125,7 +115,7 @@ class TeacherContext:
     """
 
     kind: str
-    """``sibling``, ``feedback``, ``reference``, ``buffer``, ``expert`` or ``none``; any other word a method of yours invents."""
+    """``sibling``, ``feedback``, ``reference``, ``buffer``, ``expert`` or ``none``; or the name of a source of your own."""
     why: str = ""
     """One line for the run directory."""
     solution: str = ""
@@ -140,18 +130,30 @@ class TeacherContext:
     """Whether the rollout's own attempt is shown with its thinking."""
     leaks_answer: bool = False
     """Whether what is shown contains the answer."""
-    needed: bool = True
-    """Whether the method wants this teacher's marks; ``False`` saves its forward pass."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """Further values for the prompt template, by name, such as columns of the row: ``{"hint": "carry the one"}``."""
+    use_teacher: bool = True
+    """Whether the method uses this rollout's teacher; ``False`` saves the teacher's forward pass."""
 
     @property
-    def informs(self) -> bool:
-        """Whether the teacher knows anything the student did not: by what it is shown, or as an expert of its own."""
-        return bool(self.solutions or self.feedback or self.earlier) or self.kind == "expert"
+    def is_informative(self) -> bool:
+        """Whether the teacher knows anything the student does not: from what it is shown, or as another model."""
+        return self.shows_something or self.kind == "expert"
+
+    @property
+    def shows_something(self) -> bool:
+        """Whether the teacher's prompt holds more than the student's."""
+        return bool(self.solutions or self.feedback or self.earlier or self.values)
 
     @property
     def solutions(self) -> tuple[str, ...]:
         """All shown solutions, best first."""
         return tuple(text for text in (self.solution, *self.more_solutions) if text)
+
+
+def is_solved(score: float | None, threshold: float = 1.0) -> bool:
+    """The one meaning of "solved": a score that was given and is at least ``threshold``."""
+    return score is not None and score >= threshold
 
 
 def strip_thinking(text: str) -> str:

@@ -129,7 +129,7 @@ def test_history_is_the_newest_attempts_beside_the_present_feedback():
     context = choose(wrong, group(wrong), earlier=PAST, history=2)
     assert context.earlier == PAST[1:]
     assert context.leaks_answer  # what the older one was told
-    assert context.why == "the world's trace on its own attempt; earlier attempts: 2"
+    assert context.why == "trace on its own attempt; earlier attempts: 2"
     assert choose(wrong, group(wrong), earlier=PAST).earlier == ()
     assert choose(wrong, group(wrong), earlier=PAST, history=9).earlier == PAST
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from errata.experts import Access
 from errata.experts.access import chosen_states, inclusion, named
-from errata.experts.answers import Answer, spread
+from errata.experts.queries import Answer, spread
 
 SCORES = st.lists(st.floats(0, 100), min_size=1, max_size=40)
 

@@ -11,8 +11,8 @@ from tests.tiny import build_model, build_tokenizer
 from tests.training.worlds import history, trainer, weights
 
 from errata.experts import LocalExpert, LocalSampler
-from errata.experts.answers import Question
 from errata.experts.heads import matched_head
+from errata.experts.queries import Question
 from errata.ops.scores import Head, token_scores
 from errata.training.forward import accept_head_function, head_of
 

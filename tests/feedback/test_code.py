@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from errata.feedback import sandbox
 from errata.feedback.code import CodeVerifier, read_code, same_output
+from errata.feedback.sandbox import run as sandbox
 from errata.records import Verdict
 
 UNSAFE = not sandbox.isolation()  # the tests' own programs are harmless

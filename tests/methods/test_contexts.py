@@ -18,19 +18,19 @@ def attempt(index, text, reward, feedback="", *, leaks=False, reference=None):
 
 
 def shown(method, group, experience, index=0):
-    return method.context(group.rollouts[index], group, experience=experience, epoch=9.0, rng=random.Random(0))
+    return method.context(group.rollouts[index], group, memory=experience, epoch=9.0, rng=random.Random(0))
 
 
 def step(experience, number, *rollouts):
     group = Group("p", rollouts)
-    experience.record([group], step=number)
+    experience.observe([group], step=number)
     return group
 
 
 @pytest.mark.parametrize("name", BY_SIBLINGS)
 def test_every_method_shows_several_demonstrations(name):
     method = methods.get(name, demonstrations=2)
-    experience = method.experience()
+    experience = method.memory()
     group = step(
         experience, 0, attempt(0, "5", 0.0), attempt(1, "four", 1.0), attempt(2, "4", 1.0), attempt(3, "IV!", 1.0)
     )
@@ -43,7 +43,7 @@ def test_every_method_shows_several_demonstrations(name):
 @pytest.mark.parametrize("name", TAUGHT)
 def test_every_method_remembers_earlier_attempts_where_it_is_to_show_them(name):
     method = methods.get(name, history=1, sources=("feedback",))
-    experience = method.experience()
+    experience = method.memory()
     assert isinstance(experience.history, FeedbackHistory)
     assert "history" in experience.state_dict()
     first = step(experience, 0, attempt(0, "5", 0.0, "too large"), attempt(1, "3", 0.0, "too small"))
@@ -52,28 +52,26 @@ def test_every_method_remembers_earlier_attempts_where_it_is_to_show_them(name):
     # Not its own copy, nor what the sibling of this very step was told.
     assert [(e.attempt, e.feedback) for e in shown(method, second, experience).earlier] == [("5", "too large")]
     assert [(e.attempt, e.feedback) for e in shown(method, second, experience, 1).earlier] == [("3", "too small")]
-    assert methods.get(name).experience().history is None
+    assert methods.get(name).memory().history is None
 
 
 def test_without_a_teacher_nothing_is_remembered():
-    assert methods.get("grpo", history=2).experience().history is None
+    assert methods.get("grpo").memory().history is None
 
 
 def test_an_experience_of_ones_own_without_a_history_is_told_so():
     class Forgetful(type(methods.get("sdpo"))):
-        def experience(self):
+        def memory(self):
             return Experience()
 
     method = Forgetful(history=1)
-    with pytest.raises(
-        ValueError, match=r"history: Forgetful.experience\(\) keeps none; end its Experience with history="
-    ):
-        shown(method, Group("p", (attempt(0, "5", 0.0, "no"),)), method.experience())
+    with pytest.raises(ValueError, match=r"history: Forgetful.memory\(\) keeps none; give it an attribute history = "):
+        shown(method, Group("p", (attempt(0, "5", 0.0, "no"),)), method.memory())
 
 
 def test_a_forbidden_leak_is_not_shown_later_either():
     method = methods.get("sdpo", history=2, allow_leaks=False)
-    experience = method.experience()
+    experience = method.memory()
     step(experience, 0, attempt(0, "5", 0.0, "it is 4", leaks=True), attempt(1, "3", 0.0, "too small"))
     group = step(experience, 1, attempt(0, "7", 0.0, "too large"))
     assert [e.attempt for e in shown(method, group, experience).earlier] == ["3"]
@@ -82,7 +80,7 @@ def test_a_forbidden_leak_is_not_shown_later_either():
 def test_drift_draws_several_from_its_buffer():
     for kind in ("released", "paper"):
         method = methods.get("drift", demonstrations=2, buffer=kind, warmup_steps=0)
-        experience = method.experience()
+        experience = method.memory()
         step(experience, 0, attempt(0, "4", 1.0), attempt(1, "four", 1.0), attempt(2, "IV", 1.0))
         group = step(experience, 1, attempt(0, "5", 0.0), attempt(1, "6", 0.0))
         context = shown(method, group, experience)
@@ -95,7 +93,7 @@ def test_drift_draws_several_from_its_buffer():
 def test_drift_keeps_thinking_in_its_buffer_on_request():
     for keep, text in ((False, "4"), (True, "<think>2</think>4")):
         method = methods.get("drift", keep_thinking=keep, warmup_steps=0)
-        experience = method.experience()
+        experience = method.memory()
         step(experience, 0, attempt(0, "<think>2</think>4", 1.0))
         group = step(experience, 1, attempt(0, "5", 0.0))
         context = shown(method, group, experience)

@@ -5,9 +5,9 @@ import statistics
 
 import pytest
 import torch
+from tests.methods.batches import make_batch
 
 from errata import methods
-from errata.methods.base import Batch
 from errata.ops.divergence import divergence
 from errata.ops.scores import TokenScores
 
@@ -43,20 +43,9 @@ def cosines(length, seed, **settings):
     true = torch.autograd.grad((probability * cross_entropy.sum(1)).sum(), student.tables, retain_graph=True)
 
     entropy = -(expert.softmax(-1) * expert.log_softmax(-1)).sum(-1)
-    everyone, mask = torch.ones(len(sequences)).bool(), torch.ones(sequences.shape).bool()
+    mask = torch.ones(sequences.shape).bool()
     detached = TokenScores(logp.detach(), logp.detach(), entropy, entropy, cross_entropy.detach())
-    nothing = torch.zeros(len(sequences))
-    batch = Batch(
-        mask=mask,
-        scores=detached,
-        reward=nothing,
-        advantage=nothing,
-        group=torch.zeros(len(sequences), dtype=torch.long),
-        has_teacher=everyone,
-        available=everyone,
-        success=~everyone,
-        pass_rate=nothing,
-    )
+    batch = make_batch(mask, detached)
     signals = methods.get("distil", baseline="none", cost="ce", **settings).signals(batch)
     per_token = -signals.rl_weight * signals.advantage * logp + signals.sd_weight * cross_entropy
     found = torch.autograd.grad((probability.detach() * per_token.sum(1)).sum(), student.tables)
@@ -87,19 +76,9 @@ def test_kl_cost_is_exact_for_its_own_objective():
     probability = logp.sum(1).exp()
     true = torch.autograd.grad((probability * kl.sum(1)).sum(), student.tables, retain_graph=True)
     entropy = -(expert.softmax(-1) * expert.log_softmax(-1)).sum(-1)
-    everyone, mask, nothing = torch.ones(27).bool(), torch.ones(27, 3).bool(), torch.zeros(27)
+    mask = torch.ones(27, 3).bool()
     scores = TokenScores(logp.detach(), logp.detach(), entropy, entropy, kl.detach() + entropy)
-    batch = Batch(
-        mask=mask,
-        scores=scores,
-        reward=nothing,
-        advantage=nothing,
-        group=torch.zeros(27, dtype=torch.long),
-        has_teacher=everyone,
-        available=everyone,
-        success=~everyone,
-        pass_rate=nothing,
-    )
+    batch = make_batch(mask, scores)
     signals = methods.get("distil", baseline="none").signals(batch)
     per_token = -signals.rl_weight * signals.advantage * logp + signals.sd_weight * kl
     found = torch.autograd.grad((probability.detach() * per_token.sum(1)).sum(), student.tables)

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.methods.batches import all_scores, make_batch
 
 from errata import methods
-from errata.methods.base import Batch
+from errata.methods import Scores
 from errata.ops.scores import TokenScores
 
 LOG2 = math.log(2)
@@ -24,12 +25,10 @@ def batch(**changes):
         "advantage": torch.tensor([0.5, -0.5, 0.5, -0.5]),
         "group": torch.tensor([0, 0, 1, 1]),
         "has_teacher": torch.tensor([False, True, False, True]),
-        "available": torch.tensor([False, True, False, True]),
+        "has_context": torch.tensor([False, True, False, True]),
         "success": torch.tensor([True, False, True, False]),
-        "pass_rate": torch.full((4,), 0.5),
-        "stage": 2,
     }
-    return Batch(**{**values, **changes})
+    return make_batch(**{**values, **changes})
 
 
 def rows(tensor):
@@ -37,7 +36,7 @@ def rows(tensor):
 
 
 def test_grpo_gives_every_token_its_groups_advantage():
-    signals = methods.get("grpo").signals(batch(scores=None))
+    signals = methods.get("grpo").signals(batch())
     assert rows(signals.advantage) == [[0.5, 0.5, 0.5], [-0.5, -0.5, 0], [0.5, 0.5, 0.5], [-0.5, 0, 0]]
     assert rows(signals.rl_weight) == [[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 0, 0]]
     assert rows(signals.sd_weight) == [[0, 0, 0]] * 4
@@ -71,7 +70,9 @@ def distil_batch():
     entropy = torch.tensor([[0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0.5, 0.5], [0.5, 0, 0]])
     zero = torch.zeros(4, 3)
     everyone = torch.ones(4).bool()
-    return batch(scores=TokenScores(zero, zero, zero, entropy, kl + entropy), has_teacher=everyone, available=everyone)
+    return batch(
+        scores=TokenScores(zero, zero, zero, entropy, kl + entropy), has_teacher=everyone, has_context=everyone
+    )
 
 
 def test_distil_local_term_alone():
@@ -84,7 +85,7 @@ def test_distil_exact_credit_uncentred():
     signals = methods.get("distil", baseline="none").signals(distil_batch())
     # C_t is the sum of KL strictly after t; the advantage is its negative.
     assert rows(-signals.advantage) == [[6, 4, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
-    assert rows(signals.extras["future_credit"]) == [[6, 4, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
+    assert rows(signals.per_token["future_credit"]) == [[6, 4, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
 
 
 def test_distil_cost_ce_counts_the_teachers_entropy():
@@ -112,7 +113,8 @@ def test_distil_discount_and_future_weight():
 def test_distil_leave_one_out_vanishes_for_equal_costs():
     even = distil_batch()
     ones = torch.ones(4, 3) * even.mask
-    same = TokenScores(*even.scores[:3], torch.zeros(4, 3), ones[[0, 0, 0, 0]])
+    zero = torch.zeros(4, 3)
+    same = TokenScores(zero, zero, zero, zero, ones[[0, 0, 0, 0]])
     equal = batch(mask=torch.ones(4, 3).bool(), scores=same, has_teacher=torch.ones(4).bool())
     assert rows(methods.get("distil").signals(equal).advantage) == [[0, 0, 0]] * 4
 
@@ -136,11 +138,11 @@ def test_drift_paper_bins():
     everyone = torch.ones(4).bool()
     drift = methods.get("drift-paper", rhythm=False)
     signals = drift.signals(
-        batch(pass_rate=torch.tensor([0.1, 0.1, 0.9, 0.9]), has_teacher=everyone, available=everyone)
+        batch(pass_rate=torch.tensor([0.1, 0.1, 0.9, 0.9]), has_teacher=everyone, has_context=everyone)
     )
     assert rows(signals.rl_weight) == [[0, 0, 0], [0, 0, 0], [0.5, 0.5, 0.5], [0, 0, 0]]
     assert rows(signals.sd_weight) == [[0, 0, 0], [1, 1, 0], [0, 0, 0], [1, 0, 0]]
-    medium = drift.signals(batch(available=everyone))
+    medium = drift.signals(batch(has_context=everyone))
     assert rows(medium.rl_weight)[0] == [1, 1, 1]
 
 
@@ -148,7 +150,7 @@ def test_drift_released_gates():
     everyone = torch.ones(4).bool()
     drift = methods.get("drift-released", rhythm=False)
     signals = drift.signals(
-        batch(pass_rate=torch.tensor([0.3, 0.3, 0.7, 0.7]), has_teacher=everyone, available=everyone)
+        batch(pass_rate=torch.tensor([0.3, 0.3, 0.7, 0.7]), has_teacher=everyone, has_context=everyone)
     )
     # At p = 0.3: h = 1/2, z = sigmoid(-5) = 0.0066929, medium = (1-h)(1-z) = 0.4966536, all over their sum 1.0033464.
     hard, medium, easy = 0.4983324, 0.4949971, 0.0066705
@@ -165,14 +167,14 @@ def test_drift_released_gates():
 
 def test_drift_falls_back_on_reward_without_a_teacher():
     nobody = torch.zeros(4).bool()
-    signals = methods.get("drift", rhythm=False).signals(batch(has_teacher=nobody, available=nobody))
+    signals = methods.get("drift", rhythm=False).signals(batch(has_teacher=nobody, has_context=nobody))
     assert rows(signals.rl_weight) == [[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 0, 0]]
     assert rows(signals.sd_weight) == [[0, 0, 0]] * 4
 
 
 def test_drift_distils_hard_successes_only_where_asked():
     everyone = torch.ones(4).bool()
-    hard = batch(pass_rate=torch.zeros(4), has_teacher=everyone, available=everyone)
+    hard = batch(pass_rate=torch.zeros(4), has_teacher=everyone, has_context=everyone)
     assert rows(methods.get("drift").signals(hard).sd_weight)[0] == [0, 0, 0]
     assert methods.get("drift", binary_routing=False).signals(hard).sd_weight[0, 0] == pytest.approx(0.7, abs=0.02)
 
@@ -184,9 +186,9 @@ def test_drift_rhythm_leaves_wrong_attempts_and_silent_teachers_alone():
     scores = TokenScores(-draw[0], -4 * draw[1], draw[2], draw[3], draw[4])
     has = torch.tensor([True, True, False, True])
     signals = methods.get("drift-paper").signals(
-        batch(mask=mask, scores=scores, has_teacher=has, available=torch.ones(4).bool())
+        batch(mask=mask, scores=scores, has_teacher=has, has_context=torch.ones(4).bool())
     )
-    rhythm = signals.extras["rhythm"]
+    rhythm = signals.per_token["rhythm"]
     assert bool((rhythm[0] > 1).any())
     assert float(rhythm.max()) <= 2
     assert rows(rhythm[1:]) == [[1] * 12] * 3
@@ -203,50 +205,64 @@ def test_nobody_learns_from_a_rollout_that_was_not_judged():
         assert float(signals.sd_weight[1].abs().sum()) == 0, name
 
 
-@pytest.mark.parametrize("name", [n for n in methods.names() if methods.get(n).reads])
+@pytest.mark.parametrize("name", [n for n in methods.names() if methods.get(n).score_fields])
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("seed", range(5))
-def test_a_method_reads_what_it_says_and_no_more(name, stage, seed):
-    """Whatever stands in other fields and at other tokens, its signals are the same."""
+def test_a_method_reads_the_scores_it_declares_and_no_more(name, stage, seed):
+    """Its signals are the same, and finite, where every other score is NaN; a field it does not declare raises."""
     g = torch.Generator().manual_seed(seed)
     mask = torch.rand(8, 6, generator=g) > 0.2
     has = torch.rand(8, generator=g) > 0.3
     success = torch.rand(8, generator=g) > 0.5
-
-    def drawn():
-        logp, teacher_logp = -torch.rand(2, 8, 6, generator=g) * 3
-        entropy, teacher_entropy, divergence = torch.rand(3, 8, 6, generator=g) * 3
-        return TokenScores(logp, teacher_logp, entropy, teacher_entropy, divergence)
-
-    true, other, method = drawn(), drawn(), methods.get(name)
+    logp, teacher_logp = -torch.rand(2, 8, 6, generator=g) * 3
+    entropy, teacher_entropy, divergence = torch.rand(3, 8, 6, generator=g) * 3
+    true = TokenScores(logp, teacher_logp, entropy, teacher_entropy, divergence)
+    method = methods.get(name)
     base = batch(
         mask=mask,
-        scores=None,
+        scores=true,
         reward=success.float(),
         advantage=torch.randn(8, generator=g),
         group=torch.arange(8) // 4,
         has_teacher=has,
-        available=has,
+        has_context=has,
         success=success,
         pass_rate=torch.rand(8, generator=g),
         stage=stage,
     )
-    at = method.reads_at(base)
-    partly = {
-        field: torch.where(at, getattr(true, field), getattr(other, field))
-        if field in method.reads
-        else getattr(other, field)
-        for field in TokenScores._fields
-    }
-    whole = method.signals(replace(base, scores=true))
-    found = method.signals(replace(base, scores=TokenScores(**partly)))
+    at = method.score_mask(base)
+    partly = TokenScores._make(torch.where(at, value, torch.nan) for value in true)
+    whole = method.signals(base)
+    found = method.signals(replace(base, scores=Scores(partly, method.score_fields, name)))
     for kind in ("advantage", "rl_weight", "sd_weight"):
+        assert torch.isfinite(getattr(found, kind)).all(), kind
         assert torch.equal(getattr(found, kind), getattr(whole, kind)), kind
 
 
-def test_an_unknown_score_is_refused():
-    class Wrong(type(methods.get("srpo"))):
-        reads = ("teachers_entropy",)
+def test_reading_a_score_that_is_not_declared_raises():
+    class Undeclared(type(methods.get("distil"))):
+        score_fields = ("divergence",)
 
-    with pytest.raises(ValueError, match=r"Wrong\.reads: 'teachers_entropy'"):
+    scores = Scores(TokenScores(*torch.zeros(5, 4, 3)), Undeclared.score_fields, "Undeclared")
+    with pytest.raises(ValueError, match=r"score_fields: Undeclared.signals reads 'teacher_entropy'.*set score_fields"):
+        Undeclared().signals(batch(scores=scores))
+
+
+def test_a_score_field_that_does_not_exist_is_refused():
+    class Wrong(type(methods.get("srpo"))):
+        score_fields = ("teachers_entropy",)
+
+    with pytest.raises(ValueError, match=r"Wrong\.score_fields: 'teachers_entropy'"):
         Wrong()
+
+
+def test_grpo_has_no_settings_of_a_teacher():
+    assert set(methods.get("grpo").settings()) == {"success_threshold"}
+    with pytest.raises(ValueError, match="grpo has no setting 'divergence'"):
+        methods.get("grpo", divergence="js")
+
+
+def test_a_score_without_any_teacher_is_nan():
+    zero = torch.zeros(4, 3)
+    alone = all_scores(TokenScores(zero, None, zero, None, None))
+    assert alone.teacher_entropy.isnan().all()

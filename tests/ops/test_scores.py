@@ -11,7 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from errata.ops import divergence as plain
-from errata.ops import lanes, tiles, workspace
+from errata.ops.fused import engine as tiles
+from errata.ops.fused import threads as lanes
+from errata.ops.fused import workspace
 from errata.ops.policy_gradient import clipped_surrogate, importance_surrogate
 from errata.ops.scores import Head, TokenScores, fused_loss, token_scores
 

@@ -7,8 +7,8 @@ import torch
 from tests.ops.test_scores import Problem, assert_gradients, tiling  # noqa: F401
 
 from errata.ops import divergence as plain
-from errata.ops import workspace
 from errata.ops.credit import center, future_cost
+from errata.ops.fused import workspace
 from errata.ops.scores import Head, SparseTeacher, fused_loss, token_scores
 
 

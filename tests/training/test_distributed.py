@@ -25,10 +25,10 @@ t = trainer(folder, method, method_args=args, per_device_train_batch_size=2, gra
             save_strategy="steps", save_steps=4, eval_strategy="steps", eval_steps=4, eval_rows=3, **critic)
 t.train()
 rank = t.accelerator.process_index
-out = {"experience": t.experience.state_dict(), "weights": float(sum(p.abs().sum() for p in weights(t.model).values())),
-       "indices": [r.index for r in t.batch_records[0]], "problems": [r.problem_id for r in t.batch_records[0]],
-       "failed": [r.reward < 1 for r in t.batch_records[0]],
-       "criticised": ["critique_tokens" in r.verdict.info for r in t.batch_records[0]],
+out = {"experience": t.memory.state_dict(), "weights": float(sum(p.abs().sum() for p in weights(t.model).values())),
+       "indices": [r.index for r in t.generation.rollouts], "problems": [r.problem_id for r in t.generation.rollouts],
+       "failed": [r.reward < 1 for r in t.generation.rollouts],
+       "criticised": ["critique_tokens" in r.verdict.info for r in t.generation.rollouts],
        "critic": [log["critic/tokens"] for log in t.state.log_history if "critic/tokens" in log],
        "eval": [r.index for r in t.evaluator.last_rollouts],
        "teacher": 0.0 if t.teacher is None else float(sum(p.abs().sum() for p in weights(t.teacher.separate).values())),

@@ -1,4 +1,4 @@
-"""Experts through the trainer: narrower doors to a distribution, replayed answers, and pairs that cannot work."""
+"""Experts through the trainer: limited access to a distribution, replayed answers, and pairs that cannot work."""
 
 import math
 
@@ -9,8 +9,8 @@ from tests.training.worlds import history, trainer, weights
 
 from errata import methods
 from errata.experts import Access
-from errata.training.config import ErrataConfig
-from errata.training.experts import expert_of
+from errata.recipe.config import ErrataConfig
+from errata.recipe.experts import expert_of
 
 TEXT = {"sources": ["reference"], "cost": "ce"}
 
@@ -104,10 +104,10 @@ def test_what_was_asked_stands_in_the_log_and_in_the_rollouts(tmp_path):
     log = next(entry for entry in t.state.log_history if "expert/states" in entry)
     assert 0.3 < log["expert/share"] < 0.7
     row = next(row for stem, row in kept if stem == "rollouts")
-    asked = row["signals"]["asked"]
-    assert set(asked) <= {0.0, 2.0}
-    assert 0 < sum(a > 0 for a in asked) < len(asked)
-    for pairs, a in zip(row["alternatives"], asked, strict=True):
+    query_weight = row["signals"]["query_weight"]
+    assert set(query_weight) <= {0.0, 2.0}
+    assert 0 < sum(a > 0 for a in query_weight) < len(query_weight)
+    for pairs, a in zip(row["alternatives"], query_weight, strict=True):
         assert sum(share for _, share in pairs) == (pytest.approx(1, abs=0.01) if a else 0)
         assert len({token for token, _ in pairs}) == len(pairs)  # what was drawn twice stands there once
 
@@ -122,12 +122,12 @@ def config(tmp_path, **settings):
         ("sdpo", {"expert_args": {"gives": "samples"}}, "needs .topk.: divergence: js.*distil with method_args"),
         ("distil", {"expert_args": {"gives": "samples"}}, r"cost: kl subtracts its entropy"),
         ("sdpo-science", {"expert_args": {"gives": "topk"}}, "needs .full.: support: student_topk.*distil"),
-        ("grpo", {"expert": "house"}, "method grpo asks nobody"),
+        ("grpo", {"expert": "house"}, "method grpo has no teacher"),
         ("distil", {"expert_args": {"modle": 1}}, "'modle' is for another expert"),
         (
             "distil",
             {"expert": "http://127.0.0.1:1/v1", "expert_args": {"gives": "full"}},
-            "full cannot be had of a server",
+            "full is not offered by servers",
         ),
         ("distil", {"expert": "http://127.0.0.1:1/v1", "expert_args": {"gives": "topk"}}, "model is missing"),
         ("distil", {"expert": "house", "expert_on_failure": "self"}, "self is for a server"),

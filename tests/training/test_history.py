@@ -72,8 +72,8 @@ def test_a_resumed_run_remembers_the_same(tmp_path):
     (checkpoint,) = complete_checkpoints(tmp_path / "cut")
     second = run(tmp_path / "cut", max_steps=6)
     second.train(resume_from_checkpoint=str(checkpoint))
-    assert second.experience.state_dict() == whole.experience.state_dict()
-    assert second.experience.state_dict()["history"]["problems"]
+    assert second.memory.state_dict() == whole.memory.state_dict()
+    assert second.memory.state_dict()["history"]["problems"]
     assert history(second, "loss", "reward")[-3:] == history(whole, "loss", "reward")[-3:]
     for a, b in zip(weights(second.model).values(), weights(whole.model).values(), strict=True):
         assert torch.equal(a, b)

@@ -54,7 +54,7 @@ def test_resumed_equals_uninterrupted(tmp_path, name):
             weights(second.teacher.separate).values(), weights(whole.teacher.separate).values(), strict=True
         ):
             assert torch.equal(a, b)
-    assert second.experience.state_dict() == whole.experience.state_dict()
+    assert second.memory.state_dict() == whole.memory.state_dict()
     assert {row["step"] for stem, row in kept if stem == "rollouts"} == {4, 5, 6}
 
 

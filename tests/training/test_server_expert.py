@@ -7,13 +7,13 @@ import threading
 import pytest
 import torch
 import yaml
-from tests.experts.fake_server import FakeServer, PolicyAnswers
+from tests.experts.remote.fake_server import FakeServer, PolicyAnswers
 from tests.training.worlds import TOKENIZER, build_model, weights
 from transformers import TrainerCallback
 
 from errata.cli import main
-from errata.training.recipe import read
-from errata.training.run import build_trainer
+from errata.commands.train import build_trainer
+from errata.recipe.read import read
 
 SAMPLES = {"gives": "samples", "samples": 2, "share": 0.25, "model": "house", "retries": 0}
 TOPK = {"gives": "topk", "top_k": len(TOKENIZER), "model": "house", "retries": 0}

@@ -10,8 +10,8 @@ from tests.training.worlds import settings, weights
 
 from errata import methods
 from errata.cli import main
-from errata.training import learning, marking
-from errata.training.config import ErrataConfig
+from errata.recipe.config import ErrataConfig
+from errata.training import loss, teacher_pass
 from errata.training.trainer import ErrataTrainer
 
 TOKENIZER = world.tool_tokenizer()
@@ -55,8 +55,8 @@ def spied(t):
     """What ``on_rollouts`` returned for each generation batch."""
     batches, original = [], t.on_rollouts
 
-    def spy(inputs, batch):
-        batches.append(original(inputs, batch))
+    def spy(rows, tokens):
+        batches.append(original(rows, tokens))
         return batches[-1]
 
     t.on_rollouts = spy
@@ -75,17 +75,17 @@ def test_the_teacher_sees_the_same_turns(tmp_path, monkeypatch, given):
         asked.append((prompts, completions))
         return original(prompts, completions)
 
-    original = marking.teacher_sequences
-    monkeypatch.setattr(marking, "teacher_sequences", recorded)
+    original = teacher_pass.teacher_sequences
+    monkeypatch.setattr(teacher_pass, "teacher_sequences", recorded)
     t = tools_trainer(tmp_path, **given)
     batches = spied(t)
     t.train()
     (batch,), ((prompts, completions),) = batches, asked
-    rollouts, contexts, _ = t.batch_records
-    told = [i for i, c in enumerate(contexts) if c.informs]
+    rollouts, contexts = batch.rollouts, batch.contexts
+    told = [i for i, c in enumerate(contexts) if c.is_informative]
     assert 0 < len(told) < 8
-    lengths = batch["completion_mask"].sum(1).tolist()
-    assert completions == [batch["completion_ids"][i, : lengths[i]].tolist() for i in told]
+    tokens, lengths = batch.tokens, batch.tokens.lengths
+    assert completions == [tokens.completion_ids[i, : lengths[i]].tolist() for i in told]
     go = "" if "tools" in given else world.SHOWN
     for i, prompt, completion in zip(told, prompts, completions, strict=True):
         a, b = map(int, rollouts[i].problem_id.split("+"))
@@ -98,33 +98,33 @@ def test_the_teacher_sees_the_same_turns(tmp_path, monkeypatch, given):
 def test_what_a_tool_said_is_attended_to_and_not_learned_from(tmp_path, monkeypatch):
     states = []
 
-    def watched(hidden, *args, **kwargs):
-        hidden.retain_grad()
-        states.append(hidden)
-        return original(hidden, *args, **kwargs)
+    def watched(student, *args, **kwargs):
+        student.hidden.retain_grad()
+        states.append(student.hidden)
+        return original(student, *args, **kwargs)
 
-    original = learning.fused_loss
-    monkeypatch.setattr(learning, "fused_loss", watched)
+    original = loss.fused_loss
+    monkeypatch.setattr(loss, "fused_loss", watched)
     kept = []
     t = tools_trainer(tmp_path, tools=[USER["add"]], keep=kept, method_args={"cost": "ce", "baseline": "none"})
     batches = spied(t)
     t.train()
     (batch,), (hidden,) = batches, states
-    generated = marking.generated(batch)
-    tool = (batch["completion_mask"].bool()) & ~generated
-    for i, rollout in enumerate(t.batch_records[0]):
+    generated = batch.tokens.mask
+    tool = batch.tokens.completion_mask.bool() & ~generated
+    for i, rollout in enumerate(t.generation.rollouts):
         a, b = map(int, rollout.problem_id.split("+"))
-        assert TOKENIZER.decode(batch["completion_ids"][i][tool[i]]) == TOOL_SAID.format(a + b)
+        assert TOKENIZER.decode(batch.tokens.completion_ids[i][tool[i]]) == TOOL_SAID.format(a + b)
         assert rollout.length == int(generated[i].sum())
     # As targets the tool's tokens move nothing: no state that predicts one has a gradient; those of the student's own do,
     # but for the few where student and teacher are certain to the last bit.
-    marked = batch["has_teacher"]
-    assert marked.any()
+    with_teacher = batch.teacher.has_teacher
+    assert with_teacher.any()
     assert float(hidden.grad[tool].abs().sum()) == 0.0
-    assert float((hidden.grad.abs().sum(-1) > 0)[generated & marked[:, None]].float().mean()) > 0.8
+    assert float((hidden.grad.abs().sum(-1) > 0)[generated & with_teacher[:, None]].float().mean()) > 0.8
     # Credit runs over the student's own tokens, from the call on across the tool's answer to the end.
     rows = [row for stem, row in kept if stem == "rollouts" and row["context"]["prompt"]]
-    assert len(rows) == int(marked.sum())
+    assert len(rows) == int(with_teacher.sum())
     for row in rows:
         own = [k for k, g in enumerate(row["generated"]) if g]
         assert 0 < len(own) < len(row["generated"])
@@ -218,7 +218,7 @@ def test_a_critic_reads_the_calls_and_makes_none(tmp_path):
 
     t.write = write
     t.train()
-    failed = [r for r in t.batch_records[0] if r.reward == 0]
+    failed = [r for r in t.generation.rollouts if r.reward == 0]
     assert asked == [[[{"role": "user", "content": f"{r.problem_id}: {r.completion}"}] for r in failed]]
     assert all("critique_tokens" in r.verdict.info for r in failed)
 

@@ -1,18 +1,20 @@
 """Choosing what a rollout's teacher is shown: the first source that has something, in the order a method names.
 
-The usual order is SDPO's (arXiv 2601.20802, section 3): a successful *other* attempt of the group, else the world's
-feedback on the rollout's own attempt, else the data set's reference where the method allows it, else nothing.
+The usual order is SDPO's (arXiv 2601.20802, section 3): a successful *other* rollout of the group, else feedback on the
+rollout itself, else the data set's reference where the method allows it, else nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from errata.records import Earlier, Group, Rollout, TeacherContext, strip_thinking
 
 SOURCES = ("sibling", "buffer", "feedback", "reference", "expert")
 Pick = Callable[[list[Rollout]], Rollout]
 """Which of several successful siblings to show."""
+Source = Callable[[Rollout, Group], TeacherContext | None]
+"""A source of your own: what it would show, or ``None`` where it has nothing."""
 
 
 def choose(
@@ -29,13 +31,14 @@ def choose(
     history: int = 0,
     allow_leaks: bool = True,
     keep_thinking: bool = False,
+    own_sources: Mapping[str, Source] | None = None,
 ) -> TeacherContext:
     """What the teacher of ``rollout`` is shown.
 
     Args:
-        rollout: the attempt to be marked. It is never shown its own text, nor an exact copy of it.
+        rollout: the rollout to be scored. Its teacher is never shown its own text as a solution, nor an exact copy of it.
         group: the attempts at the same problem.
-        sources: names out of ``SOURCES``, best first.
+        sources: names out of ``SOURCES`` and ``own_sources``, best first.
         threshold: the reward from which an attempt counts as a success.
         pick: chooses among the successful siblings; the first sampled one unless said.
         stored: earlier successes of this problem, best first (the success buffer's draw).
@@ -46,8 +49,9 @@ def choose(
         history: how many of ``earlier``, the newest, are shown beside feedback at most.
         allow_leaks: whether feedback that contains the answer may be shown.
         keep_thinking: show successes and attempts with their thinking.
+        own_sources: further sources by name.
     Raises:
-        ValueError: a source that is not in ``SOURCES``.
+        ValueError: a source that is in neither.
     """
     verdict = rollout.verdict
     usable = bool(verdict.feedback.strip()) and verdict.kind != "error" and (allow_leaks or not verdict.leaks_answer)
@@ -72,7 +76,11 @@ def choose(
         )
 
     for source in sources:
-        if source == "sibling":
+        if own_sources is not None and source in own_sources:
+            own = own_sources[source](rollout, group)
+            if own is not None:
+                return own
+        elif source == "sibling":
             texts = {r.index: readable(r.completion) for r in group.successes(threshold, other_than=rollout)}
             best = _ranked([r for r in group if texts.get(r.index, "").strip()], texts, pick, demonstrations)
             if best:
@@ -82,10 +90,10 @@ def choose(
             if found:
                 return shown("buffer", "an earlier success at this problem", found[: max(demonstrations, 1)])
         elif source == "feedback":
-            # Praise for a solved attempt tells the teacher nothing it could mark with.
-            failed = rollout.reward is not None and rollout.reward < threshold
+            # Feedback on a solved rollout holds no correction.
+            failed = rollout.reward is not None and not rollout.solved(threshold)
             if usable and failed:
-                why = f"the world's {verdict.kind or 'feedback'} on its own attempt"
+                why = f"{verdict.kind or 'feedback'} on its own attempt"
                 return shown("feedback", why, feedback=verdict.feedback)
         elif source == "reference":
             if rollout.reference and allow_leaks:
@@ -95,7 +103,7 @@ def choose(
         else:
             raise ValueError(f"sources: {source!r} is none of {', '.join(SOURCES)}")
     if beside:
-        return shown("feedback", "the world's feedback")
+        return shown("feedback", "feedback on its own attempt")
     return TeacherContext("none", "no success in its group, no feedback, no reference")
 
 

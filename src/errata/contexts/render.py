@@ -1,9 +1,9 @@
-"""Turning a teacher's context into a prompt that fits, the only home of prompt text.
+"""Turning a teacher's context into a prompt that fits; all prompt text is in this package.
 
 A template is Jinja over the last user message. It sees ``prompt`` (that message), ``solution`` (several are numbered in
 one text), ``solutions`` (a list), ``feedback``, ``attempt`` (the rollout's own text) and ``earlier`` (a list of failed
-attempts of earlier steps, oldest first, each with ``attempt`` and ``feedback``). The rendered text replaces the last user
-message; system and earlier turns stay as they are.
+attempts of earlier steps, oldest first, each with ``attempt`` and ``feedback``), and the context's own ``values`` by name.
+The rendered text replaces the last user message; system and earlier turns stay as they are.
 """
 
 from __future__ import annotations
@@ -111,41 +111,41 @@ class Renderer:
         Cut are, in this order: earlier attempts, the oldest first; the attempt; the feedback; demonstrations, the last
         first. What the teacher needs most goes last.
         """
-        if not (context.solutions or context.feedback or context.earlier):
-            return Rendered(rollout.prompt)  # an expert of its own is asked what the student was asked
-        slots = _slots(rollout, context)
-        prompt = self._fill(rollout, slots)
+        if not context.shows_something:
+            return Rendered(rollout.prompt)  # another model is given the student's own prompt
+        slots, values = _slots(rollout, context), context.values
+        prompt = self._fill(rollout, slots, values)
         if self._max_tokens is None or self._count is None or self._count(prompt) <= self._max_tokens:
             return Rendered(prompt)
-        if self._count(self._fill(rollout, dict.fromkeys(slots, ""))) > self._max_tokens:
+        if self._count(self._fill(rollout, dict.fromkeys(slots, ""), values)) > self._max_tokens:
             return Rendered(rollout.prompt, dropped=True)
         cut: list[str] = []
         for slot in slots:
-            if self._fill(rollout, {**slots, slot: ""}) == prompt:  # empty, or not in this template
+            if self._fill(rollout, {**slots, slot: ""}, values) == prompt:  # empty, or not in this template
                 continue
             cut.append(slot[0])
-            slots[slot] = self._longest_fit(rollout, slots, slot)
-            prompt = self._fill(rollout, slots)
+            slots[slot] = self._longest_fit(rollout, slots, slot, values)
+            prompt = self._fill(rollout, slots, values)
             if self._count(prompt) <= self._max_tokens:
                 break
-        # A context of which nothing is left informs nobody.
-        left = any(text for (section, *_), text in slots.items() if section != "attempt")
+        left = bool(values) or any(text for (section, *_), text in slots.items() if section != "attempt")
         return Rendered(prompt, tuple(dict.fromkeys(cut)), dropped=not left)
 
-    def _longest_fit(self, rollout: Rollout, slots: dict[Slot, str], slot: Slot) -> str:
+    def _longest_fit(self, rollout: Rollout, slots: dict[Slot, str], slot: Slot, values: Mapping[str, object]) -> str:
         assert self._count is not None and self._max_tokens is not None
         text = slots[slot]
         low, high = 0, len(text)  # characters kept; invariant: `low` fits or is 0
         while low < high:
             middle = (low + high + 1) // 2
-            if self._count(self._fill(rollout, {**slots, slot: _without_middle(text, middle)})) <= self._max_tokens:
+            tried = self._fill(rollout, {**slots, slot: _without_middle(text, middle)}, values)
+            if self._count(tried) <= self._max_tokens:
                 low = middle
             else:
                 high = middle - 1
         return _without_middle(text, low)
 
-    def _fill(self, rollout: Rollout, slots: Mapping[Slot, str]) -> Messages | str:
-        template, sections, prompt = self._template_of(rollout), _sections(slots), rollout.prompt
+    def _fill(self, rollout: Rollout, slots: Mapping[Slot, str], values: Mapping[str, object]) -> Messages | str:
+        template, sections, prompt = self._template_of(rollout), {**values, **_sections(slots)}, rollout.prompt
         if isinstance(prompt, str):
             return template.render(prompt=prompt, **sections)
         last = prompt[-1]

@@ -1,4 +1,4 @@
-"""A completion of several turns as one text, for whoever is shown it: a teacher, a critic, a person."""
+"""A completion of several turns as one text, for a teacher, a critic or a person to read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run remembers of each problem: how hard it is now, what solved it before, what failed, which stage of training it is in.
+"""State that methods keep across steps: each problem's pass rate, stored successes, failures with feedback, the stage.
 
 Plain state, keyed by the task's stable ``problem_id``, bounded, and saved as JSON. Nothing here is random and nothing
 depends on the process: fed the same results in the same order, every process holds the same state, byte for byte.
@@ -9,5 +9,6 @@ from errata.experience.bundle import Experience
 from errata.experience.curriculum import Curriculum
 from errata.experience.history import FeedbackHistory
 from errata.experience.ledger import PassRateLedger
+from errata.experience.memory import Memory
 
-__all__ = ["Curriculum", "Experience", "FeedbackHistory", "PassRateLedger", "Success", "SuccessBuffer"]
+__all__ = ["Curriculum", "Experience", "FeedbackHistory", "Memory", "PassRateLedger", "Success", "SuccessBuffer"]

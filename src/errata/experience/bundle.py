@@ -1,4 +1,4 @@
-"""All that one run remembers, in one object with one state."""
+"""``Experience``: the built-in methods' memory of a run, in one object with one state."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from errata.records import Group
 
 @dataclass
 class Experience:
-    """Ledger, buffer, curriculum and feedback history, each only where the method wants it."""
+    """Pass-rate ledger, success buffer, curriculum and feedback history, each only where the method uses it."""
 
     ledger: PassRateLedger | None = None
     buffer: SuccessBuffer | None = None
     curriculum: Curriculum | None = None
     history: FeedbackHistory | None = None
+    threshold: float = 1.0
+    """Reward from which a rollout counts as solved."""
 
     @property
     def stage(self) -> int:
@@ -32,16 +34,16 @@ class Experience:
         """The problem's smoothed pass rate as of its last visit; ½ without a ledger."""
         return UNSEEN if self.ledger is None else self.ledger.rate(problem_id)
 
-    def record(self, groups: Iterable[Group], *, step: int, threshold: float = 1.0) -> None:
+    def observe(self, groups: Iterable[Group], *, step: int) -> None:
         """Enter the results of one step: the groups of all processes, in one fixed order.
 
         The curriculum sees the step's pass rate first, so that a reset of the ledger falling due leaves it with this
-        step's results alone. Then every group enters the ledger, and its successes (reward at least ``threshold``) the
-        buffer, its failures with feedback the history. Attempts that were not judged count nowhere.
+        step's results alone. Then every group enters the ledger, its solved rollouts the buffer, and its failures with feedback
+        the history. Rollouts that were not judged count nowhere.
         """
         groups = list(groups)
-        judged = [[r.reward for r in group if r.reward is not None] for group in groups]
-        solved = [sum(reward >= threshold for reward in rewards) for rewards in judged]
+        judged = [[r for r in group if r.reward is not None] for group in groups]
+        solved = [sum(r.solved(self.threshold) for r in rollouts) for rollouts in judged]
         if self.curriculum is not None:
             resets = self.curriculum.resets
             attempts = sum(map(len, judged))
@@ -50,21 +52,20 @@ class Experience:
                 self.ledger.reset()
         if self.history is not None:
             self.history.begin(step)
-        for group, rewards, n_correct in zip(groups, judged, solved, strict=True):
-            if self.ledger is not None and rewards:
-                self.ledger.update(group.problem_id, n_correct, len(rewards), step)
+        for group, rollouts, n_correct in zip(groups, judged, solved, strict=True):
+            if self.ledger is not None and rollouts:
+                self.ledger.update(group.problem_id, n_correct, len(rollouts), step)
             if self.buffer is not None:
-                for success in group.successes(threshold):
+                for success in group.successes(self.threshold):
                     assert success.reward is not None
                     self.buffer.add(group.problem_id, success.completion, success.reward, step)
             if self.history is not None:
-                self._remember_failures(group, self.history, step, threshold)
+                self._store_failures(group, self.history, step)
 
-    @staticmethod
-    def _remember_failures(group: Group, history: FeedbackHistory, step: int, threshold: float) -> None:
+    def _store_failures(self, group: Group, history: FeedbackHistory, step: int) -> None:
         for rollout in group:
             verdict = rollout.verdict
-            if verdict.score is not None and verdict.score < threshold and verdict.kind != "error":
+            if verdict.score is not None and not rollout.solved(self.threshold) and verdict.kind != "error":
                 history.add(
                     group.problem_id, rollout.completion, verdict.feedback, step, leaks_answer=verdict.leaks_answer
                 )

@@ -1,8 +1,5 @@
-"""What was tried at this problem before, and what did the world say to it?
-
-The last few failed attempts of each problem with the feedback they got, for teachers that are shown more than the
-present feedback. Plain state, bounded, JSON in and out.
-"""
+"""The last few failed attempts at each problem with the feedback they got, for teachers that are shown more than the
+present feedback. Plain state, bounded, JSON in and out."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Past:
     """(T, K) what the expert named."""
     weights: Tensor
     """(T, K) its log-weights; -inf pads."""
-    asked: Tensor
+    query_weight: Tensor
     """(T,) what each state's answer counts for, 0 where none was given."""
 
 
@@ -92,13 +92,13 @@ def padded(pasts: Sequence[Past], pad: int) -> dict[str, Tensor]:
         "logp": torch.zeros(shape),
         "tokens": torch.zeros(*shape, width, dtype=torch.long),
         "weights": torch.full((*shape, width), -torch.inf),
-        "asked": torch.zeros(shape),
+        "query_weight": torch.zeros(shape),
     }
     for row, past in enumerate(pasts):
         p, t, k = past.prompt_ids.shape[0], past.completion_ids.shape[0], past.tokens.shape[1]
         batch["prompt_ids"][row, prompt - p :], batch["prompt_mask"][row, prompt - p :] = past.prompt_ids, 1
         batch["completion_ids"][row, :t], batch["completion_mask"][row, :t] = past.completion_ids, 1
-        for name in ("mask", "logp", "asked"):
+        for name in ("mask", "logp", "query_weight"):
             batch[name][row, :t] = getattr(past, name)
         for name in ("tokens", "weights"):
             batch[name][row, :t, :k] = getattr(past, name)

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from errata.experts.answers import Answer, Question
 from errata.experts.base import HeadOf, Teacher, device_of, marking, unwrapped, visiting
 from errata.experts.heads import matched_head, whole_head
-from errata.experts.reading import HALF, Reply, text_of, tokens_after
+from errata.experts.queries import Answer, Question
+from errata.experts.retokenize import HALF, Reply, text_of, tokens_after
 from errata.ops.scores import Head
 from errata.records import Messages
 
@@ -100,7 +100,7 @@ class LocalSampler:
     """Another model with any tokenizer, known by what it writes: n draws of the policy's next token at chosen states.
 
     At each state the policy's text so far is put after the expert's own rendering of the prompt, the expert goes on, and
-    what it wrote is read as the policy's next token (``errata.experts.reading``). It samples from its own distribution:
+    what it wrote is read as the policy's next token (``errata.experts.retokenize``). It samples from its own distribution:
     temperature 1, nothing cut off.
 
     Args:

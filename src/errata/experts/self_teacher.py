@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from errata.experts.base import HeadOf, Teacher, device_of, marking, unwrapped, visiting
-from errata.experts.following import follow, generator_of
+from errata.experts.ema import follow, generator_of
 from errata.experts.heads import stacked_head, whole_head
 from errata.experts.mixing import mixed_logits
 from errata.ops.scores import Head

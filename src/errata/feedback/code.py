@@ -18,7 +18,7 @@ from typing import Any
 
 from errata.feedback.custom import answer_text
 from errata.feedback.sandbox import OUTPUT_BYTES, SandboxResult, isolation, run_python
-from errata.feedback.worker import processors
+from errata.feedback.sandbox.worker import processors
 from errata.records import Verdict
 
 __all__ = ["CodeVerifier", "read_code", "same_output"]

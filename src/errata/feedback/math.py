@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from errata.feedback.custom import answer_text
-from errata.feedback.worker import Worker, processors
+from errata.feedback.sandbox.worker import Worker, processors
 from errata.records import Verdict
 
 __all__ = ["MathVerifier", "grade", "last_boxed"]

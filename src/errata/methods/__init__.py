@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from errata.methods.base import Batch, Method, Signals
+from errata.methods.base import Batch, Method, Scores, Signals, TeacherMethod
 from errata.methods.distil import DistIL
 from errata.methods.drift import DRIFT
 from errata.methods.grpo import GRPO
@@ -21,7 +21,7 @@ from errata.methods.opsd import OPSD
 from errata.methods.sdpo import SDPO
 from errata.methods.srpo import SRPO
 
-__all__ = ["PRESETS", "Batch", "Method", "Preset", "Signals", "get", "names"]
+__all__ = ["PRESETS", "Batch", "Method", "Preset", "Scores", "Signals", "TeacherMethod", "get", "names"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ PRESETS: dict[str, Preset] = {
     "grpo": Preset(
         GRPO,
         trainer={"scale_rewards": "none", "epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.0, "loss_type": "dapo"},
-        source="METHODS section 1: the baseline of the self-distillation papers",
+        source="arXiv 2402.03300; the settings of the baseline in arXiv 2601.20802 and 2606.05152",
     ),
     "sdpo": Preset(SDPO, trainer={"learning_rate": 1e-5}, source="arXiv 2601.20802, exact full vocabulary"),
     "opsd": Preset(OPSD, trainer=_MATH, source="arXiv 2601.18734"),

@@ -8,87 +8,138 @@ advantages and the two weight streams (``signals``). Its settings are its datacl
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from errata.contexts import SOURCES
+from errata.contexts import SOURCES, Source
 from errata.contexts import choose as choose_context
-from errata.experience import Experience, FeedbackHistory
-from errata.ops.scores import TokenScores
+from errata.experience import Experience, FeedbackHistory, Memory
+from errata.ops.scores import DivergenceSettings, Objective, TokenScores
 from errata.records import Group, Rollout, TeacherContext
 
 TEACHERS = ("live", "frozen", "ema", "sync", "trust_region")
-"""The policy as its own teacher (``errata.experts.SelfTeacher``)."""
+"""Kinds of the policy as its own teacher (``errata.experts.SelfTeacher``)."""
+
+
+class Scores:
+    """The per-token scores that a method declares in ``score_fields``, each (B,T) without gradient.
+
+    A value is NaN where it was not computed: at tokens outside ``score_mask``, and for the teacher's fields at tokens
+    without a teacher. It is 0 outside the batch's mask.
+    """
+
+    def __init__(self, scores: TokenScores, fields_: Sequence[str], reader: str) -> None:
+        """``reader`` is the method's name, for errors."""
+        self._scores, self._fields, self._reader = scores, tuple(fields_), reader
+
+    def _get(self, name: str) -> Tensor:
+        if name not in self._fields:
+            raise ValueError(
+                f"score_fields: {self._reader}.signals reads {name!r}, which it does not declare; "
+                f"set score_fields = {(*self._fields, name)}"
+            )
+        value: Tensor | None = getattr(self._scores, name)
+        if value is None:  # no rollout of this batch has a teacher
+            return torch.full_like(self._scores.student_logp, torch.nan)
+        return value
+
+    @property
+    def student_logp(self) -> Tensor:
+        """Log-probability of the sampled token under the student."""
+        return self._get("student_logp")
+
+    @property
+    def teacher_logp(self) -> Tensor:
+        """Log-probability of the sampled token under the teacher."""
+        return self._get("teacher_logp")
+
+    @property
+    def student_entropy(self) -> Tensor:
+        """Entropy of the student's next-token distribution, in nats."""
+        return self._get("student_entropy")
+
+    @property
+    def teacher_entropy(self) -> Tensor:
+        """Entropy of the teacher's next-token distribution, in nats."""
+        return self._get("teacher_entropy")
+
+    @property
+    def divergence(self) -> Tensor:
+        """The method's divergence between teacher and student."""
+        return self._get("divergence")
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Everything known about one generation batch of B rollouts of at most T tokens, over all processes."""
+    """One generation batch of B rollouts of at most T tokens, over all processes."""
 
+    rollouts: Sequence[Rollout]
+    """B rollouts with their verdicts, in the order of the tensors' rows."""
+    contexts: Sequence[TeacherContext]
+    """What each rollout's teacher is shown."""
+    memory: Memory
+    """What this method keeps across steps; it has already observed this batch."""
     mask: Tensor
     """(B,T) bool: tokens the student generated (no prompt, no padding, no tool output)."""
-    scores: TokenScores | None
-    """(B,T) each, no gradient; ``None`` where the method reads none. Teacher fields are 0 without a teacher. Fields that the
-    method does not name in ``reads`` may be ``None`` or wrong, and so is every field where ``reads_at`` is False."""
     reward: Tensor
-    """(B,), NaN where the verifier failed."""
+    """(B,), NaN where the rollout was not judged."""
     advantage: Tensor
     """(B,) reward less its group's mean, scaled as TRL's ``scale_rewards`` says; 0 where the reward is NaN."""
     group: Tensor
-    """(B,) int: which rollouts answered the same prompt."""
+    """(B,) int: which rollouts answer the same prompt."""
     has_teacher: Tensor
-    """(B,) bool: a teacher that was shown something the student was not has marked this rollout."""
-    available: Tensor
-    """(B,) bool: such a teacher could be had, whether or not the method wanted its marks."""
+    """(B,) bool: a teacher that was shown something the student was not has scored this rollout."""
+    has_context: Tensor
+    """(B,) bool: this rollout has an informative context, whether or not the method uses its teacher."""
     success: Tensor
-    """(B,) bool: reward reached the method's threshold."""
-    pass_rate: Tensor
-    """(B,) the ledger's smoothed pass rate of the rollout's problem, this batch included; 0.5 without a ledger."""
-    stage: int = 1
-    """The curriculum's stage; 1 without one."""
-    asked: Tensor | None = None
-    """(B,T) what each mark counts for in sums over a rollout's tokens, where an expert was asked at some states alone: 0 at
-    the others. ``None``: every token of a rollout with a teacher was marked."""
+    """(B,) bool: the reward reaches the method's ``success_threshold``."""
+    scores: Scores
+    """Per-token scores; reading one that the method does not declare raises ``ValueError``."""
+    query_weight: Tensor | None = None
+    """(B,T) what each teacher value counts for in sums over a rollout's tokens, where an expert was queried at some states
+    only: 0 at the others. ``None``: every token of a rollout with a teacher has one."""
 
     @property
-    def taught(self) -> Tensor:
-        """(B,T) bool: tokens of rollouts that a teacher marked."""
+    def teacher_mask(self) -> Tensor:
+        """(B,T) bool: generated tokens of rollouts with a teacher."""
         return self.mask & self.has_teacher[:, None]
 
     @property
-    def marks(self) -> Tensor:
-        """(B,T) what each token's mark counts for: 1 where a teacher marked it, else 0; see ``asked``."""
-        return self.taught.float() if self.asked is None else self.asked * self.taught
+    def teacher_weight(self) -> Tensor:
+        """(B,T) what each token's teacher value counts for: 1 where there is a teacher, else 0; see ``query_weight``."""
+        return self.teacher_mask.float() if self.query_weight is None else self.query_weight * self.teacher_mask
 
     @property
     def judged(self) -> Tensor:
-        """(B,) bool: the verifier gave a reward."""
+        """(B,) bool: the rollout has a reward."""
         return ~self.reward.isnan()
 
 
 @dataclass(frozen=True, slots=True)
 class Signals:
-    """What a method decided for one batch: everything the loss needs besides the scores. All (B,T), no gradient."""
+    """What a method decides for one batch: all that the loss needs besides the scores. No gradient flows through it."""
 
     advantage: Tensor
-    """A_t of the policy-gradient stream."""
+    """(B,T) A_t of the policy-gradient stream."""
     rl_weight: Tensor
-    """w_RL >= 0 of the policy-gradient stream."""
+    """(B,T) w_RL >= 0 of the policy-gradient stream."""
     sd_weight: Tensor
-    """w_SD >= 0 of the distillation stream."""
-    extras: Mapping[str, Tensor] = field(default_factory=dict)
-    """Further per-token values for the run directory, (B,T): ``{"future_credit": ...}``."""
+    """(B,T) w_SD >= 0 of the distillation stream."""
+    per_token: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further (B,T) values for ``rollouts.jsonl``: ``{"future_credit": ...}``."""
+    per_rollout: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further (B,) values for ``rollouts.jsonl``: ``{"pass_rate": ...}``."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Numbers for this step's log: ``{"routing/hard": 0.4}``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """Base of all methods. Subclasses set the class variables, add fields and implement ``signals``."""
+    """Base of all methods: learning from rewards. Subclasses set the class variables, add fields, implement ``signals``."""
 
     idea: ClassVar[str] = ""
     """One line for ``errata methods``."""
@@ -96,20 +147,63 @@ class Method:
     """Where it comes from, e.g. ``arXiv 2402.03300``."""
     needs: ClassVar[str] = ""
     """What feedback it needs, in words."""
-    uses_teacher: ClassVar[bool] = True
-    """Whether any rollout is ever shown to a teacher."""
-    reads: ClassVar[tuple[str, ...]] = ()
-    """Which fields of ``batch.scores`` ``signals`` reads (a batch is scored for them before its loss): ``teacher_entropy``
-    alone costs least, ``divergence`` most."""
-    looks_ahead: ClassVar[bool] = False
-    """Whether what ``signals`` gives a token depends on the scores of that token and of *later* ones alone, in whatever
-    rollout. Then one walk from the rollouts' ends both scores and learns, where a batch is in one piece."""
+    uses_teacher: ClassVar[bool] = False
+    """Whether rollouts are scored by a teacher: true for every ``TeacherMethod``."""
+    score_fields: ClassVar[tuple[str, ...]] = ()
+    """Which fields of ``batch.scores`` ``signals`` reads: ``teacher_entropy`` alone costs least, ``divergence`` most."""
 
     success_threshold: float = 1.0
-    """Reward from which an attempt counts as solved (SDPO's and DRIFT's released code: 1)."""
+    """Reward from which a rollout counts as solved (released code of SDPO and DRIFT: 1)."""
+
+    def __post_init__(self) -> None:
+        for name in self.score_fields:
+            one_of(f"{type(self).__name__}.score_fields", name, TokenScores._fields)
+
+    def memory(self) -> Memory:
+        """What this method keeps across steps, new and empty."""
+        return Experience(threshold=self.success_threshold)
+
+    def needs_entropy(self, memory: Memory) -> bool:
+        """Whether ``context`` reads ``Rollout.entropy`` (then the student is scored before contexts are chosen)."""
+        return False
+
+    def context(
+        self, rollout: Rollout, group: Group, *, memory: Memory, epoch: float, rng: random.Random
+    ) -> TeacherContext:
+        """What this rollout's teacher is shown. Called for all rollouts of all processes in one fixed order.
+
+        ``memory`` has already observed this batch; ``epoch`` counts passes over the data so far.
+        """
+        return TeacherContext("none", "this method has no teacher")
+
+    def score_mask(self, batch: Batch) -> Tensor:
+        """(B,T) bool: the tokens whose scores ``signals`` reads, given everything else of the batch. Fewer cost less."""
+        return batch.mask
+
+    def signals(self, batch: Batch) -> Signals:
+        """The advantages and weights of every token."""
+        raise NotImplementedError
+
+    def objective(self) -> Objective:
+        """The two streams' loss functions, without TRL's own settings (``epsilon``)."""
+        return Objective()
+
+    def settings(self) -> dict[str, Any]:
+        """The method's fields as plain values."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherMethod(Method):
+    """Base of the methods whose rollouts are scored by a teacher that was shown feedback."""
+
+    uses_teacher: ClassVar[bool] = True
+    own_sources: ClassVar[Mapping[str, Source]] = {}
+    """Further sources of contexts by name: functions (rollout, group) -> ``TeacherContext`` or ``None``."""
+
     sources: tuple[str, ...] = ("sibling", "feedback")
-    """What a teacher may be shown, best first: sibling, buffer, feedback, reference; ``expert`` is an expert that knows better
-    by itself and is shown nothing."""
+    """What a teacher may be shown, best first: sibling, buffer, feedback, reference, or one of ``own_sources``; ``expert``
+    is another model that is shown nothing."""
     with_feedback: bool = False
     """Show the feedback also beside a solution."""
     allow_leaks: bool = True
@@ -119,7 +213,7 @@ class Method:
     history: int = 0
     """How many earlier failed attempts at the same problem are shown beside feedback, with the feedback they got."""
     keep_thinking: bool = False
-    """Show successes and attempts with their thinking (SDPO's and DRIFT's released code: stripped)."""
+    """Show successes and attempts with their thinking (released code of SDPO and DRIFT: stripped)."""
 
     divergence: str = "forward_ce"
     """D: forward_ce, forward_kl, reverse_kl or js."""
@@ -130,9 +224,11 @@ class Method:
     top_k: int | None = None
     """Size of a top-k support."""
     token_clip: float | None = None
-    """Largest divergence of one token; its gradient is zero above (OPSD: 0.05)."""
+    """Largest divergence of one token; its gradient is zero above."""
+    entry_clip: float | None = None
+    """Largest term of one (token, vocabulary entry) pair in the divergence, before the sum (arXiv 2601.18734, released)."""
     importance_clip: float | None = 2.0
-    """Distillation is multiplied by sg min(rho, this) (SDPO's and DistIL's released code: 2); ``None``: not at all."""
+    """Distillation is multiplied by sg min(rho, this) (released code of SDPO and DistIL: 2); ``None``: not at all."""
     surrogate: str = "clipped"
     """clipped: GRPO's surrogate, TRL's ``epsilon`` and ``epsilon_high``. importance: sg min(rho, importance_clip) * A * logp."""
     denominators: str = "shared"
@@ -144,14 +240,13 @@ class Method:
     """EMA rate per optimizer step."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "sources", tuple(self.sources))
-        _one_of("divergence", self.divergence, ("forward_ce", "forward_kl", "reverse_kl", "js"))
-        _one_of("support", self.support, ("full", "student_topk", "teacher_topk"))
-        _one_of("surrogate", self.surrogate, ("clipped", "importance"))
-        _one_of("denominators", self.denominators, ("shared", "routed"))
-        _one_of("teacher", self.teacher, TEACHERS)
-        for name in self.reads:
-            _one_of(f"{type(self).__name__}.reads", name, TokenScores._fields)
+        one_of("divergence", self.divergence, ("forward_ce", "forward_kl", "reverse_kl", "js"))
+        one_of("support", self.support, ("full", "student_topk", "teacher_topk"))
+        one_of("surrogate", self.surrogate, ("clipped", "importance"))
+        one_of("denominators", self.denominators, ("shared", "routed"))
+        one_of("teacher", self.teacher, TEACHERS)
         for name, least in (("demonstrations", 1), ("history", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -160,48 +255,39 @@ class Method:
             raise ValueError(f"top_k: support {self.support!r} needs a number of tokens, got {self.top_k}")
         if not 0 <= self.teacher_rate <= 1:
             raise ValueError(f"teacher_rate: {self.teacher_rate} is not in [0, 1]")
-        unknown = set(self.sources) - set(SOURCES)
-        if unknown:
-            raise ValueError(f"sources: {sorted(unknown)[0]!r} is none of {', '.join(SOURCES)}")
+        known = (*SOURCES, *self.own_sources)
+        for name in self.sources:
+            one_of("sources", name, known)
 
-    def experience(self) -> Experience:
-        """State this method keeps across steps, fresh; one of your own ends with ``history=self.remembered()``."""
-        return Experience(history=self.remembered())
+    def memory(self) -> Memory:
+        """A fresh ``Experience`` with the feedback history that ``history`` asks for."""
+        return Experience(history=self.feedback_history(), threshold=self.success_threshold)
 
-    def remembered(self) -> FeedbackHistory | None:
-        """The feedback history that ``history`` asks for, fresh.
+    def feedback_history(self) -> FeedbackHistory | None:
+        """The store that the setting ``history`` asks for, new and empty; a memory of your own takes it as ``history``.
 
-        It holds twice what is shown: copies of the rollout's own attempt, and leaks where they are forbidden, are passed over.
+        It holds twice what is shown, because copies of the rollout's own attempt, and leaks where they are forbidden, are
+        skipped.
         """
-        if not (self.history and self.uses_teacher):
-            return None
-        return FeedbackHistory(2 * self.history, keep_thinking=self.keep_thinking)
-
-    def needs_entropy(self, stage: int) -> bool:
-        """Whether ``context`` reads ``Rollout.entropy`` (then the student is scored before contexts are chosen)."""
-        return False
+        return FeedbackHistory(2 * self.history, keep_thinking=self.keep_thinking) if self.history else None
 
     def context(
-        self, rollout: Rollout, group: Group, *, experience: Experience, epoch: float, rng: random.Random
+        self, rollout: Rollout, group: Group, *, memory: Memory, epoch: float, rng: random.Random
     ) -> TeacherContext:
-        """What this rollout's teacher is shown. Called for all rollouts of all processes in one fixed order.
+        if rollout.reward is None:
+            return TeacherContext("none", "not judged")
+        return self.choose(rollout, group, memory)
 
-        ``experience`` already knows this batch's results; ``epoch`` counts passes over the data so far.
+    def choose(self, rollout: Rollout, group: Group, memory: Memory, **options: Any) -> TeacherContext:
+        """``errata.contexts.choose`` with this method's settings; ``options`` are its further arguments.
+
+        Raises ``ValueError`` where ``history`` is set and ``memory`` keeps none.
         """
-        if not self.uses_teacher or rollout.reward is None:
-            return TeacherContext("none", "not judged" if rollout.reward is None else "this method has no teacher")
-        return self.choose(rollout, group, experience)
-
-    def choose(self, rollout: Rollout, group: Group, experience: Experience, **decided: Any) -> TeacherContext:
-        """``errata.contexts.choose`` as this method's settings say; ``decided`` are its further arguments.
-
-        Raises ``ValueError`` where ``history`` asks for what an ``experience`` of one's own does not keep.
-        """
-        history = experience.history
-        if self.history and history is None:
+        store = getattr(memory, "history", None)
+        if self.history and not isinstance(store, FeedbackHistory):
             kind = type(self).__name__
             raise ValueError(
-                f"history: {kind}.experience() keeps none; end its Experience with history=self.remembered()"
+                f"history: {kind}.memory() keeps none; give it an attribute history = self.feedback_history()"
             )
         return choose_context(
             rollout,
@@ -210,21 +296,23 @@ class Method:
             threshold=self.success_threshold,
             demonstrations=self.demonstrations,
             with_feedback=self.with_feedback,
-            earlier=() if history is None else history.earlier(group.problem_id),
+            earlier=store.earlier(group.problem_id) if isinstance(store, FeedbackHistory) else (),
             history=self.history,
             allow_leaks=self.allow_leaks,
             keep_thinking=self.keep_thinking,
-            **decided,
+            own_sources=self.own_sources,
+            **options,
         )
 
-    def reads_at(self, batch: Batch) -> Tensor:
-        """(B,T) bool: the tokens whose scores ``signals`` will read, given all but those. Fewer cost less."""
-        return batch.mask
+    def objective(self) -> Objective:
+        return Objective(
+            DivergenceSettings(self.divergence, self.alpha, self.support, self.top_k or 1, entry_clip=self.entry_clip),
+            surrogate=self.surrogate,
+            importance_clip=self.importance_clip,
+            token_clip=self.token_clip,
+        )
 
-    def signals(self, batch: Batch) -> Signals:
-        raise NotImplementedError
-
-    def least_answer(self) -> tuple[str, str]:
+    def minimum_access(self) -> tuple[str, str]:
         """The least an expert must give (``samples``, ``topk`` or ``full``, see ``errata.experts``), and why not less."""
         if self.support == "student_topk":
             return "full", "support: student_topk asks for its probabilities of the tokens the student likes best"
@@ -232,12 +320,9 @@ class Method:
             return "topk", f"divergence: {self.divergence} compares with its probabilities"
         return "samples", ""
 
-    def settings(self) -> dict[str, Any]:
-        """The method's fields as plain values."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
 
-
-def _one_of(argument: str, value: str, allowed: tuple[str, ...]) -> None:
+def one_of(argument: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise ``ValueError`` naming ``argument`` and the choices unless ``value`` is among them."""
     if value not in allowed:
         raise ValueError(f"{argument}: {value!r} is none of {', '.join(allowed)}")
 
@@ -247,7 +332,12 @@ def zeros(batch: Batch) -> Tensor:
     return torch.zeros(batch.mask.shape, dtype=torch.float32, device=batch.mask.device)
 
 
+def where(mask: Tensor, values: Tensor) -> Tensor:
+    """``values`` where ``mask``, else 0, also over NaN."""
+    return torch.where(mask.bool(), values, 0.0)
+
+
 def masked_mean(values: Tensor, mask: Tensor) -> float:
     """Mean of (B,T) ``values`` where ``mask``; 0 where nothing is."""
     count = mask.sum()
-    return float((values * mask).sum() / count) if count else 0.0
+    return float(where(mask, values).sum() / count) if count else 0.0

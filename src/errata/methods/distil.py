@@ -8,13 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from errata.methods.base import Batch, Method, Signals, _one_of, masked_mean, zeros
+from errata.methods.base import Batch, Signals, TeacherMethod, masked_mean, one_of, where, zeros
 from errata.ops.credit import center, future_cost
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistIL(Method):
-    """Minimise E_{y~student} sum_t CE_t (METHODS section 4; arXiv 2606.05152).
+class DistIL(TeacherMethod):
+    """Minimise E_{y~student} sum_t CE_t (arXiv 2606.05152).
 
     The student chooses the states, so the gradient has two terms: the local one, sum_t grad CE_t, and a policy gradient
     with A_t = -C_t, where C_t = sum_{i>t} cost_i is the disagreement still to come. ``credit="sum"`` with any baseline is
@@ -25,8 +25,7 @@ class DistIL(Method):
     idea: ClassVar[str] = "forward cross-entropy to the teacher, plus credit for future disagreement"
     paper: ClassVar[str] = "arXiv 2606.05152"
     needs: ClassVar[str] = "successful siblings, textual feedback or references; samples of an expert suffice"
-    reads: ClassVar[tuple[str, ...]] = ("teacher_entropy", "divergence")
-    looks_ahead: ClassVar[bool] = True
+    score_fields: ClassVar[tuple[str, ...]] = ("teacher_entropy", "divergence")
 
     sources: tuple[str, ...] = ("sibling", "feedback", "reference")
     credit: str = "sum"
@@ -43,50 +42,49 @@ class DistIL(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("credit", self.credit, ("none", "sum", "mean", "reweight"))
-        _one_of("cost", self.cost, ("ce", "kl"))
-        _one_of("baseline", self.baseline, ("none", "position", "leave_one_out"))
+        one_of("credit", self.credit, ("none", "sum", "mean", "reweight"))
+        one_of("cost", self.cost, ("ce", "kl"))
+        one_of("baseline", self.baseline, ("none", "position", "leave_one_out"))
         if self.divergence not in ("forward_ce", "forward_kl"):
             raise ValueError(
                 f"divergence: DistIL's is forward_ce or forward_kl, got {self.divergence!r}; see methods sdpo, opsd"
             )
 
-    def least_answer(self) -> tuple[str, str]:
+    def minimum_access(self) -> tuple[str, str]:
         if self.cost == "kl" and self.credit != "none" and self.support != "student_topk":
             return "topk", "cost: kl subtracts its entropy, and method_args: {cost: ce} does without"
-        return super().least_answer()
+        return super().minimum_access()
 
-    def reads_at(self, batch: Batch) -> Tensor:
-        return batch.taught if self.credit != "none" else torch.zeros_like(batch.mask)
+    def score_mask(self, batch: Batch) -> Tensor:
+        return batch.teacher_mask if self.credit != "none" else torch.zeros_like(batch.mask)
 
     def signals(self, batch: Batch) -> Signals:
-        scores = batch.scores
-        assert scores is not None and scores.divergence is not None and scores.teacher_entropy is not None
-        taught, weight = batch.taught, batch.marks
+        with_teacher, weight = batch.teacher_mask, batch.teacher_weight
         if self.credit == "none":
             return Signals(advantage=zeros(batch), rl_weight=zeros(batch), sd_weight=weight)
 
-        entropy = scores.teacher_entropy
-        cross_entropy = scores.divergence + (entropy if self.divergence == "forward_kl" else 0)
+        entropy, divergence = (where(weight > 0, x) for x in (batch.scores.teacher_entropy, batch.scores.divergence))
+        cross_entropy = divergence + (entropy if self.divergence == "forward_kl" else 0)
         cost = (cross_entropy - entropy if self.cost == "kl" else cross_entropy) * weight
         kind = "sum" if self.credit == "sum" else "mean"
-        future = future_cost(cost, taught, kind=kind, discount=self.discount)
-        metrics = {"future_credit": masked_mean(future, taught), "local_cost": masked_mean(cost, taught)}
+        future = future_cost(cost, with_teacher, kind=kind, discount=self.discount)
+        metrics = {"future_credit": masked_mean(future, with_teacher), "local_cost": masked_mean(cost, with_teacher)}
         if self.credit == "reweight":
             reweighted = weight * (1 + self.future_weight * future)
-            return Signals(zeros(batch), zeros(batch), reweighted, {"future_credit": future}, metrics)
+            return Signals(zeros(batch), zeros(batch), reweighted, {"future_credit": future}, metrics=metrics)
 
-        credit = center(future, taught, batch.group, baseline=self.baseline)
-        metrics["future_share"] = _share(self.future_weight * credit.abs(), cost, taught)
+        credit = center(future, with_teacher, batch.group, baseline=self.baseline)
+        metrics["future_share"] = _share(self.future_weight * credit.abs(), cost, with_teacher)
         return Signals(
             advantage=-credit,
-            rl_weight=self.future_weight * taught.float(),
+            rl_weight=self.future_weight * with_teacher.float(),
             sd_weight=weight,
-            extras={"future_credit": future},
+            per_token={"future_credit": future},
             metrics=metrics,
         )
 
 
-def _share(future, local, mask) -> float:  # type: ignore[no-untyped-def]
+def _share(future: Tensor, local: Tensor, mask: Tensor) -> float:
+    """Mean |future credit| as a share of itself plus the mean |local cost|."""
     total = masked_mean(future, mask) + masked_mean(local.abs(), mask)
     return masked_mean(future, mask) / total if total else 0.0

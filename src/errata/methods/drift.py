@@ -9,16 +9,17 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from errata.experience import Curriculum, Experience, PassRateLedger, SuccessBuffer
-from errata.methods.base import Batch, Method, Signals, _one_of, masked_mean, zeros
+from errata.experience import Curriculum, Experience, Memory, PassRateLedger, SuccessBuffer
+from errata.methods.base import Batch, Signals, TeacherMethod, masked_mean, one_of, zeros
 from errata.ops.rhythm import rhythm
 from errata.ops.routing import Difficulty, difficulty_bins, difficulty_gates, paper_weights, released_weights
+from errata.ops.scores import TokenScores
 from errata.records import Group, Rollout, TeacherContext
 
 
 @dataclass(frozen=True, kw_only=True)
-class DRIFT(Method):
-    """Two stages (METHODS section 6; arXiv 2606.30345). Defaults are the released code's where it differs from the paper.
+class DRIFT(TeacherMethod):
+    """Two stages (arXiv 2606.30345). Defaults are the released code's where it differs from the paper.
 
     Stage 1 distils every rollout from a *diverse* success (highest mean entropy). Stage 2 routes: wrong attempts are
     distilled, right ones reinforced with weight gamma_i * M_t, by how hard the problem is and where the student runs ahead
@@ -30,7 +31,7 @@ class DRIFT(Method):
     )
     paper: ClassVar[str] = "arXiv 2606.30345"
     needs: ClassVar[str] = "a score, and successful siblings; feedback where there is none"
-    reads: ClassVar[tuple[str, ...]] = ("student_logp", "teacher_logp", "student_entropy", "teacher_entropy")
+    score_fields: ClassVar[tuple[str, ...]] = ("student_logp", "teacher_logp", "student_entropy", "teacher_entropy")
 
     sources: tuple[str, ...] = ("sibling", "buffer", "feedback")
     divergence: str = "js"
@@ -72,12 +73,12 @@ class DRIFT(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("routing", self.routing, ("released", "paper", "none"))
-        _one_of("buffer", self.buffer, ("released", "paper", "none"))
-        _one_of("buffer_fallback", self.buffer_fallback, ("rollout", "group"))
-        _one_of("decay_per", self.decay_per, ("step", "visit"))
+        one_of("routing", self.routing, ("released", "paper", "none"))
+        one_of("buffer", self.buffer, ("released", "paper", "none"))
+        one_of("buffer_fallback", self.buffer_fallback, ("rollout", "group"))
+        one_of("decay_per", self.decay_per, ("step", "visit"))
 
-    def experience(self) -> Experience:
+    def memory(self) -> Experience:
         ledger = PassRateLedger("paper" if self.routing == "paper" else "released", decay_per=self.decay_per)
         buffer = None
         if self.buffer == "paper":
@@ -85,17 +86,17 @@ class DRIFT(Method):
         elif self.buffer == "released":
             buffer = SuccessBuffer(kind="released", keep_thinking=self.keep_thinking)
         curriculum = Curriculum(switch_step=self.warmup_steps, reset_every=self.ledger_reset_every)
-        return Experience(ledger, buffer, curriculum, self.remembered())
+        return Experience(ledger, buffer, curriculum, self.feedback_history(), self.success_threshold)
 
-    def needs_entropy(self, stage: int) -> bool:
-        return stage == 1
+    def needs_entropy(self, memory: Memory) -> bool:
+        return _experience(memory).stage == 1
 
     def context(
-        self, rollout: Rollout, group: Group, *, experience: Experience, epoch: float, rng: random.Random
+        self, rollout: Rollout, group: Group, *, memory: Memory, epoch: float, rng: random.Random
     ) -> TeacherContext:
         if rollout.reward is None:
             return TeacherContext("none", "not judged")
-        stage = experience.stage
+        experience = _experience(memory)
         stored: list[str] = []
         if experience.buffer is not None:
             alone = not group.successes(self.success_threshold)
@@ -105,18 +106,19 @@ class DRIFT(Method):
                 stored = experience.buffer.draw_several(
                     group.problem_id, self.demonstrations, rng, exclude={rollout.completion}, epoch=epoch
                 )
-        pick = self._most_diverse if stage == 1 else _best_then_shortest
+        pick = self._most_diverse if experience.stage == 1 else _best_then_shortest
         context = self.choose(rollout, group, experience, pick=pick, stored=stored)
-        solved = rollout.reward >= self.success_threshold
-        if stage == 2 and solved and context.informs and not self._marks_correct(experience.rate(group.problem_id)):
-            # Right attempts are reinforced; their teacher is only asked where rhythm would listen.
-            context = replace(context, needed=False, why=context.why + "; its marks are not needed")
+        reinforced = experience.stage == 2 and rollout.solved(self.success_threshold)
+        if reinforced and context.is_informative and not self._scores_correct(experience.rate(group.problem_id)):
+            # Correct rollouts are reinforced; their teacher's scores are read by the rhythm gate alone.
+            context = replace(context, use_teacher=False, why=context.why + "; its scores are not used")
         return context
 
-    def _marks_correct(self, pass_rate: float) -> bool:
+    def _scores_correct(self, pass_rate: float) -> bool:
+        """Whether the teacher's scores of correct rollouts matter at a problem of this pass rate."""
         difficulty = self._difficulty(torch.tensor([pass_rate]))
-        listens = self.rhythm and float(difficulty.medium) > 1e-3
-        return listens or (not self.binary_routing and float(difficulty.hard) > 1e-3)
+        gated = self.rhythm and float(difficulty.medium) > 1e-3
+        return gated or (not self.binary_routing and float(difficulty.hard) > 1e-3)
 
     def _most_diverse(self, successes: list[Rollout]) -> Rollout:
         best = max(r.reward or 0.0 for r in successes)
@@ -131,33 +133,43 @@ class DRIFT(Method):
             return Difficulty(hard=none, medium=all_of_it, easy=none)
         return difficulty_bins(pass_rate) if self.routing == "paper" else difficulty_gates(pass_rate)
 
-    def reads_at(self, batch: Batch) -> Tensor:
-        if batch.stage == 1 or not self.rhythm:
+    def score_mask(self, batch: Batch) -> Tensor:
+        if _experience(batch.memory).stage == 1 or not self.rhythm:
             return torch.zeros_like(batch.mask)
-        return batch.taught & (batch.success & batch.judged)[:, None]
+        return batch.teacher_mask & (batch.success & batch.judged)[:, None]
 
     def signals(self, batch: Batch) -> Signals:
-        if batch.stage == 1:
-            return Signals(zeros(batch), zeros(batch), batch.marks, metrics={"curriculum/stage": 1.0})
-        assert batch.scores is not None
+        experience = _experience(batch.memory)
+        rates = [experience.rate(r.problem_id) for r in batch.rollouts]
+        pass_rate = torch.tensor(rates, device=batch.mask.device)
+        if experience.stage == 1:
+            stage = {"curriculum/stage": 1.0}
+            return Signals(
+                zeros(batch),
+                zeros(batch),
+                batch.teacher_weight,
+                per_rollout={"pass_rate": pass_rate},
+                metrics=stage,
+            )
         mask = batch.mask.float()
-        difficulty = self._difficulty(batch.pass_rate)
+        difficulty = self._difficulty(pass_rate)
         if self.routing == "released":
             branch = released_weights(
-                difficulty, batch.success, batch.available, distil_correct=not self.binary_routing
+                difficulty, batch.success, batch.has_context, distil_correct=not self.binary_routing
             )
         else:
-            branch = paper_weights(difficulty, batch.success, batch.available)
-        # A context that had to be dropped, or a rollout nobody judged, has no marks to learn from.
+            branch = paper_weights(difficulty, batch.success, batch.has_context)
+        # A rollout whose context was dropped has no teacher's scores, one that was not judged no reward.
         rl, sd = branch.rl * batch.judged, branch.sd * (batch.judged & batch.has_teacher)
 
         correct = batch.mask & (batch.success & batch.judged)[:, None]
-        pace = gate = mask
-        if self.rhythm and batch.scores.teacher_logp is not None:
-            heard = self.reads_at(batch)
+        pace, gate = mask, zeros(batch)
+        gated = self.score_mask(batch)
+        if gated.any():
+            s = batch.scores
             found = rhythm(
-                batch.scores,
-                heard,
+                TokenScores(s.student_logp, s.teacher_logp, s.student_entropy, s.teacher_entropy, None),
+                gated,
                 difficulty.medium,
                 margin=self.margin,
                 tau=self.tau,
@@ -168,13 +180,14 @@ class DRIFT(Method):
                 floor=self.floor,
                 ceiling=self.ceiling,
             )
-            pace, gate = torch.where(heard, found.weights, mask), found.gate
-        rl_weight, sd_weight = rl[:, None] * pace * mask, sd[:, None] * batch.marks
+            pace, gate = torch.where(gated, found.weights, mask), found.gate
+        rl_weight, sd_weight = rl[:, None] * pace * mask, sd[:, None] * batch.teacher_weight
         return Signals(
             advantage=batch.advantage[:, None] * mask,
             rl_weight=rl_weight,
             sd_weight=sd_weight,
-            extras={"rhythm": pace, "rhythm_gate": gate},
+            per_token={"rhythm": pace, "rhythm_gate": gate},
+            per_rollout={"pass_rate": pass_rate},
             metrics={
                 "curriculum/stage": 2.0,
                 "routing/hard": float(difficulty.hard.mean()),
@@ -188,6 +201,12 @@ class DRIFT(Method):
                 "rhythm/bonus": masked_mean(pace - 1, correct),
             },
         )
+
+
+def _experience(memory: Memory) -> Experience:
+    if not isinstance(memory, Experience):
+        raise TypeError(f"memory: DRIFT needs an Experience, got {type(memory).__name__}; return one from memory()")
+    return memory
 
 
 def _best_then_shortest(successes: list[Rollout]) -> Rollout:

@@ -1,4 +1,4 @@
-"""OPSD: the frozen base, shown the reference solution, marks every attempt."""
+"""OPSD: the frozen base, shown the reference solution, is the teacher of every rollout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from errata.methods.sdpo import SDPO
 
 @dataclass(frozen=True, kw_only=True)
 class OPSD(SDPO):
-    """SDPO's stream with the reference as feedback, a frozen teacher and a per-token clip (METHODS section 3).
+    """SDPO's stream with the reference as feedback, a frozen teacher and a per-token clip.
 
     arXiv 2601.18734.
     """

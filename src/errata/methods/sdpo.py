@@ -1,16 +1,16 @@
-"""SDPO: the policy, shown a success or the world's feedback, marks its own attempt; the student follows by JS or reverse KL."""
+"""SDPO: the policy, shown a success or feedback, is the teacher of its own rollout, by JS or reverse KL."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from errata.methods.base import Batch, Method, Signals, zeros
+from errata.methods.base import Batch, Signals, TeacherMethod, zeros
 
 
 @dataclass(frozen=True, kw_only=True)
-class SDPO(Method):
-    """w_SD = m where the teacher was shown something, w_RL = 0 (METHODS section 2; arXiv 2601.20802).
+class SDPO(TeacherMethod):
+    """w_SD = m where the teacher was shown something, w_RL = 0 (arXiv 2601.20802).
 
     Defaults are the science setting but for the support: exact full vocabulary, where the released code keeps the
     student's top 100 and one tail bucket (preset ``sdpo-science``).
@@ -24,4 +24,4 @@ class SDPO(Method):
     denominators: str = "routed"
 
     def signals(self, batch: Batch) -> Signals:
-        return Signals(advantage=zeros(batch), rl_weight=zeros(batch), sd_weight=batch.marks)
+        return Signals(advantage=zeros(batch), rl_weight=zeros(batch), sd_weight=batch.teacher_weight)

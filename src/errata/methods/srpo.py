@@ -7,34 +7,33 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from errata.methods.base import Batch, Method, Signals, masked_mean
+from errata.methods.base import Batch, Signals, TeacherMethod, masked_mean
 from errata.ops.routing import entropy_weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class SRPO(Method):
+class SRPO(TeacherMethod):
     """Correct: GRPO. Incorrect with a teacher: JS, weighted by exp(-beta H_T). Incorrect without: GRPO.
 
-    METHODS section 5; arXiv 2604.02288.
+    arXiv 2604.02288.
     """
 
     idea: ClassVar[str] = "reinforce right attempts, distil wrong ones, trusting a teacher less where it is unsure"
     paper: ClassVar[str] = "arXiv 2604.02288"
     needs: ClassVar[str] = "a score, and successful siblings or textual feedback"
-    reads: ClassVar[tuple[str, ...]] = ("teacher_entropy",)
+    score_fields: ClassVar[tuple[str, ...]] = ("teacher_entropy",)
 
     divergence: str = "js"
     entropy_beta: float = 1.0
     """beta of exp(-beta H_T); the weights are normalised to mean 1 over the routed tokens."""
 
-    def reads_at(self, batch: Batch) -> Tensor:
-        return batch.taught & (~batch.success & batch.judged)[:, None]
+    def score_mask(self, batch: Batch) -> Tensor:
+        return batch.teacher_mask & (~batch.success & batch.judged)[:, None]
 
     def signals(self, batch: Batch) -> Signals:
-        assert batch.scores is not None and batch.scores.teacher_entropy is not None
-        distilled = self.reads_at(batch)
+        distilled = self.score_mask(batch)
         reinforced = batch.mask & ~distilled
-        weight = entropy_weights(batch.scores.teacher_entropy, distilled, beta=self.entropy_beta) * batch.marks
+        weight = entropy_weights(batch.scores.teacher_entropy, distilled, beta=self.entropy_beta) * batch.teacher_weight
         return Signals(
             advantage=batch.advantage[:, None] * reinforced,
             rl_weight=reinforced.float(),

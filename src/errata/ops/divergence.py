@@ -25,7 +25,12 @@ one allows costs a large finite price instead of an infinite one."""
 
 
 def divergence(
-    student_logits: Tensor, teacher_logits: Tensor, kind: str = "forward_ce", *, alpha: float = 0.5
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    kind: str = "forward_ce",
+    *,
+    alpha: float = 0.5,
+    entry_clip: float | None = None,
 ) -> Tensor:
     """Divergence per token over the whole vocabulary, in nats. Gradient flows to the student only.
 
@@ -42,15 +47,21 @@ def divergence(
         student_logits, teacher_logits: (..., V), any float type; -inf forbids a token.
         kind: one of the above.
         alpha: the teacher's share in the mixture, in [0, 1]; used by ``js`` alone.
+        entry_clip: c; every vocabulary entry's term is replaced by min(term, c) before the sum (OPSD's released code).
+            A term is p_T·log(p_T/p_S) for ``forward_kl``, p_S·log(p_S/p_T) for ``reverse_kl`` and
+            α·p_T·log(p_T/M) + (1-α)·p_S·log(p_S/M) for ``js``. A clipped term has no gradient. Terms below 0 stay, so the
+            clipped sum can be negative. ``None``: no limit.
 
     Returns:
         (...), float32 (float64 for float64 logits).
 
     Raises:
-        ValueError: on differing shapes, an unknown ``kind``, or ``alpha`` outside [0, 1].
+        ValueError: on differing shapes, an unknown ``kind``, ``alpha`` outside [0, 1], or ``entry_clip`` that is not
+            positive or comes with ``forward_ce``.
     """
     same_shape("student_logits", student_logits, teacher_logits=teacher_logits)
-    return between(log_softmax(student_logits), log_softmax(teacher_logits.detach()), kind, alpha=alpha)
+    student, teacher = log_softmax(student_logits), log_softmax(teacher_logits.detach())
+    return between(student, teacher, kind, alpha=alpha, entry_clip=entry_clip)
 
 
 def topk_divergence(
@@ -62,13 +73,15 @@ def topk_divergence(
     support: str = "student_topk",
     k: int = 100,
     tail: bool | None = None,
+    entry_clip: float | None = None,
 ) -> Tensor:
     """The divergence over the ``k`` likeliest tokens of one of the two, as the released implementations approximate it.
 
     Both distributions are restricted to those tokens; the mass outside becomes one further bucket (``tail=True``) or
     is dropped and the rest renormalised (``tail=False``). SDPO and DistIL's science and coding runs use
     ``student_topk`` with the tail (k = 100 and 20), OPSD and DistIL's mathematics ``teacher_topk`` renormalised (k =
-    100): the defaults of ``tail``. ``k`` at or above V is the whole vocabulary, exactly.
+    100): the defaults of ``tail``. ``k`` at or above V is the whole vocabulary, exactly. ``entry_clip`` limits the term
+    of each of the k tokens and of the bucket.
 
     Returns:
         (...), float32; gradient to the student only (the choice of tokens carries none).
@@ -82,27 +95,49 @@ def topk_divergence(
         raise ValueError(f"k: {k} tokens of support; give at least 1")
     student, teacher = log_softmax(student_logits), log_softmax(teacher_logits.detach())
     if k >= student.shape[-1]:
-        return between(student, teacher, kind, alpha=alpha)
+        return between(student, teacher, kind, alpha=alpha, entry_clip=entry_clip)
     chosen = (student if support == "student_topk" else teacher).detach().topk(k, dim=-1).indices
     close = add_tail if (support == "student_topk" if tail is None else tail) else renormalise
-    return between(close(student.gather(-1, chosen)), close(teacher.gather(-1, chosen)), kind, alpha=alpha)
+    student, teacher = close(student.gather(-1, chosen)), close(teacher.gather(-1, chosen))
+    return between(student, teacher, kind, alpha=alpha, entry_clip=entry_clip)
 
 
-def between(student: Tensor, teacher: Tensor, kind: str, *, alpha: float = 0.5) -> Tensor:
+def between(
+    student: Tensor, teacher: Tensor, kind: str, *, alpha: float = 0.5, entry_clip: float | None = None
+) -> Tensor:
     """``divergence`` of two tensors of finite log-probabilities (..., V)."""
     one_of("kind", kind, KINDS)
+    check_entry_clip(entry_clip, kind)
     if kind == "js":
         if not 0.0 <= alpha <= 1.0:
             raise ValueError(f"alpha: {alpha} is not in [0, 1]")
         kind = {0.0: "forward_kl", 1.0: "reverse_kl"}.get(float(alpha), "js")
     if kind == "forward_ce":
-        return -(teacher.exp() * student).sum(-1)
-    if kind == "forward_kl":
-        return _kl(teacher, student)
-    if kind == "reverse_kl":
-        return _kl(student, teacher)
-    mixture = torch.logaddexp(student + math.log1p(-alpha), teacher + math.log(alpha))
-    return alpha * _kl(teacher, mixture) + (1.0 - alpha) * _kl(student, mixture)
+        terms = -teacher.exp() * student
+    elif kind == "forward_kl":
+        terms = _kl_terms(teacher, student)
+    elif kind == "reverse_kl":
+        terms = _kl_terms(student, teacher)
+    else:
+        mixture = torch.logaddexp(student + math.log1p(-alpha), teacher + math.log(alpha))
+        by_teacher, by_student = _kl_terms(teacher, mixture), _kl_terms(student, mixture)
+        if entry_clip is None:  # scaling two sums is cheaper than scaling their terms
+            return alpha * by_teacher.sum(-1) + (1.0 - alpha) * by_student.sum(-1)
+        terms = alpha * by_teacher + (1.0 - alpha) * by_student
+    return (terms if entry_clip is None else terms.clamp(max=entry_clip)).sum(-1)
+
+
+def check_entry_clip(entry_clip: float | None, kind: str) -> None:
+    """Raise ``ValueError`` for a per-entry clip that is not positive, or that would not measure agreement."""
+    if entry_clip is None:
+        return
+    if not entry_clip > 0:
+        raise ValueError(f"entry_clip: {entry_clip} must be positive; leave it out for no limit")
+    if kind == "forward_ce":
+        raise ValueError(
+            "entry_clip: a term of forward_ce is positive even where both models agree, so a limit would cut agreement "
+            "too; use forward_kl, whose gradient is the same"
+        )
 
 
 def log_softmax(logits: Tensor) -> Tensor:
@@ -135,5 +170,5 @@ def importance_weight(logp: Tensor, old_logp: Tensor, *, clip: float = 2.0) -> T
     return (as_float(logp) - as_float(old_logp)).detach().clamp(-20.0, 20.0).exp().clamp(max=clip)
 
 
-def _kl(p: Tensor, q: Tensor) -> Tensor:
-    return (p.exp() * (p - q)).sum(-1)
+def _kl_terms(p: Tensor, q: Tensor) -> Tensor:
+    return p.exp() * (p - q)

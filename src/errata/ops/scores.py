@@ -1,10 +1,9 @@
-"""Everything a method needs to know of a token, straight from hidden states and heads; (B, T, V) is never held.
+"""Scores and loss of sampled tokens, straight from hidden states and heads; (B, T, V) logits never exist.
 
 ``token_scores`` gives the per-token values, differentiable for any later use. ``fused_loss`` is for the training
-step: weights, advantages and credits are decided before and need no gradient, so a token's loss depends on that
-token's own scores alone, and the gradient is formed tile by tile in the forward pass: four matrix products (two
-logits, dhidden, dhead), none repeated. ``ops.tiles`` does the work; ``ops.divergence`` is the plain reference of the
-same numbers.
+step: its weights and advantages need no gradient, so a token's loss depends on that token's own scores alone, and the
+gradient is formed tile by tile in the forward pass. That takes four matrix products (two logits, dhidden, dhead), none
+repeated. ``ops.fused`` is the engine; ``ops.divergence`` is the plain reference of the same numbers.
 """
 
 from __future__ import annotations
@@ -17,13 +16,34 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .calls import Call, Head, SparseTeacher, TokenScores, agree, measure_of, prepare
 from .checks import one_of
-from .divergence import clip_tokens, importance_weight
+from .divergence import KINDS, clip_tokens, importance_weight
+from .fused.prepare import Call, prepare, require_shape
+from .fused.rows import Group, RowScores
+from .fused.types import (
+    DivergenceSettings,
+    Head,
+    ModelStates,
+    Objective,
+    SparseTeacher,
+    Streams,
+    TokenScores,
+)
 from .policy_gradient import clipped_surrogate, importance_surrogate
-from .tiles import RowScores
 
-__all__ = ["Head", "SparseTeacher", "TokenScores", "fused_loss", "token_scores"]
+__all__ = [
+    "DivergenceSettings",
+    "Head",
+    "ModelStates",
+    "Objective",
+    "SparseTeacher",
+    "Streams",
+    "TokenScores",
+    "fused_loss",
+    "token_scores",
+]
+
+_DEFAULT_OBJECTIVE = Objective()
 
 
 def token_scores(
@@ -42,13 +62,14 @@ def token_scores(
     support: str = "full",
     k: int = 100,
     tail: bool | None = None,
+    entry_clip: float | None = None,
     teacher_mask: Tensor | None = None,
     sparse: SparseTeacher | None = None,
 ) -> TokenScores:
     """Scores of every sampled token in bounded memory.
 
     ``student_logp`` and ``divergence`` carry gradient to ``student_hidden``, ``student_head`` and ``student_bias``
-    (the backward pass computes the logits again); the entropies and everything of the teacher's carry none.
+    (the backward pass computes the logits again); the entropies and the teacher's log-probabilities carry none.
 
     Args:
         student_hidden: (B, T, H) last hidden states at the positions that predict ``tokens``.
@@ -56,13 +77,13 @@ def token_scores(
         teacher_hidden: (B, T, H'), or ``None`` to do without a teacher.
         teacher_head: (V, H') or a ``Head``; may be the student's.
         tokens: (B, T) sampled ids in [0, V); anything where masked.
-        divergence, alpha: as ``ops.divergence.divergence``.
+        divergence, alpha, entry_clip: as ``ops.divergence.divergence``.
         mask: (B, T); masked tokens cost nothing and score exactly 0. ``None``: all count.
         temperature: divides both models' logits.
         student_bias, teacher_bias: (V,) for heads given as tensors. -inf is read as 10⁴ below the largest bias.
         support, k, tail: as ``ops.divergence.topk_divergence``, or ``full``.
         teacher_mask: (B, T) tokens that have a teacher; elsewhere its fields are 0 and cost nothing. ``None``: all.
-        sparse: a teacher known by some tokens alone; where its mask is set it takes ``teacher_hidden``'s place.
+        sparse: a teacher known by a few tokens of each position. Where its mask is set it replaces ``teacher_hidden``.
 
     Returns:
         ``TokenScores``, float32 (float64 for float64 inputs).
@@ -71,147 +92,174 @@ def token_scores(
         ValueError: naming the argument, on shapes that do not agree, tokens outside the vocabulary, or an unknown
         choice.
     """
+    one_of("divergence", divergence, KINDS)
+    teacher = None
+    if teacher_hidden is not None or teacher_head is not None:
+        if teacher_hidden is None or teacher_head is None:
+            raise ValueError("teacher_head: hidden states without a head (or the reverse); give both or neither")
+        teacher = ModelStates(teacher_hidden, _with_bias("teacher", teacher_head, teacher_bias))
     leaves, call = prepare(
-        ("student", student_hidden, student_head, student_bias),
-        ("teacher", teacher_hidden, teacher_head, teacher_bias),
+        ModelStates(student_hidden, _with_bias("student", student_head, student_bias)),
+        teacher,
         tokens,
-        mask,
-        teacher_mask,
-        measure_of(divergence, alpha, support, k, tail),
-        temperature,
-        sparse,
+        mask=mask,
+        teacher_mask=teacher_mask,
+        settings=DivergenceSettings(divergence, alpha, support, k, tail, entry_clip),
+        temperature=temperature,
+        sparse=sparse,
     )
     apply: Any = _TokenScores.apply
     return call.spread(RowScores(*apply(*leaves, call)))
 
 
-Decide = Callable[[TokenScores], tuple[Tensor, Tensor, Tensor]]
-"""Scores known so far → advantage, weights of the two streams, each (B, T)."""
-
-
 def fused_loss(
-    student_hidden: Tensor,
-    student_head: Tensor | Head,
-    teacher_hidden: Tensor | None,
-    teacher_head: Tensor | Head | None,
+    student: ModelStates,
+    teacher: ModelStates | None,
     tokens: Tensor,
+    streams: Streams | Callable[[TokenScores], Streams],
     *,
-    advantage: Tensor | None = None,
-    rl_weight: Tensor | None = None,
-    sd_weight: Tensor | None = None,
-    old_logp: Tensor | None = None,
     mask: Tensor | None = None,
-    divergence: str = "forward_ce",
-    alpha: float = 0.5,
-    support: str = "full",
-    k: int = 100,
-    tail: bool | None = None,
-    surrogate: str = "clipped",
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
-    importance_clip: float | None = None,
-    token_clip: float | None = None,
-    temperature: float = 1.0,
-    student_bias: Tensor | None = None,
-    teacher_bias: Tensor | None = None,
     teacher_mask: Tensor | None = None,
     sparse: SparseTeacher | None = None,
-    decide: Decide | None = None,
+    old_logp: Tensor | None = None,
+    objective: Objective = _DEFAULT_OBJECTIVE,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, TokenScores]:
-    """Σ rl_weight·PG + Σ sd_weight·D', with its gradient formed on the way: what the training step calls.
+    """Σ rl_weight·PG + Σ sd_weight·D', with its gradient formed in the forward pass: the loss of a training step.
 
-    PG is ``clipped_surrogate`` or ``importance_surrogate`` of ``ops.policy_gradient``; D' is the divergence, clipped at
-    ``token_clip`` and multiplied by sg min(ρ, importance_clip). The weights contain their denominators
-    (``ops.reduce``). Logits of masked tokens are not computed, nor the teacher's outside ``teacher_mask``, nor dhead if
-    the head is frozen. dhead is summed in float32 whatever the head's type.
+    PG is the objective's surrogate; D' is its divergence, clipped at ``token_clip`` and multiplied by
+    sg min(ρ, importance_clip). Logits are not computed at masked tokens, the teacher's not outside ``teacher_mask``, and
+    dhead not if the head is frozen. dhead is summed in float32 whatever the head's type.
 
     Args:
-        advantage: (B, T) or (B,); needed with ``rl_weight``.
-        rl_weight, sd_weight: (B, T) weights of the two streams; ``None`` is 0 everywhere.
-        old_logp: (B, T) log-probabilities at sampling time; ``None``: the policy has not moved since (ρ = 1).
-        mask: (B, T); ``None``: the tokens with any weight.
-        surrogate: ``clipped`` (with ``clip_low``, ``clip_high``) or ``importance`` (ρ cut at ``importance_clip``, else 2).
-        importance_clip: ``None`` leaves the divergence as it is.
-        token_clip: largest divergence of a token; ``None``: no limit.
+        student: states (B, T, H) and head; they get the gradient.
+        teacher: states (B, T, H') and head, or ``None``.
+        tokens: (B, T) sampled ids in [0, V); anything where masked.
+        streams: advantage and weights, (B, T); or a function that makes them of the scores. The function is called
+            exactly once, without gradient, with the complete scores of all tokens of ``mask``. If the logits of all tokens
+            fit in one tile's memory this repeats no product; otherwise all tokens are scored before.
+        mask: (B, T). ``None``: the tokens with any weight; all tokens if ``streams`` is a function.
         teacher_mask: (B, T) tokens to score the teacher at; elsewhere ``sd_weight`` counts as 0. ``None``: those with
-            ``sd_weight``.
-        sparse: a teacher known by some tokens alone; where its mask is set it takes ``teacher_hidden``'s place.
-        decide: gives (advantage, rl_weight, sd_weight), (B, T) each, of the scores known so far, in place of these three
-            arguments: for credit that a token gets from *later* tokens. Responses are then walked through from their
-            ends, so that no token is scored twice. What it gives a token must depend on the scores of that token and of
-            later ones alone, in any response; earlier ones are still 0. With ``decide``, ``mask`` is needed, and one
-            kind of teacher only.
-
-        The others as ``token_scores``.
+            ``sd_weight``; all of ``mask`` if ``streams`` is a function.
+        sparse: a teacher known by a few tokens of each position. Where its mask is set it replaces ``teacher``.
+        old_logp: (B, T) log-probabilities at sampling time. ``None``: the policy has not moved since (ρ = 1).
+        objective: surrogate, divergence and clips.
+        temperature: divides both models' logits.
 
     Returns:
-        The loss, a scalar with gradient to ``student_hidden``, ``student_head`` and ``student_bias``, and the scores
-        without gradient. The gradient is held from the forward pass to the first ``backward``, which hands it over; a
-        later one (``retain_graph``) computes it anew.
+        The loss, a scalar with gradient to the student's states, head weight and bias, and the scores without
+        gradient. The gradient is held from the forward pass to the first ``backward``, which hands it over; a later one
+        (``retain_graph``) computes it anew.
 
     Raises:
-        ValueError: as ``token_scores``; also for weights without what they weigh.
+        ValueError: as ``token_scores``; also for a weight without what it weighs.
     """
-    one_of("surrogate", surrogate, ("clipped", "importance"))
-    if rl_weight is not None and advantage is None:
-        raise ValueError("advantage: rl_weight is given but there is nothing to weigh; pass advantages")
-    if sd_weight is not None and teacher_hidden is None and sparse is None:
-        raise ValueError("teacher_hidden: sd_weight is given but there is no teacher; pass its hidden states and head")
-    if decide is not None and mask is None:
-        raise ValueError("mask: needed with decide, which learns the weights only on the way")
-    if decide is not None and sparse is not None and teacher_hidden is not None:
-        raise ValueError("sparse: decide cannot walk through two kinds of teacher at once; give one of them")
-    for name, value in {"rl_weight": rl_weight, "sd_weight": sd_weight, "old_logp": old_logp}.items():
-        agree(name, value, tokens.shape)
-    if advantage is not None and advantage.shape == tokens.shape[:-1]:
-        advantage = advantage.unsqueeze(-1).expand(tokens.shape)
-    agree("advantage", advantage, tokens.shape)
-    if mask is None:
-        weighed = [w != 0 for w in (rl_weight, sd_weight) if w is not None]
-        mask = torch.stack(weighed).any(0) if weighed else torch.zeros_like(tokens, dtype=torch.bool)
-    if teacher_mask is None:
-        teacher_mask = mask if decide else torch.zeros_like(tokens) if sd_weight is None else sd_weight != 0
+    require_shape("old_logp", old_logp, tokens.shape)
+    given: Streams | None = None
+    if isinstance(streams, Streams):
+        _check_streams(streams, tokens.shape, teacher is not None or sparse is not None)
+        given = streams
+        if mask is None:
+            weighted = [w != 0 for w in (streams.rl_weight, streams.sd_weight) if w is not None]
+            mask = torch.stack(weighted).any(0) if weighted else torch.zeros_like(tokens, dtype=torch.bool)
+        if teacher_mask is None:
+            teacher_mask = torch.zeros_like(mask) if streams.sd_weight is None else streams.sd_weight != 0
     leaves, call = prepare(
-        ("student", student_hidden, student_head, student_bias),
-        ("teacher", teacher_hidden, teacher_head, teacher_bias),
+        student,
+        teacher,
         tokens,
-        mask,
-        teacher_mask,
-        measure_of(divergence, alpha, support, k, tail),
-        temperature,
-        sparse,
-        from_the_end=decide is not None,
+        mask=mask,
+        teacher_mask=teacher_mask,
+        settings=objective.divergence,
+        temperature=temperature,
+        sparse=sparse,
     )
-    old, decided = call.gather(old_logp), [call.gather(x) for x in (advantage, rl_weight, sd_weight)]
 
-    def objective(rows: slice, so_far: RowScores | None, logp: Tensor, value: Tensor | None) -> Tensor:
-        """The weighted loss of some tokens, (n,), as a function of their own scores."""
-        if decide is not None and so_far is not None:
+    def decide(rows: RowScores) -> Streams:
+        """The streams, decided now if they were not given."""
+        nonlocal given
+        if given is None:
+            assert not isinstance(streams, Streams)
             with torch.no_grad():
-                decided[:] = [call.gather(x) for x in decide(call.spread(so_far))]
-        a, w_rl, w_sd = decided
-        before = logp.detach() if old is None else old[rows]
-        loss = torch.zeros_like(logp)
-        if w_rl is not None and a is not None:
-            if surrogate == "clipped":
-                gain = clipped_surrogate(logp, before, a[rows], clip_low=clip_low, clip_high=clip_high)
-            else:
-                gain = importance_surrogate(logp, before, a[rows], clip=importance_clip or 2.0)
-            loss = loss + w_rl[rows] * gain
-        if w_sd is not None and value is not None:
-            value = clip_tokens(value, token_clip)
-            if importance_clip is not None:
-                value = importance_weight(logp, before, clip=importance_clip) * value
-            loss = loss + w_sd[rows] * value
-        return loss
+                given = streams(call.spread(rows))
+            _check_streams(given, tokens.shape, call.has_teacher)
+        return given
 
+    needs_gradient = torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in leaves)
+    scores_first = given is None and call.fits_at_once(leaves)
+    if given is None and needs_gradient and not scores_first:
+        decide(call.run(leaves)[0])
+    token_loss = _TokenLoss(call, objective, call.gather(old_logp), decide)
     apply: Any = _FusedLoss.apply
-    loss, *outputs = apply(*leaves, call, objective, torch.is_grad_enabled())
+    loss, *outputs = apply(*leaves, call, token_loss, needs_gradient, scores_first)
     return loss, call.spread(RowScores(*outputs))
 
 
-Objective = Callable[[slice, RowScores | None, Tensor, Tensor | None], Tensor]
-"""(tokens, all scores so far if they are news, logp, divergence) → their loss."""
+def _with_bias(name: str, head: Tensor | Head, bias: Tensor | None) -> Head:
+    if not isinstance(head, Head):
+        return Head(head, bias)
+    if bias is not None:
+        raise ValueError(f"{name}_bias: the Head has a bias of its own; leave this out")
+    return head
+
+
+def _check_streams(streams: Streams, shape: torch.Size, has_teacher: bool) -> None:
+    if streams.rl_weight is not None and streams.advantage is None:
+        raise ValueError("advantage: rl_weight is given but there is nothing to weight; pass advantages")
+    if streams.sd_weight is not None and not has_teacher:
+        raise ValueError("teacher: sd_weight is given but there is no teacher; pass its hidden states and head")
+    for name, value in streams._asdict().items():
+        require_shape(name, value, shape)
+
+
+class _TokenLoss:
+    """The weighted loss of some rows as a function of their own scores."""
+
+    def __init__(
+        self, call: Call, objective: Objective, old_logp: Tensor | None, decide: Callable[[RowScores], Streams]
+    ) -> None:
+        self._call, self._objective, self._old_logp, self._decide = call, objective, old_logp, decide
+        self._rows_of: list[Tensor | None] | None = None
+
+    def __call__(self, rows: slice, scores: RowScores, logp: Tensor, value: Tensor | None) -> Tensor:
+        """(n,) losses.
+
+        Args:
+            scores: of all rows; read only if the streams are not decided yet.
+            logp: (n,) the student's.
+            value: (n,) divergence; ``None`` without a teacher.
+        """
+        if self._rows_of is None:
+            self._rows_of = [self._call.gather(stream) for stream in self._decide(scores)]
+        advantage, rl_weight, sd_weight = self._rows_of
+        o = self._objective
+        old_logp = logp.detach() if self._old_logp is None else self._old_logp[rows]
+        loss = torch.zeros_like(logp)
+        if rl_weight is not None and advantage is not None:
+            if o.surrogate == "clipped":
+                gain = clipped_surrogate(logp, old_logp, advantage[rows], clip_low=o.clip_low, clip_high=o.clip_high)
+            else:
+                gain = importance_surrogate(logp, old_logp, advantage[rows], clip=o.importance_clip or 2.0)
+            loss = loss + rl_weight[rows] * gain
+        if sd_weight is not None and value is not None:
+            value = clip_tokens(value, o.token_clip)
+            if o.importance_clip is not None:
+                value = importance_weight(logp, old_logp, clip=o.importance_clip) * value
+            loss = loss + sd_weight[rows] * value
+        return loss
+
+    def gradients(self, rows: slice, scores: RowScores, has_teacher: bool) -> tuple[Tensor, Tensor | None]:
+        """dL/dlogp and dL/ddivergence of some rows."""
+        with torch.enable_grad():
+            logp = scores.student_logp[rows].clone().requires_grad_()
+            value = scores.divergence[rows].clone().requires_grad_() if has_teacher else None
+            total = self(rows, scores, logp, value).sum()
+            if not total.requires_grad:
+                return torch.zeros_like(logp), None if value is None else torch.zeros_like(value)
+            if value is None:
+                return torch.autograd.grad(total, logp, materialize_grads=True)[0], None
+            by_logp, by_value = torch.autograd.grad(total, (logp, value), materialize_grads=True)
+            return by_logp, by_value
 
 
 class _TokenScores(torch.autograd.Function):
@@ -228,14 +276,14 @@ class _TokenScores(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, by_logp: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
         by_divergence, call, leaves = others[-1], ctx.call, ctx.saved_tensors
-        if by_divergence is None:  # the teacher's logits are not wanted again
-            call = replace(call, teachers=((call.tokens.shape[0], None),))
+        if by_divergence is None:  # the teacher's logits are not needed again
+            call = replace(call, groups=(Group(call.tokens.shape[0], None),))
 
-        def slopes(rows: slice, scores: RowScores, marked: bool) -> tuple[Tensor, Tensor | None]:
+        def token_gradients(rows: slice, scores: RowScores, has_teacher: bool) -> tuple[Tensor, Tensor | None]:
             first = torch.zeros_like(scores.student_logp[rows]) if by_logp is None else by_logp[rows]
-            return first, by_divergence[rows] if marked and by_divergence is not None else None
+            return first, by_divergence[rows] if has_teacher and by_divergence is not None else None
 
-        _, gradients = call.run(leaves, slopes, ctx.needs_input_grad[:3])
+        _, gradients = call.run(leaves, token_gradients, ctx.needs_input_grad[:3])
         return *(_like(g, leaf) for g, leaf in zip(gradients, leaves, strict=True)), None
 
 
@@ -247,36 +295,22 @@ class _FusedLoss(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         call: Call,
-        objective: Objective,
-        grad_enabled: bool,
+        token_loss: _TokenLoss,
+        needs_gradient: bool,
+        scores_first: bool,
     ) -> tuple[Tensor, ...]:
-        news = True
-
-        def slopes(rows: slice, scores: RowScores, marked: bool) -> tuple[Tensor, Tensor | None]:
-            with torch.enable_grad():
-                logp = scores.student_logp[rows].clone().requires_grad_()
-                value = scores.divergence[rows].clone().requires_grad_() if marked else None
-                total = objective(rows, scores if news else None, logp, value).sum()
-                if not total.requires_grad:
-                    return torch.zeros_like(logp), None if value is None else torch.zeros_like(value)
-                if value is None:
-                    return torch.autograd.grad(total, logp, materialize_grads=True)[0], None
-                by_logp, by_value = torch.autograd.grad(total, (logp, value), materialize_grads=True)
-                return by_logp, by_value
-
         leaves = (hidden, weight, bias)
-        needs = tuple(grad_enabled and need for need in ctx.needs_input_grad[:3])
-        scores, ctx.held = call.run(leaves, slopes, needs)
-        ctx.again = lambda saved: call.run(saved, slopes, needs)[1]
+        needs = tuple(needs_gradient and need for need in ctx.needs_input_grad[:3])
+        scores, ctx.held = call.run(leaves, token_loss.gradients, needs, scores_first=scores_first)
+        ctx.compute_again = lambda saved: call.run(saved, token_loss.gradients, needs)[1]
         ctx.save_for_backward(*leaves)
         ctx.dtypes = [None if leaf is None else leaf.dtype for leaf in leaves]
         ctx.mark_non_differentiable(*scores)
         loss, last = scores.student_logp.new_zeros(()), 0
-        for count, by in call.teachers:
-            rows, last = slice(last, last + count), last + count
-            value = None if by is None else scores.divergence[rows]
-            loss = loss + objective(rows, scores, scores.student_logp[rows], value).sum()
-        news = False  # whatever a later backward asks again is decided
+        for group in call.groups:
+            rows, last = slice(last, last + group.n_rows), last + group.n_rows
+            value = None if group.teacher is None else scores.divergence[rows]
+            loss = loss + token_loss(rows, scores, scores.student_logp[rows], value).sum()
         return loss, *scores
 
     @staticmethod
@@ -284,13 +318,13 @@ class _FusedLoss(torch.autograd.Function):
     def backward(ctx: Any, by_loss: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         held, ctx.held = ctx.held, None
         if held is None:
-            held = ctx.again(ctx.saved_tensors)
-        # In place, and let go of: dhead is the largest tensor here and autograd may keep it as .grad without a copy.
-        if by_loss.device.type != "cpu" or by_loss != 1.0:  # to look at it, a GPU's would have to be waited for
+            held = ctx.compute_again(ctx.saved_tensors)
+        # In place, and without keeping it: dhead is the largest tensor here and autograd may make it .grad without a copy.
+        if by_loss.device.type != "cpu" or by_loss != 1.0:  # reading its value would wait for a GPU
             held = [None if g is None else g.mul_(by_loss) for g in held]
         scaled = [None if g is None else g.to(dtype) for g, dtype in zip(held, ctx.dtypes, strict=True)]
         del held
-        return *scaled, None, None, None
+        return *scaled, None, None, None, None
 
 
 def _like(gradient: Tensor | None, leaf: Tensor | None) -> Tensor | None:

@@ -32,6 +32,7 @@ STREAMS = ("metrics", "rollouts", "eval")
 """The append-only logs; each is ``NAME.jsonl``."""
 
 _PACKAGES = ("errata", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "vllm", "numpy")
+_TAIL_BYTES = 1 << 16
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -129,6 +130,23 @@ class RunDirectory:
     def read(self, stream: str) -> list[dict[str, Any]]:
         """All rows of a stream; none if nothing was written yet. Raises ``ValueError`` naming a damaged line."""
         return [row for _, row in self._lines(stream)]
+
+    def last(self, stream: str) -> dict[str, Any] | None:
+        """The last whole row of a stream that may be growing; ``None`` if there is none."""
+        path = self._stream(stream)
+        if not path.exists():
+            return None
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - _TAIL_BYTES, 0))
+            lines = file.read().split(b"\n")[:-1]
+        for line in reversed(lines):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                return row
+        return None
 
     def truncate_after(self, step: float) -> None:
         """Keep only the rows of steps up to ``step``, in all streams.

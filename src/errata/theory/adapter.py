@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from errata.methods.base import Batch
+from errata.methods.base import Batch, Scores
 from errata.methods.distil import DistIL
 from errata.ops.scores import TokenScores
 
@@ -38,7 +38,7 @@ def distil_signals(
     baseline: str,
     discount: float,
 ) -> Weights:
-    """The signals of the method ``distil`` (``errata.methods.distil``) for a batch of N rollouts, every one taught.
+    """The signals of the method ``distil`` (``errata.methods.distil``) for a batch of N rollouts, every one with a teacher.
 
     Args:
         cross_entropy: (N,T) CE_t in nats, no gradient.
@@ -53,22 +53,25 @@ def distil_signals(
     method = DistIL(credit=credit, cost=cost, baseline=baseline, discount=discount, divergence="forward_ce")
     every = torch.ones(len(group), dtype=torch.bool)
     unused = torch.zeros(len(group), dtype=torch.float64)
+    scores = TokenScores(
+        student_logp=torch.zeros_like(cross_entropy),
+        teacher_logp=None,
+        student_entropy=torch.zeros_like(cross_entropy),
+        teacher_entropy=teacher_entropy,
+        divergence=cross_entropy,
+    )
     batch = Batch(
+        rollouts=(),
+        contexts=(),
+        memory=method.memory(),
         mask=mask,
-        scores=TokenScores(
-            student_logp=torch.zeros_like(cross_entropy),
-            teacher_logp=None,
-            student_entropy=torch.zeros_like(cross_entropy),
-            teacher_entropy=teacher_entropy,
-            divergence=cross_entropy,
-        ),
         reward=unused,
         advantage=unused,
         group=group,
         has_teacher=every,
-        available=every,
+        has_context=every,
         success=~every,
-        pass_rate=unused,
+        scores=Scores(scores, method.score_fields, "DistIL"),
     )
     signals = method.signals(batch)
     return Weights(signals.advantage.double(), signals.rl_weight.double(), signals.sd_weight.double())

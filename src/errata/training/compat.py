@@ -1,28 +1,33 @@
 """The only file that touches a private name of TRL. ``tests/training/test_compat.py`` pins their signatures.
 
 ``TRLHooks`` is TRL's GRPO trainer with its private extension points under public names: a subclass implements
-``on_rollouts`` and ``batch_loss`` and never sees an underscore of TRL's.
+``on_rollouts`` and ``batch_loss`` and sees no private name of TRL. The keys of TRL's batches are read here alone.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import maybe_gather_lm_head_ctx as _gather
 
+from errata.records import Messages
+from errata.training.batch import TokenBatch
+
 PRIVATE = {
     "_generate_and_score_completions": ("self", "inputs"),
     "_compute_loss": ("self", "model", "inputs"),
+    "_calculate_rewards": ("self", "inputs", "prompts", "completions", "completion_ids_list"),
     "_tokenize_prompts": ("self", "prompts"),
     "_generate": ("self", "prompts"),
     "_generate_single_turn": ("self", "prompt_ids", "images", "multimodal_fields", "num_generations"),
@@ -31,18 +36,32 @@ PRIVATE = {
 }
 """Private methods used here, with the parameters they must have."""
 
+ROWS = "rollout"
+"""The one key that errata adds to TRL's batches: (b,) which rollouts of the generation batch a micro-batch holds."""
 
-def gathered(*parameters: Tensor | None) -> Any:
+
+def gathered(*parameters: Tensor | None) -> AbstractContextManager[None]:
     """A context in which a head that DeepSpeed ZeRO-3 has sharded is whole."""
-    return _gather(*[p for p in parameters if p is not None])
+    context: AbstractContextManager[None] = _gather(*[p for p in parameters if p is not None])
+    return context
 
 
-def no_checkpointing(trainer: Any) -> Any:
-    """A context without gradient checkpointing, for forwards that need no gradient."""
-    return disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs)
+def token_batch(batch: Mapping[str, Any]) -> TokenBatch:
+    """The token tensors of TRL's batch."""
+    mask: Tensor = batch["completion_mask"]
+    return TokenBatch(
+        prompt_ids=batch["prompt_ids"],
+        prompt_mask=batch["prompt_mask"],
+        completion_ids=batch["completion_ids"],
+        completion_mask=mask,
+        mask=(mask if "tool_mask" not in batch else mask * batch["tool_mask"]).bool(),
+        advantage=batch["advantages"],
+        old_logp=batch.get("old_per_token_logps"),
+        sampler_ratio=batch.get("importance_sampling_ratio"),
+    )
 
 
-def beyond_the_clipped_surrogate(args: Any) -> list[str]:
+def options_beyond_clipping(args: Any) -> list[str]:
     """Names of TRL's loss options whose values ask for more than the clipped surrogate, which errata's own loss computes."""
     plain = {
         "loss_type": args.loss_type in ("dapo", "grpo", "bnpo", "dr_grpo"),
@@ -59,7 +78,7 @@ def beyond_the_clipped_surrogate(args: Any) -> list[str]:
 
 
 class Sampled(NamedTuple):
-    """Attempts, one per row."""
+    """Completions, one per row."""
 
     prompts: list[Any]
     """What was asked, with what the environment showed at its reset."""
@@ -68,23 +87,33 @@ class Sampled(NamedTuple):
     ids: list[list[int]]
     lengths: list[int]
     """Tokens that the policy itself generated."""
-    environments: list[Any] | None
 
 
 class TRLHooks(GRPOTrainer):  # type: ignore[misc]
     """TRL's trainer, opened at the places errata needs."""
 
-    batch_records: Any = None
-    """Whatever else belongs to the generation batch in use; saved with it."""
+    generation: Any = None
+    """The generation batch in use, whatever ``on_rollouts`` made of it; saved with a checkpoint that falls inside it."""
+    local_scores: list[list[float]]
+    """(B, number of reward functions) of this process's last judged completions, NaN where a function gave none."""
 
     # -- to be implemented ----------------------------------------------------------------------------------------
 
-    def on_rollouts(self, inputs: list[dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
-        """Called with the rows and TRL's tensors of a freshly sampled and judged generation batch, this process's part."""
+    def on_rollouts(self, rows: list[dict[str, Any]], tokens: TokenBatch) -> Any:
+        """Called with the rows and tokens of a freshly sampled and judged generation batch, this process's part.
+
+        What it returns is kept as ``generation``.
+        """
         raise NotImplementedError
 
-    def batch_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """The loss of one micro-batch, already divided for gradient accumulation."""
+    def batch_loss(self, model: nn.Module, rows: Tensor, trl_loss: Callable[[], Tensor]) -> Tensor:
+        """The loss of one micro-batch, already divided for gradient accumulation.
+
+        Args:
+            model: the student, wrapped.
+            rows: (b,) which rollouts of the generation batch.
+            trl_loss: TRL's own loss of this micro-batch, with all its options.
+        """
         raise NotImplementedError
 
     def save_state(self, folder: Path) -> None:
@@ -100,22 +129,35 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         """Which of an optimizer step's micro-batches this is."""
         return int(self._step) % int(self.args.gradient_accumulation_steps)
 
-    def trl_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """TRL's own loss of a micro-batch, with all its options."""
-        return super()._compute_loss(model, inputs)  # type: ignore[no-any-return]
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights are whole only within a forward (FSDP, DeepSpeed)."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
-    def log_metric(self, name: str, value: float) -> None:
-        """Average ``value`` into the next training log. Call on every process or on none."""
-        self._metrics["train"][name].append(value)
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return getattr(self.processing_class, "tokenizer", self.processing_class)
 
-    def encode_prompts(self, prompts: list[Any]) -> list[list[int]]:
+    def no_checkpointing(self) -> AbstractContextManager[None]:
+        """A context without gradient checkpointing, for forwards that need no gradient."""
+        context: AbstractContextManager[None] = disable_gradient_checkpointing(
+            self.model, self.args.gradient_checkpointing_kwargs
+        )
+        return context
+
+    def log_metrics_of_step(self, metrics: Mapping[str, float]) -> None:
+        """Average values into the next training log. Call on every process or on none."""
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(value)
+
+    def encode_prompts(self, prompts: list[Messages | str]) -> list[list[int]]:
         """Token ids of prompts as the policy sees them, chat template, tools and generation prompt included."""
         self._batch_environments = [None] * len(prompts)
         ids: list[list[int]] = self._tokenize_prompts(prompts)[0] if prompts else []
         return ids
 
-    def sample(self, rows: list[dict[str, Any]], *, temperature: float, top_p: float) -> Sampled:
-        """An attempt at each row by whatever engine TRL generates with, of several turns where there are tools."""
+    def sample(self, rows: Sequence[Mapping[str, Any]], *, temperature: float, top_p: float) -> Sampled:
+        """A completion of each row by the engine that TRL generates with, of several turns where there are tools."""
         prompts = self._enter_environments(rows)
         with self._sampling(temperature, top_p):
             seen = self.state.num_input_tokens_seen
@@ -125,9 +167,31 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
                 self.state.num_input_tokens_seen = seen
                 self._metrics["eval"].clear()
         lengths = [len(i) for i in ids] if tool_mask is None else [sum(m) for m in tool_mask]
-        return Sampled(prompts, completions, ids, lengths, self.environments)
+        return Sampled(prompts, completions, ids, lengths)
 
-    def write(self, prompts: list[Any], *, temperature: float, top_p: float, max_tokens: int) -> list[list[int]]:
+    def judged_scores(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        prompts: list[Any],
+        completions: list[Any],
+        ids: list[list[int]],
+    ) -> list[list[float]]:
+        """Run all reward functions as in training, and log nothing: (B, functions), NaN where one gave no score.
+
+        Collective: call on every rank, with equally many rows.
+        """
+        training, pending = self.model.training, dict(self._pending_extra_logs)
+        self.model.eval()  # TRL files what is logged by the model's mode
+        try:
+            self._calculate_rewards([dict(row) for row in rows], prompts, completions, ids)
+        finally:
+            self.model.train(training)
+            self._metrics["eval"].clear()
+            self._pending_extra_logs.clear()
+            self._pending_extra_logs.update(pending)
+        return self.local_scores
+
+    def write(self, prompts: list[Messages], *, temperature: float, top_p: float, max_tokens: int) -> list[list[int]]:
         """Token ids of what the policy says to prompts of any kind: one turn, without tools, and nothing is logged.
 
         On several processes all must call this, with equally many prompts.
@@ -154,7 +218,7 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
             )
         )
 
-    def _enter_environments(self, rows: list[dict[str, Any]]) -> list[Any]:
+    def _enter_environments(self, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
         """The rows' prompts, with the tools at hand and an environment reset for each, as TRL does for a training batch."""
         prompts = [row["prompt"] for row in rows]
         environments: list[Any] = [None] * len(rows)
@@ -176,13 +240,14 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
     def _sampling(self, temperature: float, top_p: float, max_tokens: int | None = None) -> Iterator[None]:
         """The engines set for other sampling than the training's, the model in evaluation mode; all as before after."""
         settings: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
+        greedy = {"do_sample": False, "temperature": 1.0} if temperature == 0 else {}
         length = {} if max_tokens is None else {"max_new_tokens": max_tokens}
         vllms = {} if max_tokens is None else {"max_completion_length": max_tokens}
         changes: list[tuple[Any, dict[str, Any]]] = []
         if getattr(self, "vllm_generation", None):
             changes.append((self.vllm_generation, settings | vllms))
         if getattr(self, "generation_config", None):
-            changes.append((self.generation_config, settings | length))
+            changes.append((self.generation_config, settings | greedy | length))
         before = [(engine, {name: getattr(engine, name) for name in new}) for engine, new in changes]
         kwargs = dict(getattr(self, "generation_kwargs", {}))
         training = self.model.training
@@ -211,10 +276,18 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
     # -- TRL's private methods, overridden ------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        return self.on_rollouts(inputs, super()._generate_and_score_completions(inputs))
+        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        self.generation = self.on_rollouts(inputs, token_batch(batch))
+        return {**batch, ROWS: torch.arange(len(inputs), device=batch["completion_ids"].device)}
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        return self.batch_loss(model, inputs)
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        scores: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        first = self.accelerator.process_index * len(prompts)
+        self.local_scores = scores[first : first + len(prompts)].tolist()
+        return scores
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        return self.batch_loss(model, inputs[ROWS], lambda: super(TRLHooks, self)._compute_loss(model, inputs))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -231,7 +304,7 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         generate_every = self.args.steps_per_generation * self.num_iterations
         rank = self.accelerator.process_index
         if self._step % generate_every:
-            saved = {"step": self._step, "inputs": self._buffered_inputs, "records": self.batch_records}
+            saved = {"step": self._step, "inputs": self._buffered_inputs, "generation": self.generation}
             torch.save(saved, folder / f"generation_batch_{rank}.pt")
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -250,7 +323,7 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         path = folder / f"generation_batch_{self.accelerator.process_index}.pt"
         if path.is_file():
             saved = torch.load(path, map_location=self.accelerator.device, weights_only=False)
-            self._step, self._buffered_inputs, self.batch_records = saved["step"], saved["inputs"], saved["records"]
+            self._step, self._buffered_inputs, self.generation = saved["step"], saved["inputs"], saved["generation"]
 
 
 def _observed(prompt: Any, observation: Any) -> Any:

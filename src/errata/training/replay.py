@@ -1,137 +1,157 @@
-"""DAgger's aggregation in the trainer: past rollouts ride along in the student's forward, and are learned from by the local
-term alone (their future is not today's policy's)."""
+"""DAgger's aggregation: past rollouts join the student's forward and are learned from by the local term alone.
+
+Their future credit is left out, because the rest of a past rollout was not sampled by today's policy.
+"""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from errata.experts.access import named
 from errata.experts.aggregate import Aggregate, Past, padded, reach
-from errata.ops.scores import Head, SparseTeacher, TokenScores, fused_loss, token_scores
-from errata.training.forward import at_completion, completion_inputs
+from errata.ops.scores import Head, ModelStates, SparseTeacher, Streams, TokenScores, fused_loss, token_scores
+from errata.training.batch import GenerationBatch, TokenBatch
+from errata.training.forward import at_completion
 
 TOP_K = 20
-"""What is kept of a teacher whose whole distribution is to be had; the rest of its mass is one bucket."""
+"""Tokens kept of a teacher whose whole distribution is known; the rest of its mass is one further bucket."""
+
+
+@dataclass(frozen=True, slots=True)
+class PastBatch:
+    """R past rollouts as padded tensors, see ``errata.experts.aggregate.padded``."""
+
+    tokens: dict[str, Tensor]
+
+    @property
+    def length(self) -> int:
+        return self.tokens["completion_ids"].shape[1]
+
+    @property
+    def mask(self) -> Tensor:
+        """(R,T) bool: generated tokens."""
+        return self.tokens["mask"]
 
 
 class Replay:
-    """Keeps each step's marked rollouts and adds some of the past ones to later losses.
+    """Keeps each step's rollouts with their teacher's values, and adds some of the past ones to later losses.
 
     Args:
-        trainer: whose rollouts.
         capacity: rollouts kept, by each process.
         share: past rollouts for each fresh one.
         limit: largest importance weight of a past state.
+        divergence: the method's; past rollouts teach by forward cross-entropy alone.
+        tail: whether the rest of a stored distribution's mass is one further bucket (not so for samples).
+        temperature: the run's.
+    Raises:
+        ValueError: a setting out of range, or another divergence.
     """
 
-    def __init__(self, trainer: Any, capacity: int, share: float, limit: float) -> None:
+    def __init__(
+        self, capacity: int, share: float, limit: float, *, divergence: str, tail: bool, temperature: float, pad: int
+    ) -> None:
         if share <= 0 or limit <= 0:
             raise ValueError(f"replay_share: {share} and replay_limit {limit} must be positive")
-        if trainer.method.divergence not in ("forward_ce", "forward_kl"):
+        if divergence not in ("forward_ce", "forward_kl"):
             raise ValueError(
-                f"replay_capacity: past answers teach by forward cross-entropy, not by {trainer.method.divergence}; "
+                f"replay_capacity: past answers teach by forward cross-entropy, not by {divergence}; "
                 "use method: distil, or leave it out"
             )
-        self._trainer, self._share, self._limit = trainer, share, limit
+        self._share, self._limit, self._tail, self._temperature, self._pad = share, limit, tail, temperature, pad
         self.store = Aggregate(capacity)
 
-    def ride_along(self, inputs: dict[str, Any]) -> dict[str, Tensor] | None:
-        """Past rollouts for this micro-batch, as tensors; ``None`` while there are none."""
-        trainer = self._trainer
-        count = max(round(self._share * len(inputs["completion_ids"])), 1)
-        where = (trainer.args.seed, trainer.state.global_step, trainer.micro_step, trainer.accelerator.process_index)
-        rng = random.Random(f"{where}-replay")
-        pasts = self.store.draw(count, rng)
+    def draw(self, fresh: TokenBatch, seed: str) -> PastBatch | None:
+        """Past rollouts for a micro-batch; ``None`` while there are none. ``seed`` names its place in the run."""
+        count = max(round(self._share * len(fresh)), 1)
+        pasts = self.store.draw(count, random.Random(f"{seed}-replay"))
         if not pasts:
             return None
-        tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
-        batch = padded(pasts, tokenizer.pad_token_id)
-        return {name: x.to(inputs["completion_ids"].device) for name, x in batch.items()}
+        return PastBatch({name: x.to(fresh.device) for name, x in padded(pasts, self._pad).items()})
 
     @staticmethod
-    def joined(inputs: dict[str, Any], past: dict[str, Tensor]) -> dict[str, Tensor]:
+    def joined(fresh: TokenBatch, past: PastBatch) -> dict[str, Tensor]:
         """The student's inputs of fresh and past rollouts, fresh first, in one padded batch."""
-        sides = []
+        sides: list[Tensor] = []
         for name, left in (("prompt", True), ("completion", False)):
             for part in ("ids", "mask"):
-                a, b = inputs[f"{name}_{part}"], past[f"{name}_{part}"]
+                a, b = getattr(fresh, f"{name}_{part}"), past.tokens[f"{name}_{part}"]
                 width = max(a.shape[1], b.shape[1])
                 sides.append(torch.cat([_to_width(x, width, left) for x in (a, b)]))
-        return completion_inputs(*sides)
+        prompt_ids, prompt_mask, ids, mask = sides
+        return {
+            "input_ids": torch.cat([prompt_ids, ids], dim=1),
+            "attention_mask": torch.cat([prompt_mask, mask], dim=1),
+        }
 
-    def loss(self, hidden: Tensor, head: Head, past: dict[str, Tensor], weights: Tensor) -> Tensor:
-        """Σ weights · asked · reach · CE over past states, for the student's states (R, L, H) of ``joined``.
+    @staticmethod
+    def split(hidden: Tensor, fresh: TokenBatch, past: PastBatch) -> tuple[Tensor, Tensor]:
+        """The states (B,T,H) of the fresh and (R,T',H) of the past rollouts, of the joined batch's (B+R,L,H)."""
+        rows, length = fresh.completion_ids.shape
+        states = at_completion(hidden, max(length, past.length))
+        return states[:rows, :length], states[rows:, : past.length]
+
+    def loss(self, hidden: Tensor, head: Head, past: PastBatch, weights: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Σ weights · query weight · reach · CE over past states, and metrics.
 
         Args:
-            weights: (R, L), what each token's loss is divided by.
+            hidden: (R,T',H), of ``split``.
+            weights: (R,T'), what each token's loss is divided by.
         """
-        trainer = self._trainer
-        # Joined to longer completions, these are padded on the right: their states begin where all completions do.
-        states, tokens, mask = hidden, past["completion_ids"], past["mask"]
-        options = {"mask": mask, "temperature": trainer.temperature}
+        t = past.tokens
+        tokens, mask = t["completion_ids"], t["mask"]
         with torch.no_grad():
-            now = token_scores(states.detach(), head, None, None, tokens, **options).student_logp
-        count = past["asked"] * reach(now, past["logp"], mask, self._limit)
-        trainer.log_metric("replay/reach", float(count.sum() / past["asked"].sum().clamp(min=1e-9)))
-        trainer.log_metric("replay/rollouts", len(self.store))
-        sparse = SparseTeacher(past["tokens"], past["weights"], past["asked"] > 0, self._tail)
-        loss, _ = fused_loss(states, head, None, None, tokens, sd_weight=count * weights, sparse=sparse, **options)
-        return loss
-
-    @property
-    def _tail(self) -> bool:
-        return bool(self._trainer.marker.access.gives != "samples")
+            now = token_scores(hidden.detach(), head, None, None, tokens, mask=mask, temperature=self._temperature)
+        count = t["query_weight"] * reach(now.student_logp, t["logp"], mask, self._limit)
+        metrics = {
+            "replay/reach": float(count.sum() / t["query_weight"].sum().clamp(min=1e-9)),
+            "replay/rollouts": float(len(self.store)),
+        }
+        sparse = SparseTeacher(t["tokens"], t["weights"], t["query_weight"] > 0, self._tail)
+        streams = Streams(None, None, count * weights)
+        loss, _ = fused_loss(
+            ModelStates(hidden, head), None, tokens, streams, mask=mask, sparse=sparse, temperature=self._temperature
+        )
+        return loss, metrics
 
     @torch.no_grad()
-    def keep(self, inputs: dict[str, Any], scores: TokenScores, mask: Tensor, student_head: Head) -> None:
-        """Enter this micro-batch's marked rollouts."""
+    def keep(self, batch: GenerationBatch, scores: TokenScores, teacher_head: Callable[[], Head]) -> None:
+        """Store this micro-batch's rollouts that have a teacher. ``teacher_head`` reads its hidden states."""
+        tokens, sparse = batch.tokens, batch.teacher.sparse
         kept = []
-        for row in inputs["has_teacher"].nonzero().squeeze(1).tolist():
-            length = int(inputs["completion_mask"][row].sum())
-            prompt = inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()]
-            if "named_tokens" in inputs:
-                tokens, weights = inputs["named_tokens"][row, :length], inputs["named_logp"][row, :length]
-                asked = inputs["asked"][row, :length]
+        for row in batch.teacher.has_teacher.nonzero().squeeze(1).tolist():
+            length = int(tokens.completion_mask[row].sum())
+            prompt = tokens.prompt_ids[row][tokens.prompt_mask[row].bool()]
+            state = batch.teacher.states[row]
+            if sparse is not None:
+                ids, weights = sparse.tokens[row, :length], sparse.logp[row, :length]
+                query_weight = sparse.query_weight[row, :length]
             else:
-                logits = self._trainer.marker.head(student_head).logits(inputs["teacher_states"][row])
-                tokens, weights = named(
-                    logits / self._trainer.temperature, gives="topk", top_k=TOP_K, samples=1, seed=0
-                )
-                asked = mask[row, :length].float()
-            parts = (prompt, inputs["completion_ids"][row, :length], mask[row, :length])
-            kept.append(
-                Past(*(x.cpu().clone() for x in (*parts, scores.student_logp[row, :length], tokens, weights, asked)))
-            )
+                assert state is not None
+                logits = teacher_head().logits(state) / self._temperature
+                ids, weights = named(logits, gives="topk", top_k=TOP_K, samples=1, seed=0)
+                query_weight = tokens.mask[row, :length].float()
+            parts = (prompt, tokens.completion_ids[row, :length], tokens.mask[row, :length])
+            logp = scores.student_logp[row, :length]
+            kept.append(Past(*(x.cpu().clone() for x in (*parts, logp, ids, weights, query_weight))))
         self.store.add(kept)
 
-    def save(self, folder: Path) -> None:
-        torch.save(self.store.state_dict(), folder / f"replay_{self._trainer.accelerator.process_index}.pt")
+    def save(self, folder: Path, rank: int) -> None:
+        torch.save(self.store.state_dict(), folder / f"replay_{rank}.pt")
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, rank: int) -> None:
         """Raises ``ValueError`` where the checkpoint was written without a replay store."""
-        path = folder / f"replay_{self._trainer.accelerator.process_index}.pt"
+        path = folder / f"replay_{rank}.pt"
         if not path.is_file():
             raise ValueError(
                 f"{path}: missing, this checkpoint was written without replay_capacity; leave it out to resume"
             )
         self.store.load_state_dict(torch.load(path, map_location="cpu"))
-
-
-def fresh_and_past(
-    hidden: Tensor, fresh: tuple[int, int], past: dict[str, Tensor] | None
-) -> tuple[Tensor, Tensor | None]:
-    """The states (B,T,H) of ``fresh`` = (B, T) rollouts and of the past ones, of the joined batch's (B+R, L, H)."""
-    rows, length = fresh
-    if past is None:
-        return at_completion(hidden, length), None
-    longest = max(length, past["completion_ids"].shape[1])
-    states = at_completion(hidden, longest)
-    return states[:rows, :length], states[rows:, : past["completion_ids"].shape[1]]
 
 
 def _to_width(tensor: Tensor, width: int, left: bool) -> Tensor:

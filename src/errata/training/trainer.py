@@ -1,43 +1,47 @@
-"""``ErrataTrainer``: sample (TRL), judge, choose contexts, let the teacher mark, decide signals, one two-stream loss.
+"""``ErrataTrainer``: TRL's GRPO trainer that learns from rich feedback. It knows no method by name.
 
-It knows no method by name. Rollouts, verdicts and contexts are gathered, so that every process decides the same for all
-groups in the same order.
+A step, in order: TRL samples and judges; rollouts are built and, where the recipe asks, commented on; the method's memory
+observes the groups of all processes and its contexts are chosen; the teacher pass; scores; the method's signals; the
+two-stream loss; metrics and logs.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import gather_object
-from torch import Tensor
-from transformers import TrainerCallback
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from errata.contexts import Rendered, Renderer
 from errata.experts import Access, Teacher
-from errata.methods import Method
-from errata.records import Group, Rollout, TeacherContext, groups_of
+from errata.methods import Method, TeacherMethod
+from errata.ops.scores import Head, TokenScores
+from errata.recipe.config import ErrataConfig
+from errata.records import Group, Messages, Rollout, TeacherContext, Verdict, groups_of
 from errata.training import compat
-from errata.training.commenting import Commentator
-from errata.training.config import ErrataConfig
-from errata.training.evaluating import Evaluator
-from errata.training.experts import MakeExpert, self_teacher
-from errata.training.forward import accept_head_function
-from errata.training.health import log_batch, log_scores
-from errata.training.judging import Recorder, attempt, combined
-from errata.training.learning import Learner
-from errata.training.marking import Marker, generated
-from errata.training.recording import RolloutLog
-from errata.training.replay import Replay
+from errata.training.batch import GenerationBatch, LocalSignals, TeacherOutputs, TokenBatch
+from errata.training.comments import comments_of
+from errata.training.evaluation import Evaluator
+from errata.training.forward import accept_head_function, at_completion
+from errata.training.loss import Averaging, LossSettings, two_stream_loss
+from errata.training.metrics import batch_metrics, prompt_metrics, score_metrics
+from errata.training.replay import PastBatch, Replay
+from errata.training.rollout_log import RolloutLog, WriteRow
+from errata.training.rollouts import Completion, Judges, Row, build_rollouts
+from errata.training.scoring import Scorer
+from errata.training.signals import decide
+from errata.training.teacher_pass import Expert, Place, StatefulExpert, TeacherPass
+from errata.training.teachers import MakeTeacher, self_teacher
 
 
 class ErrataTrainer(compat.TRLHooks):
-    """TRL's GRPO trainer that learns from rich feedback.
+    """TRL's GRPO trainer with a method, teachers and verdicts.
 
     Args:
         model: a Hugging Face causal language model or what ``from_pretrained`` takes.
@@ -46,181 +50,331 @@ class ErrataTrainer(compat.TRLHooks):
         method: a decision (``errata.methods.get``).
         train_dataset: rows with ``prompt`` and ``problem_id``; ``reference`` where there is one.
         eval_dataset: rows of the same form for ``evaluate``.
-        expert: makes whoever marks instead of the policy, given what prepares a model for the run's parallelism.
-        access: how much of the marker's distribution is to be had, and where; all of it unless given.
+        expert: makes the teacher where that is not the policy itself, given a function that prepares a model for the run's
+            parallelism; it returns a ``Teacher``, or an ``Expert`` that answers queries.
+        access: how much of the expert's distribution is known, and where; all of it unless given.
         run: called with a file's stem (``rollouts``, ``eval``) and a row to keep it in the run directory.
         kwargs: passed to TRL's trainer: processing_class, peft_config, callbacks, tools, environment_factory, ...
+    Raises:
+        ValueError: settings that contradict each other, or a model that errata cannot score.
     """
 
-    control: Any  # transformers leaves it untyped
+    control: TrainerControl
 
     def __init__(
         self,
         model: Any,
-        verifiers: list[Any],
+        verifiers: Sequence[Any],
         args: ErrataConfig,
         *,
         method: Method,
         train_dataset: Any,
         eval_dataset: Any = None,
-        run: Callable[[str, dict[str, Any]], None] = lambda stem, row: None,
-        expert: MakeExpert | None = None,
+        run: WriteRow = lambda stem, row: None,
+        expert: MakeTeacher | None = None,
         access: Access | None = None,
         **kwargs: Any,
     ) -> None:
-        self._beyond = compat.beyond_the_clipped_surrogate(args)
-        if method.uses_teacher and self._beyond:
+        self._own_trl_loss = compat.options_beyond_clipping(args)
+        if method.uses_teacher and self._own_trl_loss:
             raise ValueError(
-                f"{', '.join(self._beyond)}: {type(method).__name__} distils beside TRL's clipped surrogate and has no such "
-                "option; leave it at TRL's default (loss_type: dapo, grpo, bnpo or dr_grpo) or use method: grpo"
+                f"{', '.join(self._own_trl_loss)}: {type(method).__name__} distils beside TRL's clipped surrogate and has no "
+                "such option; leave it at TRL's default (loss_type: dapo, grpo, bnpo or dr_grpo) or use method: grpo"
             )
         if isinstance(kwargs.get("environment_factory"), dict):
             raise ValueError(
                 "environment_factory: must be one class; several environments in one run are not supported"
             )
         self.method = method
-        self.experience = method.experience()
-        self.recorders = [
-            v if not callable(v) or isinstance(v, torch.nn.Module) else Recorder(v, timeout_s=args.verifier_timeout_s)
-            for v in verifiers
-        ]
-        self.batch_records: tuple[list[Rollout], list[TeacherContext], list[Rendered]] = ([], [], [])
+        self.memory = method.memory()
+        self._judges = Judges(verifiers, timeout_s=args.verifier_timeout_s)
         super().__init__(
             model=model,
-            reward_funcs=list(self.recorders),
+            reward_funcs=list(self._judges.functions),
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             **kwargs,
         )
         # An environment that owns its reward (`get_reward`) was added by TRL: one more verifier, with all a verdict may say.
-        for i in range(len(self.recorders), len(self.reward_funcs)):
-            self.reward_funcs[i] = Recorder(self.reward_funcs[i], timeout_s=args.verifier_timeout_s)
-            self.recorders.append(self.reward_funcs[i])
+        for i in range(len(self._judges.functions), len(self.reward_funcs)):
+            self._judges.add(self.reward_funcs[i])
+            self.reward_funcs[i] = self._judges.functions[i]
         if method.uses_teacher and self.aux_loss_enabled:
             raise ValueError("router_aux_loss_coef: not added to a distillation loss; set it to 0 or use method: grpo")
-        lora = hasattr(self.model, "peft_config")
-        accept_head_function(self.model.get_base_model() if lora else self.model)
-        self.teacher: Teacher | None = None
-        answering = None
-        if method.uses_teacher:
-            prepare = self._prepared_teacher
-            made = self_teacher(self, prepare) if expert is None else expert(prepare)
-            self.teacher, answering = (made, None) if isinstance(made, Teacher) else (None, made)
-        self.learner = Learner(self)
-        self.marker = Marker(self, access or Access(), answering)
-        self.replay: Replay | None = None
-        if method.uses_teacher and args.replay_capacity is not None:
-            self.replay = Replay(self, args.replay_capacity, args.replay_share, args.replay_limit)
+        accept_head_function(self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model)
+        made = self._make_teacher(expert)
+        self.teacher = made if isinstance(made, Teacher) else None
+        self.expert: Expert | None = None if isinstance(made, Teacher) else made
+        objective = replace(method.objective(), clip_low=self.epsilon_low, clip_high=self.epsilon_high)
+        routed = isinstance(method, TeacherMethod) and method.denominators == "routed"
+        self._loss_settings = LossSettings(objective, self.temperature, routed)
+        self._scorer = Scorer(
+            self.accelerator, self.sharded, objective.divergence, self.temperature, args.per_device_train_batch_size
+        )
+        self.teacher_pass = TeacherPass(
+            self.teacher,
+            self.expert,
+            access or Access(),
+            self.accelerator,
+            self.sharded,
+            self.encode_prompts,
+            self._scorer,
+            self.temperature,
+            args.per_device_train_batch_size,
+            self_on_failure=args.expert_on_failure == "self",
+        )
+        self.replay = self._make_replay()
         self.renderer = Renderer(
             args.context_template or "sdpo",
             max_tokens=args.max_teacher_prompt_length,
             count_tokens=lambda prompt: len(self.encode_prompts([prompt])[0]),
-            history=self.experience.history is not None,
+            history=isinstance(method, TeacherMethod) and method.history > 0,
         )
-        self.commentator = Commentator(self, getattr(train_dataset, "column_names", None) or ())
-        self.evaluator = Evaluator(self, run)
-        self.rollout_log = RolloutLog(run, self.processing_class, keep=args.rollouts_saved)
-        self.add_callback(_AfterStep(self))
+        self._comments = comments_of(
+            args,
+            method,
+            getattr(train_dataset, "column_names", None) or (),
+            self.accelerator,
+            self.tokenizer,
+            self._write_by_policy,
+        )
+        self.evaluator = Evaluator(args, method, self.renderer, self.teacher, self.sharded)
+        self._keep_row = run
+        self._rollout_log = RolloutLog(run, self.tokenizer, args.rollouts_saved, method.success_threshold)
+        self.add_callback(_UpdateTeacher(self.teacher))
 
-    def _prepared_teacher(self, teacher: Any) -> Any:
-        accept_head_function(teacher)
-        return self.prepare_teacher(teacher, stays=self.args.teacher_device is not None)
+    def _make_teacher(self, expert: MakeTeacher | None) -> Teacher | Expert | None:
+        if not isinstance(self.method, TeacherMethod):
+            return None
+
+        def prepare(teacher: nn.Module) -> nn.Module:
+            accept_head_function(teacher)
+            prepared: nn.Module = self.prepare_teacher(teacher, stays=self.args.teacher_device is not None)
+            return prepared
+
+        if expert is not None:
+            made: Teacher | Expert = expert(prepare)
+            return made
+        per_generation = self.args.steps_per_generation * self.num_iterations
+        return self_teacher(self.model, self.args, self.method, prepare, per_generation, self.sharded)
+
+    def _make_replay(self) -> Replay | None:
+        method, args = self.method, self.args
+        if not isinstance(method, TeacherMethod) or args.replay_capacity is None:
+            return None
+        return Replay(
+            args.replay_capacity,
+            args.replay_share,
+            args.replay_limit,
+            divergence=method.divergence,
+            tail=self.teacher_pass.access.gives != "samples",
+            temperature=self.temperature,
+            pad=self.tokenizer.pad_token_id,
+        )
+
+    def _write_by_policy(self, prompts: list[Messages], max_tokens: int) -> list[list[int]]:
+        return self.write(prompts, temperature=self.temperature, top_p=self.top_p, max_tokens=max_tokens)
 
     # -- one generation batch -------------------------------------------------------------------------------------
 
-    def on_rollouts(self, inputs: list[dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
-        mask = generated(batch)
-        stage = self.experience.stage
-        local = self.commentator(self._rollouts_of(inputs, mask), inputs)
-        if self.method.needs_entropy(stage):
-            entropy = self.learner.scored(batch, ["student_entropy"]).student_entropy
-            means = (entropy.sum(1) / mask.sum(1).clamp(min=1)).tolist()
-            local = [replace(r, entropy=e) for r, e in zip(local, means, strict=True)]
+    @property
+    def _decides_in_loss(self) -> bool:
+        """Whether the one micro-batch is the whole generation batch, used once: then its own forward can be scored."""
+        return bool(self.args.steps_per_generation == 1 and self.num_iterations == 1)
 
+    def on_rollouts(self, rows: list[dict[str, Any]], tokens: TokenBatch) -> GenerationBatch:
+        """From sampled and judged completions to the batch that the losses of its micro-batches take."""
+        first, step = self.accelerator.process_index * len(rows), self.state.global_step
+        local = self._build(rows, tokens, first)
+        local, metrics = self._comments(local, rows, step)
+        self.log_metrics_of_step(metrics)
+        if self.method.needs_entropy(self.memory):
+            local = self._with_entropy(local, tokens)
         everyone: list[Rollout] = gather_object(local)
         groups = groups_of(everyone, self.num_generations)
-        contexts = self._choose_contexts(groups)
-        stage = self.experience.stage  # this very batch may have ended the warm-up
-        mine = slice(local[0].index, local[0].index + len(local))
-        contexts_here = contexts[mine]
-        rendered = [
-            self.renderer.render(r, c) if c.informs and c.needed else Rendered(r.prompt)
-            for r, c in zip(local, contexts_here, strict=True)
+        contexts = self._choose_contexts(groups, step)
+        mine = contexts[first : first + len(local)]
+        prompts = [
+            self.renderer.render(r, c) if c.is_informative and c.use_teacher else Rendered(r.prompt)
+            for r, c in zip(local, mine, strict=True)
         ]
-        self.batch_records = (local, contexts_here, rendered)
-        log_batch(self, groups, contexts)
+        self.log_metrics_of_step(batch_metrics(self.method, groups, contexts))
+        self.log_metrics_of_step(self.memory.metrics())
+        batch = GenerationBatch(
+            local, mine, prompts, tokens, TeacherOutputs.none(len(local)), everyone=everyone, all_contexts=contexts
+        )
+        if self.method.uses_teacher:
+            place = Place(self.args.seed, step, first)
+            outputs, metrics = self.teacher_pass(self.model, tokens, mine, prompts, place, self.no_checkpointing)
+            self.log_metrics_of_step(metrics)
+            batch = replace(batch, teacher=outputs)
+        return batch if self._decides_in_loss else replace(batch, signals=self._decide_ahead(batch))
 
-        marks = self.marker.mark(contexts_here, rendered, batch, local[0].index)
-        device = mask.device
-        rates = [self.experience.rate(r.problem_id) for r in local]
-        nan = float("nan")
-        batch |= {
-            "rollout": torch.arange(len(local), device=device),
-            "group": torch.tensor([r.index // self.num_generations for r in local], device=device),
-            "reward": torch.tensor([nan if r.reward is None else r.reward for r in local], device=device),
-            "available": torch.tensor([c.informs for c in contexts_here], device=device),
-            "pass_rate": torch.tensor(rates, device=device),
-            "stage": torch.tensor(stage),
-            **marks,
-        }
-        if not self.learner.scores_in_place:
-            batch |= self.learner.decide(batch, lambda at: self.learner.scored(batch, self.method.reads, at))
-        return batch
+    def _build(self, rows: Sequence[Row], tokens: TokenBatch, first: int) -> list[Rollout]:
+        weights = [float(w) for w in self.reward_weights]
+        recorder = self._judges.recorders[0] if self._judges.recorders else None
+        # An environment adds what it shows at its reset to the prompt.
+        prompts = recorder.prompts if recorder and self.environment_factories else [row["prompt"] for row in rows]
+        if recorder is not None:
+            completions = recorder.completions
+        else:  # reward models alone
+            texts = self.tokenizer.batch_decode(tokens.completion_ids, skip_special_tokens=True)
+            completions = list(texts)
+        verdicts = self._judges.verdicts(self.local_scores, weights)
+        lengths = tokens.mask.sum(1).tolist()
+        return build_rollouts(rows, prompts, completions, verdicts, lengths, range(first, first + len(rows)))
 
-    def _rollouts_of(self, inputs: list[dict[str, Any]], mask: Tensor) -> list[Rollout]:
-        recorders = [r for r in self.recorders if isinstance(r, Recorder)]
-        weights = [
-            float(w) for r, w in zip(self.recorders, self.reward_weights, strict=True) if isinstance(r, Recorder)
-        ]
-        verdicts = [combined(v, weights) for v in zip(*(r.verdicts for r in recorders), strict=True)]
-        first = self.accelerator.process_index * len(inputs)
-        lengths = mask.sum(1).tolist()
-        return [
-            Rollout(
-                index=first + i,
-                problem_id=str(row["problem_id"]),
-                # An environment adds what it shows at its reset.
-                prompt=recorders[0].prompts[i] if self.environment_factories else row["prompt"],
-                **attempt(recorders[0].completions[i]),
-                verdict=verdicts[i],
-                length=lengths[i],
-                reference=row.get("reference"),
-                row={k: v for k, v in row.items() if k in ("answer", "task")},
-            )
-            for i, row in enumerate(inputs)
-        ]
+    def judge(
+        self, rows: Sequence[Row], prompts: list[Any], completions: list[Completion], ids: list[list[int]]
+    ) -> list[Verdict]:
+        """Verdicts as in training. Collective: call on every rank, with equally many rows."""
+        scores = self.judged_scores(rows, prompts, completions, ids)
+        return self._judges.verdicts(scores, [float(w) for w in self.reward_weights])
 
-    def _choose_contexts(self, groups: list[Group]) -> list[TeacherContext]:
-        """Contexts of all rollouts of all processes, and the memory's update: the same on every process."""
-        step = self.state.global_step
-        self.experience.record(groups, step=step, threshold=self.method.success_threshold)
+    def _with_entropy(self, rollouts: Sequence[Rollout], tokens: TokenBatch) -> list[Rollout]:
+        scores = self._scorer(self.model, tokens, ["student_entropy"], no_checkpointing=self.no_checkpointing())
+        means = (scores.student_entropy.sum(1) / tokens.mask.sum(1).clamp(min=1)).tolist()
+        return [replace(r, entropy=e) for r, e in zip(rollouts, means, strict=True)]
+
+    def _choose_contexts(self, groups: list[Group], step: int) -> list[TeacherContext]:
+        """Contexts of the rollouts of all processes, after the memory's update: the same on every process."""
+        self.memory.observe(groups, step=step)
         rng = random.Random(f"{self.args.seed}-{step}")
         epoch = float(self.state.epoch or 0.0)
-        return [self.method.context(r, g, experience=self.experience, epoch=epoch, rng=rng) for g in groups for r in g]
+        return [self.method.context(r, g, memory=self.memory, epoch=epoch, rng=rng) for g in groups for r in g]
 
-    def batch_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        if self._beyond or self.aux_loss_enabled:
-            return self.trl_loss(model, inputs)
-        loss, scores, head = self.learner.loss(model, inputs)
-        mask = generated(inputs)
-        log_scores(self, scores, inputs, mask)
-        if self.replay is not None:
-            self.replay.keep(inputs, scores, mask, head)
-        if self.accelerator.is_main_process:
-            sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # one process alone cannot gather a head
-            self.rollout_log.write(
-                self.state.global_step + 1,
-                inputs,
-                # Of a black box neither is known.
-                scores._replace(teacher_logp=None, teacher_entropy=None)
-                if self.marker.access.gives == "samples"
-                else scores,
-                mask,
-                *self.batch_records,
-                top_tokens=None if sharded else lambda row: self.marker.alternatives(inputs, row, head, 4),
+    def _decide_ahead(self, batch: GenerationBatch) -> LocalSignals:
+        """Signals by a scoring of their own, for a batch that is learned from in parts or several times."""
+
+        def score(at: Tensor) -> TokenScores:
+            return self._scorer(
+                self.model,
+                batch.tokens,
+                self.method.score_fields,
+                batch.teacher if self.method.uses_teacher else None,
+                self.teacher_pass.reader,
+                at=at,
+                no_checkpointing=self.no_checkpointing(),
             )
+
+        signals, metrics = decide(self.method, self.memory, batch, score, self.accelerator, self.num_generations)
+        self.log_metrics_of_step(metrics)
+        return signals
+
+    # -- one micro-batch ------------------------------------------------------------------------------------------
+
+    def batch_loss(self, model: nn.Module, rows: Tensor, trl_loss: Any) -> Tensor:
+        """The two-stream loss of one micro-batch; TRL's own where its options ask for more than the clipped surrogate."""
+        if self._own_trl_loss or self.aux_loss_enabled:
+            loss: Tensor = trl_loss()
+            return loss
+        batch: GenerationBatch = self.generation.select(rows.cpu())
+        place = f"{(self.args.seed, self.state.global_step, self.micro_step, self.accelerator.process_index)}"
+        past = None if self.replay is None else self.replay.draw(batch.tokens, place)
+        heads: list[Head] = []  # kept aside: what a wrapped model returns may be copied in another type
+        decided: list[LocalSignals] = []
+
+        def on_head(hidden: Tensor, head: Head) -> tuple[Tensor, TokenScores]:
+            heads.append(head)
+            loss, scores, signals = self._loss_of_hidden(hidden, head, batch, past)
+            decided.append(signals)
+            return loss, scores
+
+        inputs = batch.tokens.model_inputs() if past is None else Replay.joined(batch.tokens, past)
+        with self.accelerator.autocast():
+            loss, scores = model(**inputs, with_head=on_head)
+        self._after_loss(replace(batch, signals=decided[0]), scores, heads[0])
         return loss
+
+    def _loss_of_hidden(
+        self, hidden: Tensor, head: Head, batch: GenerationBatch, past: PastBatch | None
+    ) -> tuple[Tensor, TokenScores, LocalSignals]:
+        if past is None:
+            own, of_past = at_completion(hidden, batch.tokens.mask.shape[1]), None
+        else:
+            own, of_past = Replay.split(hidden, batch.tokens, past)
+        teacher = None
+        if bool(batch.teacher.has_teacher.any()) or (self.sharded and self.method.uses_teacher):
+            teacher = self.teacher_pass.reader.values(batch.teacher, own, head, batch.tokens.mask)
+        signals = batch.signals
+
+        def decide_here(scores: TokenScores) -> LocalSignals:
+            nonlocal signals
+            signals, metrics = decide(
+                self.method, self.memory, batch, lambda at: scores, self.accelerator, self.num_generations
+            )
+            self.log_metrics_of_step(metrics)
+            return signals
+
+        if signals is None and self._scores_in_part:
+            signals = self._decide_in_part(own, head, batch)
+        averaging = self._averaging
+        loss, scores = two_stream_loss(
+            own, head, batch, teacher, signals or decide_here, self._loss_settings, averaging
+        )
+        assert signals is not None
+        if past is not None and self.replay is not None and of_past is not None:
+            among = self._loss_settings.counted(batch.tokens.mask, signals.sd_weight)
+            weights = averaging.weights(past.mask, signals.sd_count.clamp(min=1), among)
+            more, metrics = self.replay.loss(of_past, head, past, weights)
+            self.log_metrics_of_step(metrics)
+            loss = loss + more
+        return loss, scores, signals
+
+    @property
+    def _scores_in_part(self) -> bool:
+        """Whether fewer products than the loss's own suffice for what the method reads."""
+        return not {"student_logp", "student_entropy", "divergence"} & {*self.method.score_fields}
+
+    def _decide_in_part(self, hidden: Tensor, head: Head, batch: GenerationBatch) -> LocalSignals:
+        """Signals of a method that reads none of the student's scores."""
+
+        def score(at: Tensor) -> TokenScores:
+            return self._scorer.of_hidden(
+                hidden.detach(),
+                head,
+                batch.tokens,
+                self.method.score_fields,
+                batch.teacher if self.method.uses_teacher else None,
+                self.teacher_pass.reader,
+                at=at,
+            )
+
+        signals, metrics = decide(self.method, self.memory, batch, score, self.accelerator, self.num_generations)
+        self.log_metrics_of_step(metrics)
+        return signals
+
+    @property
+    def _averaging(self) -> Averaging:
+        return Averaging(
+            self.loss_type,
+            self.max_completion_length,
+            self.current_gradient_accumulation_steps if self.model.training else 1,
+            self.args.steps_per_generation,
+            self.accelerator.num_processes,
+        )
+
+    def _after_loss(self, batch: GenerationBatch, scores: TokenScores, head: Head) -> None:
+        """Metrics, replay and rollouts.jsonl."""
+        samples_only = self.teacher_pass.access.gives == "samples"
+        clip = (self.epsilon_low, self.epsilon_high)
+        self.log_metrics_of_step(
+            score_metrics(self.accelerator, batch, scores, teacher_known=not samples_only, clip=clip)
+        )
+        if self.method.uses_teacher:
+            self.log_metrics_of_step(prompt_metrics(self.generation.prompts))
+        if self.replay is not None:
+            self.replay.keep(batch, scores, lambda: self.teacher_pass.reader.head(batch.teacher, head))
+        if self.accelerator.is_main_process:
+            self._rollout_log.write(
+                self.state.global_step + 1,
+                batch,
+                scores._replace(teacher_logp=None, teacher_entropy=None) if samples_only else scores,
+                self.generation.rollouts,
+                # One process alone cannot gather a sharded head.
+                None if self.sharded else lambda row: self.teacher_pass.likeliest(batch.teacher, row, head, 4),
+            )
 
     # -- evaluation and state -------------------------------------------------------------------------------------
 
@@ -233,7 +387,10 @@ class ErrataTrainer(compat.TRLHooks):
             raise ValueError(
                 "eval_dataset: nothing to evaluate on; name a task with a test split or set eval_strategy: no"
             )
-        metrics = self.evaluator.evaluate(dataset)
+        metrics = self.evaluator(self, dataset)
+        if self.accelerator.is_main_process:
+            task, split = self.args.eval_task or self.args.task, self.args.eval_split
+            self._keep_row("eval", {"step": self.state.global_step, "task": task, "split": split, **metrics})
         logged = {f"{metric_key_prefix}_{k}": v for k, v in metrics.items() if isinstance(v, int | float)}
         training = self.model.training
         self.model.eval()  # TRL files what is logged by the model's mode
@@ -243,13 +400,13 @@ class ErrataTrainer(compat.TRLHooks):
         return logged
 
     def save_state(self, folder: Path) -> None:
-        state = {"experience": self.experience.state_dict(), "evaluator": self.evaluator.state_dict()}
+        state = {"memory": self.memory.state_dict(), "evaluator": self.evaluator.state_dict()}
         if self.teacher is not None:
             state["teacher"] = self.teacher.state_dict()
-        if self.marker.expert is not None and hasattr(self.marker.expert, "state_dict"):
-            state["expert"] = self.marker.expert.state_dict()
+        if isinstance(self.expert, StatefulExpert):
+            state["expert"] = self.expert.state_dict()
         if self.replay is not None:
-            self.replay.save(folder)
+            self.replay.save(folder, self.accelerator.process_index)
         if self.args.should_save:
             (folder / "state.json").write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
             if self.teacher is not None:
@@ -257,23 +414,23 @@ class ErrataTrainer(compat.TRLHooks):
 
     def load_state(self, folder: Path) -> None:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        self.experience.load_state_dict(state["experience"])
+        self.memory.load_state_dict(state["memory"])
         self.evaluator.load_state_dict(state["evaluator"])
         if self.replay is not None:
-            self.replay.load(folder)
-        if "expert" in state and hasattr(self.marker.expert, "load_state_dict"):
-            self.marker.expert.load_state_dict(state["expert"])
+            self.replay.load(folder, self.accelerator.process_index)
+        if "expert" in state and isinstance(self.expert, StatefulExpert):
+            self.expert.load_state_dict(state["expert"])
         if self.teacher is not None:
             self.teacher.load_state_dict(state.get("teacher", {}))
             self.teacher.load(folder)
 
 
-class _AfterStep(TrainerCallback):  # type: ignore[misc]
-    """Lets a teacher follow, once per optimizer step."""
+class _UpdateTeacher(TrainerCallback):  # type: ignore[misc]
+    """Lets a teacher follow the student, once per optimizer step."""
 
-    def __init__(self, trainer: ErrataTrainer) -> None:
-        self._trainer = trainer
+    def __init__(self, teacher: Teacher | None) -> None:
+        self._teacher = teacher
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._trainer.teacher is not None:
-            self._trainer.teacher.update()
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._teacher is not None:
+            self._teacher.update()

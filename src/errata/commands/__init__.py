@@ -1,0 +1,1 @@
+"""The commands of ``errata``: train, compare, eval, and the preview of tasks."""

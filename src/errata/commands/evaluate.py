@@ -1,0 +1,100 @@
+"""``errata eval``: avg@k and pass@k with their intervals, of a run, a checkpoint, a model directory or a hub id.
+
+The problems are asked and judged by the trainer, exactly as in the evaluations within a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+
+from errata.commands.allocator import keep_memory
+from errata.commands.train import quiet
+from errata.recipe.build import build_trainer
+from errata.recipe.models import model_path
+from errata.recipe.read import Recipe, recipe_of
+from errata.training.evaluation import judged_rows
+
+_OF_A_TASK = ("task_path", "task_args", "verifier", "reward_funcs", "reward_weights")
+_OF_A_RUN = (
+    *(*_OF_A_TASK, "dataset_name", "dataset_config", "verifier_timeout_s", "tools", "environment", "strict"),
+    *("max_completion_length", "use_cpu"),
+    *("max_tool_calling_iterations", "chat_template_kwargs", "trust_remote_code", "attn_implementation"),
+)
+"""What of a run's settings says how its problems are asked and judged."""
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Print the numbers as JSON, and write the judged completions where ``--out`` says.
+
+    Raises ``ValueError`` in one line for anything the user can mend.
+    """
+    for name in ("k", "problems", "batch_size", "max_completion_length"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: {value}; give at least 1")
+    quiet()
+    run = _settings_of_run(Path(args.model))
+    task = args.task or run.get("eval_task") or run.get("task")
+    if task is None and run.get("dataset_name") is None:
+        raise ValueError("task: missing; name one of `errata tasks` with --task")
+    if not torch.cuda.is_available():
+        keep_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build_trainer(_recipe(args, run, folder), evaluate_only=True)
+        metrics = trainer.evaluator(trainer, trainer.eval_dataset)
+    if args.out is not None:
+        rows = judged_rows(trainer.evaluator.last_rollouts, args.k)
+        args.out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    where = {"task": task} if task is not None else {"dataset": run["dataset_name"]}
+    Console().print_json(json.dumps({"model": args.model, **where, "split": args.split, **metrics}))
+    return 0
+
+
+def _recipe(args: argparse.Namespace, run: dict[str, Any], folder: str) -> Recipe:
+    """What a trainer needs to evaluate the model as its run did, with the command's own settings over the run's."""
+    inherited = {k: run[k] for k in _OF_A_RUN if k in run}
+    task = args.task or run.get("task")
+    if args.task is not None and args.task != run.get("task"):
+        inherited = {k: v for k, v in inherited.items() if k not in _OF_A_TASK}
+    settings = inherited | {
+        "output_dir": folder,
+        "model": model_path(args.model),
+        "method": "grpo",
+        "dtype": "bfloat16" if torch.cuda.is_available() else "float32",
+        "task": task,
+        "task_path": args.task_path or inherited.get("task_path"),
+        "eval_task": run.get("eval_task") if args.task is None else None,
+        "eval_split": args.split,
+        "dataset_test_split": args.split,
+        "strict": inherited.get("strict") if args.strict is None else args.strict,
+        "eval_on_start": True,
+        "eval_k": args.k,
+        "eval_batch_size": args.batch_size,
+        "eval_problems": args.problems,
+        "eval_temperature": args.temperature,
+        "eval_top_p": args.top_p,
+        "max_completion_length": args.max_completion_length or inherited.get("max_completion_length") or 512,
+        "seed": args.seed,
+        # A trainer asks for these, and an evaluation does not use them.
+        "num_generations": 2,
+        "per_device_train_batch_size": 2,
+        "save_strategy": "no",
+    }
+    return recipe_of({name: value for name, value in settings.items() if value is not None})
+
+
+def _settings_of_run(path: Path) -> dict[str, Any]:
+    """The settings of the run that ``path`` is or is a checkpoint of; none where it is no run's."""
+    for folder in (path, path.parent):
+        config = folder / "config.yaml"
+        if config.is_file():
+            return dict(yaml.safe_load(config.read_text(encoding="utf-8")) or {})
+    return {}

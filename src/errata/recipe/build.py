@@ -1,0 +1,92 @@
+"""From a recipe to its trainer."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from transformers import PrinterCallback
+from trl import get_peft_config, get_quantization_config
+
+from errata import methods
+from errata.methods import Method, TeacherMethod
+from errata.recipe import models, rows, verifiers
+from errata.recipe.config import mapping
+from errata.recipe.experts import expert_of
+from errata.recipe.read import Recipe
+from errata.training.rollout_log import WriteRow
+from errata.training.trainer import ErrataTrainer
+
+
+def method_of(recipe: Recipe) -> Method:
+    """The recipe's method with its settings. Raises ``ValueError`` naming an unknown one."""
+    return methods.get(recipe.config.method, **mapping(recipe.config.method_args))
+
+
+def build_trainer(
+    recipe: Recipe, write: WriteRow = lambda stem, row: None, *, evaluate_only: bool = False
+) -> ErrataTrainer:
+    """The trainer a recipe describes. All its inputs are checked first, the cheap ones before the expensive ones.
+
+    Args:
+        write: keeps a row in the run directory's file of a stem.
+        evaluate_only: the training rows are not needed; the evaluation's stand in for them.
+    Raises:
+        ValueError: in one line, for anything the user can mend.
+    """
+    config, model_args = recipe.config, recipe.model
+    method = method_of(recipe)
+    judges = verifiers.verifiers_of(recipe)
+    tools = verifiers.tools_of(config)
+    eval_rows = None
+    if config.eval_strategy != "no" or config.eval_on_start:
+        split = recipe.script.dataset_test_split if config.task is None else config.eval_split
+        eval_rows = rows.rows_of(recipe, split=split, task=config.eval_task or config.task)
+        if config.eval_problems is not None:
+            eval_rows = eval_rows.select(range(min(config.eval_problems, len(eval_rows))))
+    if evaluate_only and eval_rows is not None:
+        train_rows = eval_rows
+    else:
+        split = recipe.script.dataset_train_split if config.task is None else "train"
+        train_rows = rows.rows_of(recipe, split=split, task=config.task)
+    rows.check_template_tasks(recipe, train_rows)
+    if (
+        isinstance(method, TeacherMethod)
+        and method.sources == ("reference",)
+        and not any(train_rows["reference"] if "reference" in train_rows.column_names else [])
+    ):
+        raise ValueError(
+            f"method: {config.method} shows its teacher the reference, and no row has a 'reference'; "
+            "use another method or add the column"
+        )
+    where = models.model_path(str(config.model))
+    tokenizer = models.load_tokenizer(where, config.trust_remote_code)
+    kwargs: dict[str, Any] = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype or "float32",
+        "trust_remote_code": config.trust_remote_code,
+        "quantization_config": get_quantization_config(model_args),
+        **dict(config.model_init_kwargs or {}),
+    }
+    expert, access = expert_of(config, method, tokenizer)
+    model = models.load_model(where, **{k: v for k, v in kwargs.items() if v is not None})
+    # The trainer gets a copy of its own: the recipe stays as it was read.
+    args = copy.copy(config)
+    args.model_init_kwargs = None  # the model is loaded already
+    trainer = ErrataTrainer(
+        model,
+        judges,
+        args,
+        method=method,
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
+        run=write,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_args),
+        expert=expert,
+        access=access,
+        **tools,
+    )
+    trainer.remove_callback(PrinterCallback)  # the progress bar says it, and metrics.jsonl keeps it
+    return trainer

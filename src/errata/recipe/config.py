@@ -1,0 +1,169 @@
+"""``ErrataConfig``: TRL's ``GRPOConfig`` with errata's settings, so that a TRL user's recipe works unchanged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import yaml
+from trl import GRPOConfig
+
+from errata.methods.base import TEACHERS
+
+
+def mapping(value: dict[str, Any] | str | None) -> dict[str, Any]:
+    """A recipe's optional mapping as one."""
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def _help(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ErrataConfig(GRPOConfig):  # type: ignore[misc]
+    """Settings of a run. Everything TRL's ``GRPOConfig`` has, and the following."""
+
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "method_args", "task_args", "expert_args"]
+
+    model: str | None = _help(None, "Hub id or directory of the policy; `house` is the one this package carries.")
+    task: str | None = _help(None, "A task of `errata tasks`, e.g. rulebook/new-rule.")
+    task_path: str | None = _help(None, "Directory or file with the task's rows, where it does not make or fetch them.")
+    task_args: dict[str, Any] | str | None = _help(None, "Settings of the task's verifier, e.g. {feedback: trace}.")
+    verifier: list[str] | None = _help(
+        None, "Verifiers instead of the task's: file.py:function or package.module:function."
+    )
+    verifier_timeout_s: float = _help(60.0, "Seconds a verifier may take for a batch before its rollouts go unjudged.")
+    correction: str | None = _help(
+        None,
+        "Who corrects failed attempts: a column of the data, file.py:function, or `person`, who is asked in the terminal.",
+    )
+    critic: str | None = _help(
+        None, "Who criticises failed attempts: `policy`, or another model's hub id or directory."
+    )
+    critic_template: str | None = _help(
+        None, "Wording of the critic's prompt: a .jinja file or Jinja text with problem, attempt, feedback, reference."
+    )
+    critic_max_tokens: int = _help(512, "Longest critique in tokens, thinking included.")
+    tools: list[str] | None = _help(
+        None, "Functions that the policy may call in a rollout: file.py:function or package.module:function."
+    )
+    environment: str | None = _help(
+        None, "Class whose methods the policy may call, one instance a rollout: file.py:Class or package.module:Class."
+    )
+
+    method: str = _help("distil", "One of `errata methods`, or file.py:Class.")
+    method_args: dict[str, Any] | str | None = _help(None, "Settings of the method, e.g. {credit: mean}.")
+    expert: str | None = _help(
+        None, "The teacher instead of the policy itself: a hub id or directory, or a server's http://.../v1."
+    )
+    expert_args: dict[str, Any] | str | None = _help(
+        None, "How the expert is queried, e.g. {gives: samples, samples: 4, share: 0.25}."
+    )
+    expert_on_failure: str = _help(
+        "skip",
+        "Where a server fails: skip the rollout's distillation, use the policy as its teacher (self), or pause until it answers.",
+    )
+    replay_capacity: int | None = _help(None, "Past rollouts kept with their teacher's values and learned from again.")
+    replay_share: float = _help(0.5, "Past rollouts learned from for each fresh one.")
+    replay_limit: float = _help(2.0, "Largest importance weight of a past state.")
+    teacher: str | None = _help(None, "live, frozen, ema, sync or trust_region; the method's own unless given.")
+    teacher_rate: float | None = _help(None, "EMA rate per optimizer step; the method's own unless given.")
+    teacher_sync_steps: int | None = _help(None, "Optimizer steps between the copies of `teacher: sync`.")
+    teacher_base_weight: float = _help(
+        0.95,
+        "Share of the first weights in the logits of `teacher: trust_region`; SDPO's released code gives the live ones "
+        "its teacher rate, 0.05.",
+    )
+    teacher_dtype: str | None = _help(
+        None, "float32 or bfloat16: of a teacher's own weights; the student's unless given."
+    )
+    teacher_device: str | None = _help(
+        None, "cpu: keep a teacher's own weights there between its forwards, where a GPU has no room for them."
+    )
+    teacher_freeze_below: float | None = _help(
+        None, "Freeze an EMA or synced teacher once its own accuracy falls below this share of its best."
+    )
+    context_template: dict[str, Any] | str | None = _help(
+        "sdpo",
+        "Wording of a teacher's prompt: sdpo, house, a .jinja file or Jinja text; or one for each task, "
+        "{rulebook: house, livecodebench: my.jinja}.",
+    )
+    max_teacher_prompt_length: int | None = _help(
+        None, "Longest teacher prompt in tokens; shown texts lose their middle."
+    )
+    strict: bool = _help(True, "Stop at a row that cannot be used; false: leave such rows out and say how many.")
+
+    eval_task: str | None = _help(None, "Task to evaluate on; `task` unless given.")
+    eval_split: str = _help("test", "Split to evaluate on.")
+    eval_problems: int | None = _help(None, "Evaluate on the first so many problems; all unless given.")
+    eval_k: int = _help(8, "Completions per problem in an evaluation.")
+    eval_temperature: float | None = _help(None, "Temperature of evaluation; `temperature` unless given.")
+    eval_top_p: float | None = _help(None, "top_p of evaluation; `top_p` unless given.")
+    eval_batch_size: int = _help(256, "Completions generated at a time in an evaluation.")
+    eval_teacher_problems: int = _help(32, "Problems on which the teacher's own accuracy is measured; 0: do not.")
+
+    rollouts_saved: int = _help(4, "Rollouts per logged step written to rollouts.jsonl with their per-token signals.")
+    overwrite: bool = _help(False, "Replace an existing run of the same name.")
+
+    # Defaults that differ from TRL's, and why.
+    output_dir: str | None = _help(None, "The run directory; runs/NAME unless given.")
+    bf16: bool | None = _help(None, "bfloat16 mixed precision; on unless fp16 where there is a GPU, else off.")
+    scale_rewards: str = _help(
+        "none", "No division by the group's deviation: the baseline of the papers followed here."
+    )
+    epsilon_high: float | None = _help(0.28, "Upper clip of the surrogate (DAPO, arXiv 2503.14476).")
+    logging_steps: float = _help(1, "Log every step: health must be visible.")
+    # None first, as transformers' argument parser wants it.
+    report_to: None | str | list[str] = _help("none", "Further trackers: trackio, tensorboard, wandb.")  # noqa: RUF036
+    disable_tqdm: bool | None = _help(True, "errata shows a progress bar of its own.")
+    save_strategy: str = _help("steps", "When to write checkpoints.")
+    save_steps: float = _help(50, "Optimizer steps between checkpoints.")
+    save_total_limit: int | None = _help(2, "Checkpoints kept.")
+
+    def __post_init__(self) -> None:
+        if self.output_dir is None:
+            self.output_dir = "runs/" + (
+                self.run_name or f"{(self.task or 'run').replace('/', '-')}-{self.method.split(':')[-1]}"
+            )
+        if not torch.cuda.is_available():
+            self.dataloader_pin_memory = False
+            # TRL's default is bfloat16 everywhere; on a CPU it is slower.
+            self.bf16 = bool(self.bf16)
+        # TRL checks that a batch of its own evaluation holds whole groups; ours generates by itself.
+        self.num_generations_eval = self.eval_k
+        self.per_device_eval_batch_size = max(self.eval_batch_size // self.eval_k, 1) * self.eval_k
+        super().__post_init__()
+        for name in ("method_args", "task_args", "expert_args"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, dict):
+                raise ValueError(f"{name}: must be a mapping, got {value!r}")
+        self.context_template = _template(self.context_template)
+        if self.correction is not None and self.critic is not None:
+            raise ValueError("critic: a critique would replace what correction says; leave out one of the two")
+        if self.critic_max_tokens < 1:
+            raise ValueError(f"critic_max_tokens: must be at least 1, got {self.critic_max_tokens}")
+        for name, allowed in {
+            "teacher": TEACHERS,
+            "teacher_dtype": ("float32", "bfloat16"),
+            "teacher_device": ("cpu",),
+            "expert_on_failure": ("skip", "self", "pause"),
+        }.items():
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise ValueError(f"{name}: {value!r} is none of {', '.join(allowed)}")
+        if self.teacher_rate is not None and not 0 <= self.teacher_rate <= 1:
+            raise ValueError(f"teacher_rate: {self.teacher_rate} is not in [0, 1]")
+
+
+def _template(given: Any) -> str | dict[str, Any]:
+    """One template, or one for each task; on the command line a mapping is written as YAML."""
+    if isinstance(given, str) and given.startswith("{") and given[1:2] not in ("{", "%", "#"):
+        try:
+            given = yaml.safe_load(given)
+        except yaml.YAMLError as error:
+            raise ValueError(f"context_template: neither Jinja nor a mapping: {given!r}") from error
+    if isinstance(given, str) or (isinstance(given, dict) and all(isinstance(v, str) for v in given.values())):
+        return given
+    raise ValueError(f"context_template: must be a template, or a mapping from tasks to templates, got {given!r}")

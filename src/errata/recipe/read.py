@@ -1,0 +1,148 @@
+"""Recipes: YAML with TRL's own argument names plus ours, read by TRL's parser, checked before any compute is spent."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from trl import ModelConfig, TrlParser
+from trl.scripts.grpo import GRPOScriptArguments
+
+from errata.recipe.config import ErrataConfig
+
+NESTED = ("method_args", "task_args", "expert_args")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A parsed recipe."""
+
+    config: ErrataConfig
+    model: ModelConfig
+    script: GRPOScriptArguments
+    """TRL's own data arguments: ``dataset_name``, ``reward_funcs``, ... for those who bring a TRL recipe."""
+    given: dict[str, Any]
+    """What the recipe and the command line said, before defaults."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Environment variables (the recipe's ``env``), set by the command that trains or evaluates."""
+
+    def set_environment(self) -> None:
+        """Set the recipe's environment variables in this process."""
+        os.environ.update(self.environment)
+
+
+class _Parser(TrlParser):  # type: ignore[misc]
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def read(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe at ``path`` with ``--key value`` overrides; ``--method_args.credit mean`` reaches into a mapping, and
+    ``--method_args "{credit: mean, cost: ce}"`` sets several of its keys.
+
+    A recipe's mapping ``on_gpu`` holds what replaces its other settings where there is a CUDA device, so that one file
+    serves the paper's run and a trial on a laptop. Another ``--method`` than the recipe's leaves its ``method_args`` behind.
+
+    Raises:
+        ValueError: a missing file, malformed YAML (with its line), an unknown key (with the nearest known one), a value
+            of the wrong type, or settings that contradict each other.
+    """
+    return recipe_of(_yaml(Path(path)) if path is not None else {}, overrides, where=str(path))
+
+
+def recipe_of(settings: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "recipe") -> Recipe:
+    """The recipe of settings given as a mapping, with ``--key value`` overrides. As ``read``; ``where`` names it in errors."""
+    given = dict(settings)
+    given.pop("compare", None)  # what `errata compare` varies
+    on_gpu = given.pop("on_gpu", None) or {}
+    if not isinstance(on_gpu, dict):
+        raise ValueError(f"{where}: on_gpu: must be a mapping of argument names to values")
+    given |= on_gpu if torch.cuda.is_available() else {}
+    environment = {str(key): str(value) for key, value in (given.pop("env", None) or {}).items()}
+    flat, nested = _split_overrides(overrides)
+    pairs = {flat[i].removeprefix("--"): flat[i + 1] for i in range(len(flat) - 1) if flat[i].startswith("--")}
+    if pairs.get("method", given.get("method", "distil")) != given.get("method", "distil"):
+        given.pop("method_args", None)  # they are meant for the recipe's own method
+    for (outer, inner), value in nested.items():
+        given[outer] = {**(given.get(outer) or {}), inner: value}
+    if "model" not in given and "model" not in pairs:
+        named = pairs.get("model_name_or_path", given.get("model_name_or_path"))
+        if named is None:
+            raise ValueError("model: missing; name a hub id, a directory or `house`")
+        given["model"] = named
+    known = {f.name for kind in (ErrataConfig, ModelConfig, GRPOScriptArguments) for f in fields(kind) if f.init}
+    _reject_unknown([*given, *on_gpu], known, f"{where}: ")
+    _reject_unknown([word.split("=")[0].removeprefix("--") for word in flat if word.startswith("--")], known, "--")
+
+    parser = _Parser((ErrataConfig, ModelConfig, GRPOScriptArguments))
+    parser.set_defaults_with_config(**given)
+    config, model, script = parser.parse_args_into_dataclasses(args=list(flat), look_for_args_file=False)
+    return Recipe(config, model, script, {**given, **pairs}, environment)
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such recipe")
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path}: must be a mapping of argument names to values")
+    # YAML reads 1e-5 as text; every number here is meant as one.
+    return {k: _number(v) for k, v in loaded.items()}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return float(value) if "e" in value.lower() and value[0] in "0123456789.-+" else value
+        except ValueError:
+            return value
+    if isinstance(value, dict):
+        return {k: _number(v) for k, v in value.items()}
+    return value
+
+
+def _split_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[tuple[str, str], Any]]:
+    flat: list[str] = []
+    nested: dict[tuple[str, str], Any] = {}
+    words = [
+        part for word in overrides for part in (word.split("=", 1) if word.startswith("--") and "=" in word else [word])
+    ]
+    i = 0
+    while i < len(words):
+        outer, _, inner = words[i].removeprefix("--").partition(".")
+        if words[i].startswith("--") and outer in NESTED:
+            if i + 1 == len(words):
+                raise ValueError(f"{words[i]}: needs a value")
+            value = _of_yaml(words[i], words[i + 1])
+            if not inner and not isinstance(value, dict):
+                raise ValueError(f"{words[i]}: must be a mapping such as '{{credit: mean}}', got {words[i + 1]!r}")
+            nested |= {(outer, inner): value} if inner else {(outer, key): v for key, v in value.items()}
+            i += 2
+        else:
+            flat.append(words[i])
+            i += 1
+    return flat, nested
+
+
+def _of_yaml(name: str, text: str) -> Any:
+    try:
+        return _number(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
+
+
+def _reject_unknown(keys: Iterable[str], known: set[str], where: str) -> None:
+    for key in keys:
+        if key.replace("-", "_") not in known and key.removeprefix("no_") not in known:
+            close = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
+            hint = f", did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{where}{key}: unknown argument{hint}")

@@ -1,0 +1,102 @@
+"""The rows of a run: a task's, or those of TRL's ``dataset_name``, checked before any compute is spent."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from datasets import Dataset, load_dataset
+
+from errata import tasks
+from errata.recipe.read import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+def rows_of(recipe: Recipe, *, split: str, task: str | None) -> Dataset:
+    """The rows of a task, or of TRL's ``dataset_name``, checked.
+
+    Raises ``ValueError`` naming the row, the column and the mend; with the recipe's ``strict: false`` rows that cannot be
+    used are left out, counted and logged.
+    """
+    strict = recipe.config.strict
+    if task is not None:
+        rows = tasks.load(task, path=recipe.config.task_path, split=split, strict=strict)
+        where = f"{task} ({split})"
+    elif recipe.script.dataset_name is not None:
+        where = f"{recipe.script.dataset_name} ({split})"
+        try:
+            rows = load_dataset(recipe.script.dataset_name, name=recipe.script.dataset_config, split=split)
+        except Exception as error:
+            raise ValueError(f"dataset_name: cannot load {where}: {str(error).splitlines()[0]}") from error
+    else:
+        raise ValueError("task: missing; name one of `errata tasks`, or a dataset_name with reward_funcs or a verifier")
+    return checked(rows, where, strict=strict)
+
+
+def checked(rows: Dataset, where: str, *, strict: bool = True) -> Dataset:
+    """Rows that can be trained on, with a stable ``problem_id``; derived from the prompt where the data has none.
+
+    Raises ``ValueError`` naming the first row that cannot; ``strict=False`` leaves such rows out and logs how many.
+    """
+    if len(rows) == 0:
+        raise ValueError(f"{where}: the data set is empty; check task_path, dataset_name and the split")
+    if "prompt" not in rows.column_names:
+        raise ValueError(
+            f"{where}: no column 'prompt' (has {', '.join(rows.column_names)}); rename the one that holds the problem"
+        )
+    named = "problem_id" in rows.column_names
+    ids = list(rows["problem_id"]) if named else [_stable_id(prompt) for prompt in rows["prompt"]]
+    bad = _bad_rows(rows["prompt"], ids)
+    if bad and strict:
+        number, problem = min(bad.items())
+        raise ValueError(f"{where}: row {number}, {problem} (strict: false leaves such rows out)")
+    if len(bad) == len(rows):
+        raise ValueError(f"{where}: no usable rows; the first problem: row 0, {bad[0]}")
+    if not named:
+        rows = rows.add_column("problem_id", ids)
+    if bad:
+        number, problem = min(bad.items())
+        logger.warning("%s: left out %d of %d rows; the first: row %d, %s", where, len(bad), len(rows), number, problem)
+        rows = rows.select([number for number in range(len(rows)) if number not in bad])
+    return rows
+
+
+def _bad_rows(prompts: Iterable[Any], ids: Sequence[Any]) -> dict[int, str]:
+    """What is wrong with which rows, and the mend."""
+    bad: dict[int, str] = {}
+    asked: dict[str, tuple[int, Any]] = {}
+    for number, (prompt, problem_id) in enumerate(zip(prompts, ids, strict=True)):
+        messages = (
+            isinstance(prompt, list)
+            and bool(prompt)
+            and all(isinstance(m, dict) and "role" in m and "content" in m for m in prompt)
+        )
+        if not (messages or (isinstance(prompt, str) and prompt)):
+            bad[number] = "column 'prompt': must be a non-empty text or a list of messages with role and content"
+        elif problem_id is None:
+            bad[number] = "column 'problem_id': is empty; give every problem a name that stays the same between runs"
+        elif (first := asked.setdefault(str(problem_id), (number, prompt)))[1] != prompt:
+            bad[number] = (
+                f"column 'problem_id': {problem_id!r} is row {first[0]}'s, whose prompt is another; give every problem its own"
+            )
+    return bad
+
+
+def _stable_id(prompt: Any) -> str:
+    return hashlib.sha256(json.dumps(prompt, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def check_template_tasks(recipe: Recipe, rows: Dataset) -> None:
+    """Raises ``ValueError`` where ``context_template`` names a task that neither errata nor the data has."""
+    wordings = recipe.config.context_template
+    known = {*tasks.names(), *(map(str, set(rows["task"])) if "task" in rows.column_names else ())}
+    for name in wordings if isinstance(wordings, dict) else ():
+        if not any(task == name or task.startswith(f"{name}/") for task in known):
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
+            raise ValueError(f"context_template: no task {name!r}; {hint}")

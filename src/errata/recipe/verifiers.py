@@ -1,0 +1,72 @@
+"""The verifiers, tools and environments that a recipe names."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from transformers.utils.chat_template_utils import DocstringParsingException, TypeHintParsingException, get_json_schema
+
+from errata import tasks
+from errata.feedback import load_function, load_verifier
+from errata.recipe.config import ErrataConfig, mapping
+from errata.recipe.read import Recipe
+
+
+def verifiers_of(recipe: Recipe) -> list[Any]:
+    """The task's verifier, or those the recipe names; a TRL recipe's ``reward_funcs`` work unchanged.
+
+    Raises ``ValueError`` where there is none, or the task's cannot run here.
+    """
+    config = recipe.config
+    if config.verifier:
+        return [load_verifier(spec) for spec in config.verifier]
+    if recipe.script.reward_funcs:
+        return [_reward_function(name) for name in recipe.script.reward_funcs]
+    if config.task is not None:
+        try:
+            return [tasks.verifier(config.task, **mapping(config.task_args))]
+        except (RuntimeError, ImportError) as error:  # no isolation for programs, a missing package
+            raise ValueError(f"task: the verifier of {config.task} cannot run here: {error}") from error
+    if config.environment is not None and hasattr(load_function(config.environment, "environment"), "get_reward"):
+        return []  # it judges by itself
+    raise ValueError("verifier: missing; rows of dataset_name need verifier: [file.py:function] or TRL's reward_funcs")
+
+
+def tools_of(config: ErrataConfig) -> dict[str, Any]:
+    """The trainer's ``tools`` and ``environment_factory``, for a recipe's ``tools`` and ``environment``.
+
+    Raises ``ValueError`` for one that does not load, or that cannot be described to a model, with the mend.
+    """
+    tools = [load_function(spec, "tools") for spec in config.tools or ()]
+    for spec, tool in zip(config.tools or (), tools, strict=True):
+        _check_tool(f"tools: {spec!r}", tool)
+    given: dict[str, Any] = {"tools": tools} if tools else {}
+    if config.environment is not None:
+        environment = load_function(config.environment, "environment")
+        if not isinstance(environment, type) or not callable(getattr(environment, "reset", None)):
+            raise ValueError(f"environment: {config.environment!r} must be a class with a method reset(self, **row)")
+        for name, method in inspect.getmembers(environment, inspect.isfunction):
+            if name not in ("reset", "get_reward") and not name.startswith("_"):
+                _check_tool(f"environment: {config.environment!r}, {name}", method)
+        given["environment_factory"] = environment
+    return given
+
+
+def _check_tool(where: str, tool: Any) -> None:
+    try:
+        get_json_schema(tool)
+    except (DocstringParsingException, TypeHintParsingException, ValueError) as error:
+        raise ValueError(
+            f"{where}: cannot be described to the model: {' '.join(str(error).split())}; give every argument a type and a "
+            "line under Args: in the docstring"
+        ) from error
+
+
+def _reward_function(name: str) -> Any:
+    import trl.rewards
+
+    if hasattr(trl.rewards, name):
+        return getattr(trl.rewards, name)
+    module, dot, function = name.rpartition(".")
+    return load_verifier(f"{module}:{function}" if dot and ":" not in name else name)

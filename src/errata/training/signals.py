@@ -1,0 +1,110 @@
+"""A method's signals, decided over the rollouts of all processes, so that groups are whole wherever they were sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from errata.experience import Memory
+from errata.methods import Batch, Method, Scores, TeacherMethod
+from errata.ops.scores import TokenScores
+from errata.training.batch import GenerationBatch, LocalSignals, gather_rows
+
+ScoreAt = Callable[[Tensor], TokenScores]
+"""A (B,T) bool mask of this process's tokens -> their scores. All processes call it or none."""
+
+
+def decide(
+    method: Method,
+    memory: Memory,
+    batch: GenerationBatch,
+    score: ScoreAt,
+    accelerator: Accelerator,
+    group_size: int,
+) -> tuple[LocalSignals, dict[str, float]]:
+    """The signals of this process's rollouts, and the method's metrics. Collective: call on every rank.
+
+    ``score`` is called at most once, with the tokens that the method's ``score_mask`` names.
+    """
+
+    def everyone(values: Tensor) -> Tensor:
+        return gather_rows(accelerator, values)
+
+    tokens, device = batch.tokens, batch.tokens.device
+    nan = float("nan")
+    # A micro-batch may hold the rollouts in another order than they were sampled in.
+    order = everyone(torch.tensor([r.index for r in batch.rollouts], device=device)).tolist()
+    rollouts, contexts = [batch.everyone[i] for i in order], [batch.all_contexts[i] for i in order]
+    reward = torch.tensor([nan if r.reward is None else r.reward for r in rollouts], device=device)
+    sparse = batch.teacher.sparse
+    mask = everyone(tokens.mask)
+    whole = Batch(
+        rollouts=rollouts,
+        contexts=contexts,
+        memory=memory,
+        mask=mask,
+        reward=reward,
+        advantage=everyone(tokens.advantage),
+        group=torch.tensor([r.index // group_size for r in rollouts], device=device),
+        has_teacher=everyone(batch.teacher.has_teacher.to(device)),
+        has_context=torch.tensor([c.is_informative for c in contexts], device=device),
+        success=torch.tensor([r.solved(method.success_threshold) for r in rollouts], device=device),
+        scores=_method_scores(method, _empty(mask)),
+        query_weight=None if sparse is None else everyone(sparse.query_weight),
+    )
+    rows = slice(accelerator.process_index * len(tokens), (accelerator.process_index + 1) * len(tokens))
+    columns = tokens.mask.shape[1]
+    if method.score_fields:
+        at = method.score_mask(whole) & mask
+        if at.any():  # the same on every process
+            local = score(at[rows, :columns])
+            scores = TokenScores._make(None if f is None else everyone(f) for f in local)
+            whole = replace(whole, scores=_method_scores(method, _known(scores, whole, at)))
+        else:
+            whole = replace(whole, scores=_method_scores(method, _known(_empty(mask), whole, at)))
+    signals = method.signals(whole)
+    rl_count = sd_count = mask.sum().float()
+    if isinstance(method, TeacherMethod) and method.denominators == "routed":
+        rl_count = (signals.rl_weight > 0).sum().float()
+        # Where few states were queried, each stands for several.
+        sd_count = ((signals.sd_weight > 0) * whole.teacher_weight).sum()
+    mine = LocalSignals(
+        advantage=signals.advantage[rows, :columns],
+        rl_weight=signals.rl_weight[rows, :columns],
+        sd_weight=signals.sd_weight[rows, :columns],
+        rl_count=rl_count,
+        sd_count=sd_count,
+        per_token={name: value[rows, :columns] for name, value in signals.per_token.items()},
+        per_rollout={name: value[rows] for name, value in signals.per_rollout.items()},
+    )
+    return mine, dict(signals.metrics)
+
+
+def _method_scores(method: Method, scores: TokenScores) -> Scores:
+    return Scores(scores, method.score_fields, type(method).__name__)
+
+
+def _empty(mask: Tensor) -> TokenScores:
+    """Scores of which nothing is known."""
+    return TokenScores._make([torch.where(mask, torch.nan, 0.0)] * len(TokenScores._fields))
+
+
+def _known(scores: TokenScores, batch: Batch, at: Tensor) -> TokenScores:
+    """The scores with NaN at generated tokens where a value was not computed."""
+    unknown = batch.mask & ~at
+    no_teacher = unknown | (batch.mask & ~(batch.teacher_weight > 0))
+
+    def marked(value: Tensor | None, where: Tensor) -> Tensor | None:
+        return None if value is None else value.masked_fill(where, torch.nan)
+
+    return TokenScores(
+        student_logp=scores.student_logp.masked_fill(unknown, torch.nan),
+        teacher_logp=marked(scores.teacher_logp, no_teacher),
+        student_entropy=scores.student_entropy.masked_fill(unknown, torch.nan),
+        teacher_entropy=marked(scores.teacher_entropy, no_teacher),
+        divergence=marked(scores.divergence, no_teacher),
+    )

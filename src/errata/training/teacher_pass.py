@@ -1,0 +1,268 @@
+"""The teacher pass: what the teacher of each rollout says at the student's own tokens.
+
+A teacher held here gives hidden states, one forward for each rollout. An expert that only answers queries (a server, a
+black box), or a local one used as if it were one, gives a few tokens' log-weights at some states.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from errata.contexts import Rendered
+from errata.experts import Access, Answer, SelfTeacher, Teacher
+from errata.experts import Question as Query
+from errata.experts.access import chosen_states, named
+from errata.experts.queries import spread
+from errata.ops.scores import Head
+from errata.records import Messages, TeacherContext
+from errata.training.batch import SparseValues, TeacherOutputs, TokenBatch
+from errata.training.forward import head_of
+from errata.training.scoring import WHOLE_KL, Reader, Scorer
+from errata.training.teacher_forward import hidden_at_completions, teacher_sequences
+
+Encode = Callable[[list[Messages | str]], list[list[int]]]
+"""Prompts -> token ids as the policy sees them, chat template and generation prompt included."""
+Metrics = dict[str, float]
+
+
+class Expert(Protocol):
+    """Another model that answers queries."""
+
+    counters: Mapping[str, float]
+
+    def answer(self, queries: list[Query]) -> list[Answer | None]: ...
+
+
+@runtime_checkable
+class StatefulExpert(Expert, Protocol):
+    """An expert whose state belongs in every checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a generation batch stands in the run; random draws depend on nothing else."""
+
+    seed: int
+    step: int
+    first: int
+    """Index of this process's first rollout among those of all processes."""
+
+    def rng(self, row: int, purpose: str = "") -> random.Random:
+        return random.Random(f"{self.seed}-{self.step}-{self.first + row}{purpose}")
+
+
+@dataclass(frozen=True)
+class TeacherPass:
+    """Runs the teacher, or queries the expert, for one generation batch."""
+
+    teacher: Teacher | None
+    """A model held here, or ``None``."""
+    expert: Expert | None
+    """A model that only answers queries, or ``None``."""
+    access: Access
+    """How much of the expert's distribution is known, and where."""
+    accelerator: Accelerator
+    sharded: bool
+    """Whether a model's forward is a collective over shards (FSDP, DeepSpeed)."""
+    encode: Encode
+    scorer: Scorer
+    temperature: float
+    micro_batch: int
+    """Rollouts of one teacher forward."""
+    self_on_failure: bool
+    """Whether the policy itself is the teacher where the expert fails to answer."""
+
+    @property
+    def reader(self) -> Reader:
+        """How the outputs are read."""
+        return Reader(self.teacher, tail=self.access.gives == "topk")
+
+    def __call__(
+        self,
+        model: nn.Module,
+        tokens: TokenBatch,
+        contexts: Sequence[TeacherContext],
+        prompts: Sequence[Rendered],
+        place: Place,
+        no_checkpointing: Callable[[], AbstractContextManager[None]],
+    ) -> tuple[TeacherOutputs, Metrics]:
+        """The outputs of this process's rollouts, and metrics.
+
+        Args:
+            model: the student, wrapped.
+            contexts, prompts: of each rollout.
+        """
+        with_teacher = [
+            i for i, c in enumerate(contexts) if c.is_informative and c.use_teacher and not prompts[i].dropped
+        ]
+        outputs, metrics = self.run(self.teacher, model, tokens, prompts, with_teacher)
+        if self.access.gives == "full":
+            return outputs, metrics
+        weights = self._states_to_query(model, tokens, prompts, with_teacher, place, no_checkpointing)
+        answers: list[Answer | None] = [None] * len(contexts)
+        if self.expert is None:
+            answers = self._answers_of_teacher(model, outputs, weights, place)
+        else:
+            queries = [self._query(i, prompts, tokens, weights[i], place) for i in with_teacher]
+            for i, answer in zip(with_teacher, self.expert.answer(queries), strict=True):
+                answers[i] = answer
+        ids, logp, counts = (x.to(tokens.device) for x in spread(answers, weights, tokens.mask.shape[1]))
+        metrics |= self._metrics(answers, with_teacher, counts, tokens)
+        failed: list[int] = []
+        if self.expert is not None and self.self_on_failure:
+            failed = [i for i in with_teacher if answers[i] is None and contexts[i].kind != "expert"]
+        metrics["expert/by_self"] = len(failed) / max(len(contexts), 1)
+        states = TeacherOutputs.none(len(contexts))
+        if failed:
+            states, more = self.run(SelfTeacher(model, "live"), model, tokens, prompts, failed)
+            metrics |= more
+            counts[failed] = tokens.mask[failed].float()
+        return replace(states, sparse=SparseValues(ids, logp, counts), of_student=bool(failed)), metrics
+
+    def run(
+        self,
+        teacher: Teacher | None,
+        model: nn.Module,
+        tokens: TokenBatch,
+        prompts: Sequence[Rendered],
+        rows: Sequence[int],
+    ) -> tuple[TeacherOutputs, Metrics]:
+        """The teacher's hidden states at the tokens of these rollouts, one forward for each."""
+        if teacher is None:
+            return TeacherOutputs.none(len(prompts)), {}
+        # A sharded model's forward is a collective: there every process runs all its rows in equal batches.
+        run_rows = list(range(len(prompts))) if self.sharded else list(rows)
+        lengths = tokens.lengths
+        completions = [tokens.completion_ids[i, : lengths[i]].tolist() for i in run_rows]
+        sequences = teacher_sequences(self.encode([prompts[i].prompt for i in run_rows]), completions)
+        by_part, padding = [], 0.0
+        for part in range(teacher.parts):
+            with teacher.acting(model, part) as module:
+
+                def forward(inputs: dict[str, Tensor], module: nn.Module = module) -> Tensor:
+                    with self.accelerator.autocast():
+                        hidden: Tensor = module(**inputs, with_head=lambda hidden, head: hidden)
+                    return hidden
+
+                found, padding = hidden_at_completions(
+                    forward, sequences, max_rows=self.micro_batch, device=tokens.device
+                )
+            by_part.append(found)
+        found_at = dict(zip(run_rows, teacher.join(by_part), strict=True))
+        wanted = set(rows)
+        states = tuple(found_at[i] if i in wanted else None for i in range(len(prompts)))
+        return TeacherOutputs(states), {"teacher/padding": padding} if rows else {}
+
+    def likeliest(self, outputs: TeacherOutputs, row: int, student_head: Head, n: int) -> tuple[Tensor, Tensor]:
+        """The teacher's ``n`` likeliest tokens at each of a rollout's states, (T,n), and their probabilities.
+
+        Of an expert that was queried: all that it gave, (T,K); a token drawn twice stands there twice.
+        """
+        state = outputs.states[row]
+        if state is None:
+            assert outputs.sparse is not None
+            return outputs.sparse.tokens[row], outputs.sparse.logp[row].exp()
+        head = self.reader.head(outputs, student_head)
+        probability, token = head.logits(state).softmax(-1).topk(n, dim=-1)
+        return token, probability
+
+    # -- queries ---------------------------------------------------------------------------------------------------
+
+    def _states_to_query(
+        self,
+        model: nn.Module,
+        tokens: TokenBatch,
+        prompts: Sequence[Rendered],
+        rows: Sequence[int],
+        place: Place,
+        no_checkpointing: Callable[[], AbstractContextManager[None]],
+    ) -> list[dict[int, float]]:
+        """Of each rollout the states to query, and what a value there counts for."""
+        share, where = self.access.share, self.access.where
+        score = tokens.mask.float()
+        if share < 1 and where == "entropy":
+            found = self.scorer(model, tokens, ["student_entropy"], no_checkpointing=no_checkpointing())
+            score = found.student_entropy
+        elif share < 1 and where == "disagreement":
+            # KL of the policy in each rollout's context from the policy without it.
+            states, _ = self.run(SelfTeacher(model, "live"), model, tokens, prompts, rows)
+            found = self.scorer(
+                model,
+                tokens,
+                ["divergence"],
+                replace(states, of_student=True),
+                Reader(None, tail=False),
+                divergence=WHOLE_KL,
+                no_checkpointing=no_checkpointing(),
+            )
+            assert found.divergence is not None
+            score = found.divergence
+        weights: list[dict[int, float]] = [{} for _ in prompts]
+        for i in rows:
+            own = tokens.mask[i].nonzero().squeeze(1)
+            rng = place.rng(i)
+            chosen = chosen_states(score[i, own].cpu(), share=share, unbiased=self.access.unbiased, rng=rng)
+            weights[i] = {int(own[t]): weight for t, weight in chosen.items()}
+        return weights
+
+    def _answers_of_teacher(
+        self, model: nn.Module, outputs: TeacherOutputs, weights: Sequence[Mapping[int, float]], place: Place
+    ) -> list[Answer | None]:
+        """What a model held here gives when it is used as an expert with limited access."""
+        head = self.reader.head(outputs, head_of(self.accelerator.unwrap_model(model)))
+        answers: list[Answer | None] = []
+        for i, (state, weight) in enumerate(zip(outputs.states, weights, strict=True)):
+            if state is None or not weight:
+                answers.append(None)
+                continue
+            positions = tuple(sorted(weight))
+            logits = head.logits(state[list(positions)]) / self.temperature
+            ids, logp = named(
+                logits,
+                gives=self.access.gives,
+                top_k=self.access.top_k,
+                samples=self.access.samples,
+                seed=_draw_seed(place, i),
+            )
+            answers.append(Answer(positions, ids, logp))
+        return answers
+
+    def _query(
+        self, i: int, prompts: Sequence[Rendered], tokens: TokenBatch, weight: Mapping[int, float], place: Place
+    ) -> Query:
+        length = int(tokens.completion_mask[i].sum())
+        return Query(
+            prompt=prompts[i].prompt,
+            prompt_ids=tuple(self.encode([prompts[i].prompt])[0]),
+            completion_ids=tuple(tokens.completion_ids[i, :length].tolist()),
+            positions=tuple(sorted(weight)),
+            seed=_draw_seed(place, i),
+        )
+
+    def _metrics(
+        self, answers: Sequence[Answer | None], rows: Sequence[int], counts: Tensor, tokens: TokenBatch
+    ) -> Metrics:
+        states = int((counts > 0).sum())
+        metrics = {
+            "expert/states": float(states),
+            "expert/share": states / max(int(tokens.mask.sum()), 1),
+            "expert/unanswered": sum(answers[i] is None for i in rows) / max(len(rows), 1),
+        }
+        if self.expert is not None:
+            metrics |= {f"expert/{name}": float(value) for name, value in self.expert.counters.items()}
+        return metrics
+
+
+def _draw_seed(place: Place, row: int) -> int:
+    return place.rng(row, "-draw").getrandbits(31)

@@ -1,0 +1,76 @@
+"""Answers on disk: what is put in comes out, to the last bit, whoever shares the file."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from errata.experts.remote.cache import AnswerCache, fingerprint
+
+NUMBERS = st.floats(allow_nan=False)
+ROWS = st.lists(st.lists(st.integers() | NUMBERS | st.text(max_size=8) | st.booleans(), max_size=4), max_size=4)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    cache = AnswerCache(tmp_path_factory.mktemp("cache") / "deep" / "answers.sqlite")
+    yield cache
+    cache.close()
+
+
+@given(ROWS)
+def test_an_answer_comes_back_to_the_last_bit(cache, value):
+    """A resumed run's weights are the same only if each log-probability is."""
+    cache.put("question", value)
+    assert cache.get("question") == value
+
+
+@given(NUMBERS)
+def test_a_fingerprint_tells_neighbouring_numbers_apart(number):
+    near = math.nextafter(number, 0.0) if number else 5e-324
+    assert fingerprint([number]) != fingerprint([near])
+    assert fingerprint([number]) == fingerprint([number])
+
+
+@given(st.dictionaries(st.text(max_size=4), st.integers(), min_size=2, max_size=4))
+def test_a_fingerprint_does_not_hang_on_the_keys_order(content):
+    assert fingerprint(content) == fingerprint(dict(reversed(content.items())))
+
+
+def test_the_latest_answer_counts_once(tmp_path):
+    cache = AnswerCache(tmp_path / "answers.sqlite")
+    for value in (1, 2):
+        cache.put("question", value)
+    assert (cache.get("question"), len(cache)) == (2, 1)
+
+
+WRITE = """
+import sys
+from errata.experts.remote.cache import AnswerCache
+cache, mine = AnswerCache(sys.argv[1]), sys.argv[2]
+for i in range(40):
+    cache.put(f"{mine}-{i}", [mine, i])
+    cache.put("everyone's", mine)
+"""
+
+
+def test_processes_write_at_once_and_none_loses_an_answer(tmp_path):
+    path = tmp_path / "answers.sqlite"
+    writers = [subprocess.Popen([sys.executable, "-c", WRITE, str(path), name]) for name in "abc"]
+    assert [w.wait(60) for w in writers] == [0, 0, 0]
+    cache = AnswerCache(path)
+    assert len(cache) == 121
+    assert all(cache.get(f"{name}-{i}") == [name, i] for name in "abc" for i in range(40))
+
+
+def test_what_lies_in_the_file_is_the_answer_and_a_hash_of_the_question(tmp_path):
+    cache = AnswerCache(tmp_path / "answers.sqlite")
+    cache.put(fingerprint({"prompt": "a private prompt"}), ["an answer"])
+    cache.close()
+    data = b"".join(p.read_bytes() for p in tmp_path.iterdir())
+    assert json.dumps(["an answer"]).encode() in data
+    assert b"private" not in data

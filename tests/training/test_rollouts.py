@@ -1,0 +1,69 @@
+"""Verdicts through TRL: floats in, rollouts out; a verifier that fails costs its rollout, never the run."""
+
+import pytest
+import torch
+from tests.training.worlds import trainer
+
+from errata.records import Verdict
+from errata.training.rollouts import Recorder, combined
+
+
+def test_recorder_gives_trl_floats_and_keeps_verdicts():
+    recorder = Recorder(
+        lambda completions, **kw: [1.0, {"score": 0.0, "feedback": "no", "kind": "trace"}, None], timeout_s=5
+    )
+    assert recorder(prompts=["p"] * 3, completions=["a", "b", "c"], answer=["x"] * 3) == [1.0, 0.0, None]
+    assert [v.feedback for v in recorder.verdicts] == ["", "no", ""]
+    assert (recorder.prompts, recorder.completions) == (["p"] * 3, ["a", "b", "c"])
+
+
+def test_combined_verdict():
+    both = combined([Verdict(1.0, "good", "style"), Verdict(0.5, "slow", "time", True)], [1.0, 2.0])
+    assert both == Verdict(2.0, "good\nslow", "style+time", True)
+    failed = Verdict(None, "boom", "error", info={"error": "boom"})
+    assert combined([failed, Verdict(0.5, "slow", "time")], [1.0, 1.0]).score == 0.5
+    assert combined([failed, failed], [1.0, 1.0]).kind == "error"
+
+
+def test_a_failing_verifier_costs_its_rollout_only(tmp_path):
+    def fragile(completions, **kwargs):
+        out = []
+        for c in completions:
+            text = c[-1]["content"]
+            if sum(map(ord, text)) % 3 == 0:
+                raise RuntimeError("boom")
+            out.append(float("nan") if sum(map(ord, text)) % 3 == 1 else Verdict(1.0))
+        return out
+
+    kept = []
+    run = trainer(tmp_path, "distil", verifiers=[fragile], max_steps=2, keep=kept, rollouts_saved=8)
+    run.train()
+    logs = [log for log in run.state.log_history if "rollouts/unjudged" in log]
+    assert 0 < logs[0]["rollouts/unjudged"] < 1
+    rows = [row for stem, row in kept if stem == "rollouts"]
+    unjudged = [row for row in rows if row["reward"] is None]
+    assert unjudged
+    assert all(row["context"]["kind"] == "none" and row["kind"] == "error" for row in unjudged)
+    assert all(sum(row["signals"]["sd_weight"]) == 0 for row in unjudged)
+    assert all(torch.isfinite(p).all() for p in run.model.parameters())
+
+
+def test_wrong_number_of_verdicts_names_the_verifier(tmp_path):
+    def short(completions, **kwargs):
+        return [1.0]
+
+    with pytest.raises(ValueError, match="short"):
+        trainer(tmp_path, "grpo", verifiers=[short], max_steps=1).train()
+
+
+def test_several_verifiers_are_summed_by_weight(tmp_path):
+    def one(completions, **kwargs):
+        return [Verdict(1.0, "first", "a")] * len(completions)
+
+    def two(completions, **kwargs):
+        return [0.5] * len(completions)
+
+    run = trainer(tmp_path, "grpo", verifiers=[one, two], reward_weights=[1.0, 2.0], max_steps=1)
+    run.train()
+    assert {r.reward for r in run.generation.rollouts} == {2.0}
+    assert {r.verdict.feedback for r in run.generation.rollouts} == {"first"}
