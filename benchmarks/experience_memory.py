@@ -1,4 +1,4 @@
-"""What a full experience takes: memory, checkpoint size, and time to save, load and add to it.
+"""The cost of a full experience: memory, checkpoint size, and the time to save it, load it and add to it.
 
     python benchmarks/experience_memory.py
 
@@ -48,7 +48,7 @@ def fill(characters: int, letter: str) -> str:
     assert json.dumps(again.state_dict()) == saved
 
     start = time.perf_counter()
-    for k in range(32):  # a step of problems never seen before, each pushing another one out
+    for k in range(32):  # a step of problems never seen before, each removing another one
         buffer.add(f"new/{k}", f"{k} {body}", 1.0, PROBLEMS)
     adding = time.perf_counter() - start
     return (

@@ -1,11 +1,11 @@
-"""Accuracy on ``rulebook/new-rule`` against what the expert is asked: the table of docs/experts.md.
+"""Accuracy on ``rulebook/new-rule`` against the number of queries to the expert: the table of docs/experts.md.
 
     python benchmarks/experts.py [--seeds 3] [--steps 60] [--only NAME ...] [--out runs/experts]
 
-The other model is a house policy trained on the new rule's own solutions, made here first. Every cell is one ``errata train``
-with DistIL, the house policy and the same problems; two run at a time, one thread each. A *call* is what one would pay for: a
-rollout marked whole by a model held here, a request to the server, or one drawn token of a black box. Run again, it goes on
-where it stopped.
+The other model is a house policy that is first trained here on solutions under the new rule. Every cell is one ``errata train``
+with DistIL, the house policy and the same problems. Two run at a time, one thread each. A *call* is what one would pay for: a
+rollout scored whole by a local model, a request to the server, or one drawn token of a black box. A second start continues
+where the first one stopped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COMMON = {
 
 
 def cells() -> dict[str, dict[str, Any]]:
-    """Settings of each cell; EXPERT and SERVER stand for what is made here."""
+    """Settings of each cell; EXPERT and SERVER are replaced by the model and the address made here."""
     other = {"expert": "EXPERT", "method_args.sources": "[expert]", "method_args.with_feedback": "false"}
     found = {
         "self, whole": {},
@@ -99,14 +99,14 @@ def make_expert(folder: Path, steps: int = 300) -> None:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
-    """The other model behind vLLM's form of the protocol, on the loopback: the stand-in that the tests use."""
+    """A server with the other model and vLLM's form of the protocol: the stand-in that the tests use."""
     sys.path.insert(0, str(ROOT))
     import torch
     from tests.experts.remote.fake_server import FakeServer, PolicyAnswers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     class Quick(PolicyAnswers):  # type: ignore[misc]
-        """Without the ranks that nobody here reads."""
+        """Answers without the ranks of tokens, which are not read here."""
 
         def prompt_logprobs(self, ids: list[int], k: int) -> list[Any]:
             logp = self.model(torch.tensor([ids])).logits[0].log_softmax(-1)
@@ -175,7 +175,7 @@ def main() -> None:
         }
         print(f"{options.steps} steps of 16 x 8 rollouts, {options.seeds} seeds, 64 held-out problems")
         print(
-            "| expert | calls | states asked | avg@8 at step 20 | at the end | each seed |\n|---|---|---|---|---|---|"
+            "| expert | calls | states queried | avg@8 at step 20 | at the end | each seed |\n|---|---|---|---|---|---|"
         )
         for name in wanted:
             rows = [jobs[name, seed].result() for seed in range(options.seeds)]

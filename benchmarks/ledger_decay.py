@@ -1,4 +1,4 @@
-"""How well does each ledger know a problem's pass rate? Decay per step, decay per visit, and the paper's average.
+"""The error of each ledger's pass rates: decay per step, decay per visit, and the paper's average.
 
     python benchmarks/ledger_decay.py
 

@@ -1,4 +1,4 @@
-"""How fast small programs are graded, and what grading many leaves behind.
+"""How fast small programs are graded, and which resources grading many of them leaves in use.
 
     python benchmarks/sandbox.py            # 2,000 programs, 2 at a time
 
@@ -36,7 +36,7 @@ def programs(n: int) -> list[str]:
 
 
 def held() -> dict[str, int]:
-    """What a leak would raise."""
+    """The numbers that a leak would raise."""
     gc.collect()
     status = Path("/proc/self/status").read_text()
     parents = [p.read_text().rpartition(")")[2].split()[1] for p in Path("/proc").glob("[0-9]*/stat") if p.exists()]
@@ -50,7 +50,7 @@ def held() -> dict[str, int]:
 
 
 def used() -> float:
-    """Seconds of processor time taken by this process and all it has waited for."""
+    """Seconds of processor time of this process and of all processes it has waited for."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(u.ru_utime + u.ru_stime for u in usages)
 
@@ -62,7 +62,7 @@ def main() -> None:
     args = parser.parse_args()
     verifier = CodeVerifier(workers=args.workers, timeout_s=10.0, memory_mb=512)
     tests = [json.dumps([{"input": "1 2 3\n", "output": "6"}])]
-    verifier(completions=programs(20), tests=tests * 20)  # what is made once is there before anything is counted
+    verifier(completions=programs(20), tests=tests * 20)  # creates what is created once, before anything is counted
 
     before, start, busy = held(), time.perf_counter(), used()
     verdicts = verifier(completions=programs(args.programs), tests=tests * args.programs)

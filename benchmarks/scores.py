@@ -1,25 +1,25 @@
-"""Time and peak memory of the score op beside the other ways to the same numbers, in one run on this machine.
+"""Time and peak memory of the score op and of other ways to compute the same numbers, in one run on this machine.
 
     python benchmarks/scores.py                        # N = 1024 and 2048 valid tokens, H = 896, V = 151,936: minutes
     python benchmarks/scores.py --sweep                # the fused loss alone over N and V
     python benchmarks/scores.py --tokens 256 --vocabulary 8192 --rounds 1      # a quick look
 
-Every measurement is a fresh process: inputs are made in place, then one forward and backward pass is made as in a first
-training step, and the next one timed as in all later steps. A first pass also waits for the operating system, and on a
-virtual machine for its host, to hand out memory never used before: its time is shown beside. Memory is the peak resident
-set the operating system saw in both less what was resident before (so gradients count, inputs do not).
+Every measurement is a fresh process. Inputs are made in place. One forward and backward pass is made, as in a first
+training step, and the next one is timed, as in all later steps. A first pass also waits until the operating system, and on
+a virtual machine its host, provides memory that was never used before; its time is printed too. Memory is the peak resident
+set of both passes less what was resident before (so gradients count, inputs do not).
 
-The floor is told twice. ``products``: the four matrix products that exact work needs (two logits, dhidden, dhead),
-nothing else, whole and in memory already touched. ``square``: their operations at the best rate of a square product
-within two seconds, which products of these shapes do not reach.
+There are two lower bounds. ``products`` is the time of the four matrix products that exact work needs (two logits, dhidden,
+dhead), and nothing else, each as one product and in memory already used. ``square`` is the time of their operations at the
+best rate of a square product within two seconds. Products of these shapes do not reach that rate.
 
-Rounds go through all variants in turn, so that a machine's moods meet all of them; ratios are taken within a
-round and their median is reported. CPU seconds are the steadier figure on a machine that others
-use; with ``--patience`` a measurement that others disturbed is repeated.
+Rounds go through all variants in turn, so that all are equally affected by changes of the machine's speed. Ratios are taken
+within a round, and their median is reported. CPU seconds vary less on a machine that others use. With ``--patience`` a
+measurement that others disturbed is repeated.
 
-glibc returns a large tensor's memory to the operating system when it is freed, and asks for it anew, page by page, in
-the next step. ``--memory kept`` has all variants tell it to keep it, as ``errata train`` does. Both are worth a run: the
-variants gain differently.
+glibc returns a large tensor's memory to the operating system when it is freed, and requests it again, page by page, in the
+next step. With ``--memory kept`` all variants tell it to keep the memory, as ``errata train`` does. The variants gain
+differently, so run both.
 
 All variants do one training step's work for forward cross-entropy plus a policy gradient, with gradients to hidden
 states and head: log-probability and entropy of student and teacher, the divergence, the loss, backward. ``trl-topk``
@@ -44,7 +44,7 @@ FLOORS = ("matmul", "products")
 VARIANTS = (*FLOORS, "fused", "composed", "naive", "trl", "trl-topk")
 EXACT = ("fused", "composed", "naive", "trl")
 QUIET = 0.05
-"""Others' share of the machine that a measurement may suffer before it is repeated."""
+"""Share of the machine's time that other processes may use before a measurement is repeated."""
 MATMUL = 2048
 """Side of the square product."""
 
@@ -128,7 +128,7 @@ def inputs(n: int, h: int, v: int) -> dict[str, Any]:
 
 
 def products(d: dict[str, Any], kind: str) -> float:
-    """What no exact way can do without, with all the memory it likes. The first call touches that memory."""
+    """The four products that every exact way needs, with memory for everything. The first call touches that memory."""
     import torch
 
     hidden, head = d["hidden"].detach()[0], d["head"].detach()
@@ -166,7 +166,7 @@ def composed(d: dict[str, Any], kind: str) -> float:
 
 
 def naive(d: dict[str, Any], kind: str) -> float:
-    """As one writes it: both models' logits, their log-softmax, and autograd for the rest."""
+    """The plain way: both models' logits, their log-softmax, and autograd for the rest."""
     import torch
 
     from errata.ops.divergence import between
@@ -235,7 +235,7 @@ def _backward(d: dict[str, Any], logp: Any, value: Any) -> float:
 
 
 def fresh(variant: str, n: int, options: argparse.Namespace, v: int | None = None) -> dict[str, float]:
-    """One measurement in its own process: on a machine that others use, the quietest within the patience."""
+    """One measurement in its own process; on a machine that others use, the least disturbed of several tries."""
     command = [sys.executable, __file__, "--worker", variant, "--tokens", str(n), "--hidden", str(options.hidden)]
     command += ["--vocabulary", str(v or options.vocabulary), "--threads", str(options.threads)]
     command += ["--divergence", options.divergence, "--memory", options.memory]
@@ -258,7 +258,7 @@ def fresh(variant: str, n: int, options: argparse.Namespace, v: int | None = Non
 
 
 def others_share(run: Callable[[], Any]) -> tuple[float, Any]:
-    """What share of the machine's time others used while ``run`` did, and what it returned."""
+    """The share of the machine's time that other processes used during ``run``, and its return value."""
 
     def ticks() -> tuple[float, float]:
         fields = [int(x) for x in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]

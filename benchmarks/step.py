@@ -1,15 +1,15 @@
-"""What one optimizer step costs: errata's methods beside TRL's GRPO and SDPO trainers, on the same batch.
+"""Time and memory of one optimizer step: errata's methods and TRL's GRPO and SDPO trainers, on the same batch.
 
     python benchmarks/step.py [--model house|qwen] [--only NAME ...] [--repeat 3] [--memory shipped|returned|kept]
 
-Every variant runs in a process of its own, so that its peak memory is its own: the operating system's account of the largest
-resident set, less what was resident once the policy was loaded. So a teacher's weights, gradients and the optimizer count.
-Completions are the same fixed tokens for all, so generation costs nothing; what real generation would add is measured in each
-process, and the median printed beside. Ratios are to TRL's GRPO trainer. Beside DistIL's step stands what it cannot do without:
-GRPO's step, and one forward of the teacher on the batches of tokens that step gave it, with the logits of all completion tokens.
+Every variant runs in a process of its own. Its peak memory is the largest resident set that the operating system reports, less
+what was resident after the policy was loaded. So a teacher's weights, gradients and the optimizer count. Completions are the
+same fixed tokens for all, so generation takes no time. The time of real generation is measured in each process, and the
+median is printed. Ratios are to TRL's GRPO trainer. DistIL's step is also compared with the least it needs: GRPO's step, and
+one forward pass of the teacher on the same batches, with the logits of all completion tokens.
 
-glibc returns a large tensor's memory to the operating system when it is freed; `errata train` tells it to keep it. With --memory
-shipped each trainer runs as its own command line leaves it; returned and kept are the same for all.
+glibc returns a large tensor's memory to the operating system when it is freed; `errata train` tells it to keep the memory. With
+--memory shipped each trainer runs as its own command line runs it. With returned or kept all run the same way.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def measure(name: str, folder: str, shape: dict[str, Any], steps: int, threads: 
     torch.set_num_threads(threads)
     logging.set_verbosity_error()
     model, tokenizer, rows = _world(folder)
-    ctypes.CDLL(None).malloc_trim(0)  # what loading has freed is not the policy
+    ctypes.CDLL(None).malloc_trim(0)  # memory freed after loading is not the policy's
     before = resident()
     generator = torch.Generator().manual_seed(0)
     most = shape["length"] * 5 // 2 if ragged else shape["length"]
@@ -171,7 +171,7 @@ def measure(name: str, folder: str, shape: dict[str, Any], steps: int, threads: 
     trainer.remove_callback(PrinterCallback)
     seen = _teacher_batches(model)
     trainer.train()
-    taught = seen[len(seen) * steps // (steps + 1) :]  # the last step's
+    last_batches = seen[len(seen) * steps // (steps + 1) :]  # the last step's
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     prompts = torch.randint(10, 100, (len(ids), 24))
     with torch.no_grad():
@@ -186,11 +186,11 @@ def measure(name: str, folder: str, shape: dict[str, Any], steps: int, threads: 
         generation = time.perf_counter() - started
         forward = 0.0
         head = model.get_output_embeddings().weight
-        for batch in taught:
+        for batch in last_batches:
             for _ in range(2):  # the second time counts
                 started = time.perf_counter()
                 hidden = model.base_model(**batch).last_hidden_state[:, -shape["length"] :].flatten(0, 1)
-                for row in range(0, len(hidden), 128):  # whatever is made of the logits, they must be computed
+                for row in range(0, len(hidden), 128):  # the logits must be computed, whatever they are used for
                     torch.mm(hidden[row : row + 128], head.t())
                 took = time.perf_counter() - started
             forward += took

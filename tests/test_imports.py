@@ -23,7 +23,7 @@ ALLOWED = {
     "experts": ({"records", "ops"}, {"torch", "transformers"}),
     "evaluation": ({"records", "tasks", "feedback"}, set()),
     "reports": ({"records"}, set()),
-    "theory": ({"ops"}, {"torch"}),
+    "theory": ({"ops", "methods", "contexts", "experience"}, {"torch"}),
 }
 
 

@@ -29,7 +29,7 @@ def test_the_method_trains_and_is_short(tmp_path):
     run.train()
     assert not torch.equal(before, torch.cat([p.flatten() for p in run.model.parameters()]))
     logged = [log["surer"] for log in run.state.log_history if "surer" in log]
-    assert logged == [1.0, 1.0]  # with a margin of -10 nats every taught token counts
+    assert logged == [1.0, 1.0]  # with a margin of -10 nats every token with a teacher counts
     assert all("surer" in row["signals"] for stem, row in kept if stem == "rollouts")
 
 

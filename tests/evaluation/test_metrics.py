@@ -175,6 +175,9 @@ def test_summary_reports_pass_at_powers_of_two_and_at_k():
 
 
 def test_summary_threshold():
+    partial = [*rows_of("a", [0.5, 0.0]), *rows_of("b", [0.5, 1.0])]
+    assert [summary(partial, threshold=t)["avg@2"] for t in (0.5, 1.0)] == [0.75, 0.25]
+    assert [summary(partial, threshold=t)["pass@2"] for t in (0.5, 1.0)] == [1.0, 0.5]
     assert summary(rows_of("a", [0.5, 0.4]), threshold=0.5)["avg@2"] == 0.5
 
 

@@ -260,3 +260,13 @@ def test_importing_evaluation_loads_neither_torch_nor_transformers():
     heavy = {"torch", "transformers", "trl", "datasets"}
     code = f"import sys, errata.evaluation; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(("threshold", "average"), [({}, 0.0), ({"threshold": 0.5}, 1.0), ({"threshold": 1.0}, 0.0)])
+def test_evaluate_counts_partial_credit_from_the_threshold_on(model, tokenizer, threshold, average):
+    def half(completions, **columns):
+        return [0.5] * len(completions)
+
+    found = evaluate(model, tokenizer, ROWS[:2], half, k=2, max_completion_length=1, batch_size=4, **threshold)
+    assert found.metrics["avg@2"] == average
+    assert found.metrics["score"] == 0.5

@@ -11,12 +11,12 @@ from errata.reports.compare import (
     T_975,
     cell,
     compare,
+    differ,
     interval,
     layout,
     number,
     reached,
     table,
-    told_apart,
     worst_drop,
 )
 from errata.reports.rundir import RunDirectory
@@ -134,11 +134,11 @@ def test_equal_best_share_the_crown(tmp_path):
 
 
 @pytest.mark.parametrize(("other", "apart"), [(0.62, False), (0.5, True)])
-def test_single_seeds_are_told_apart_by_their_problems(tmp_path, other, apart):
+def test_single_seeds_are_differ_by_their_problems(tmp_path, other, apart):
     first = load([run_with(tmp_path / "a", [0.0, 0.7], width=0.05)])
     second = load([run_with(tmp_path / "b", [0.0, other], width=0.05, method="grpo")])
     found = compare([*first, *second])
-    assert told_apart(first, second, column(found, "avg@4")) is apart
+    assert differ(first, second, column(found, "avg@4")) is apart
     assert rows(found, "avg@4")["grpo"].tie is not apart
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errata.reports.html import PAGE_LIMIT, page, write_report
-from errata.reports.marked import HEAD, TAIL, attempts, embedded, pack, readable
+from errata.reports.packing import HEAD, TAIL, attempts, embedded, pack, readable
 from errata.reports.rundir import RunDirectory
 from errata.reports.runs import load
 
@@ -110,6 +110,25 @@ def test_a_pass_rate_that_nobody_kept_is_the_groups():
     assert pack(row)["rate"] == 0.5
     assert pack(row, ledger=False)["rate"] == 0.125
     assert pack(ROW, ledger=False)["rate"] is None
+
+
+@pytest.mark.parametrize(
+    ("reward", "threshold", "solved"),
+    [(0.5, 0.5, True), (0.5, 1.0, False), (1.0, 1.0, True), (0.0, 0.5, False), (1.0, 2.0, False), (None, 0.0, False)],
+)
+def test_a_packed_row_is_solved_from_the_threshold_on(reward, threshold, solved):
+    assert pack(ROW | {"reward": reward}, threshold=threshold)["solved"] is solved
+
+
+@pytest.mark.parametrize(
+    ("settings", "solved"), [({"success_threshold": 0.5}, True), ({"success_threshold": 1.0}, False), ({}, False)]
+)
+def test_the_page_reads_the_runs_success_threshold(tmp_path, settings, solved):
+    directory = RunDirectory(tmp_path / "partial")
+    directory.open({"method": "distil", "method_settings": settings})
+    directory.write("rollouts", ROW | {"reward": 0.5})
+    (row,) = data_of(page(load([directory.path])))["attempts"]
+    assert row["solved"] is solved
 
 
 def test_a_row_of_a_method_without_a_teacher():

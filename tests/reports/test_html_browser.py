@@ -144,7 +144,7 @@ def test_a_signal_colours_the_tokens(browser, reports):
         assert len(set(before)) > 1
         page.page.check("#signals input[value=future_credit]", force=True)
         assert shades() != before
-        assert "still to come" in page.text(".about")
+        assert "disagreement after this token" in page.text(".about")
         assert page.text(".inspector tr.now th") == "future credit"
 
 

@@ -80,6 +80,14 @@ def test_what_a_model_wrote_is_text(terminal):
     assert "\x07" not in out
 
 
+@pytest.mark.parametrize(("threshold", "style"), [(0.5, "bold green"), (1.0, "bold red")])
+def test_partial_credit_is_coloured_by_the_threshold(threshold, style):
+    row = {"problem_id": "p", "prompt": "?", "completion": "x", "reward": 0.5}
+    (grid, _) = rollout_samples([row], threshold=threshold).renderables
+    verdict = list(grid.columns[1].cells)[3]
+    assert (verdict.plain, verdict.style) == ("reward 0.5", style)
+
+
 def test_long_texts_lose_their_middle():
     assert shortened("a" * 600) == "a" * 600
     assert shortened("a" * 300 + "b" * 1000 + "c" * 300) == "a" * 300 + " [... 1,000 characters ...] " + "c" * 300

@@ -1,6 +1,6 @@
-"""How good is a policy? avg@k, pass@k and maj@k over problems, with bootstrap intervals.
+"""avg@k, pass@k and maj@k over problems, with bootstrap intervals.
 
-A problem is the unit of chance: attempts at one problem are alike, so intervals come from drawing problems anew.
+Completions of one problem are not independent, so intervals come from resampling problems, not completions.
 """
 
 from __future__ import annotations
@@ -14,23 +14,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from errata.records import is_solved
+
 Floats = NDArray[np.float64]
 
 RESAMPLES = 2_000
-"""Bootstrap draws; the ends of a 95 % interval are then the 50th from either end."""
+"""Bootstrap draws. The ends of a 95 % interval are the 50th smallest and the 50th largest."""
 
 
 def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> Any:
-    """Chance that at least one of k attempts is right, estimated without bias from n attempts of which c were right.
+    """Chance that at least one of k completions is solved: the unbiased estimate from n completions, c of them solved.
 
     1 − C(n−c, k)/C(n, k), computed in whole numbers and rounded once (Chen et al. 2021, arXiv 2107.03374, eq. 1).
 
     Args:
-        n: attempts, one number or one per problem (problems,).
-        c: right ones, likewise.
-        k: attempts allowed, 1 <= k <= n.
+        n: completions, one number or one per problem (problems,).
+        c: solved ones, likewise.
+        k: completions allowed, 1 <= k <= n.
     Returns:
-        A float, or a float64 array (problems,) where ``n`` or ``c`` is one.
+        A float, or a float64 array (problems,) if ``n`` or ``c`` is an array.
     Raises:
         ValueError: an argument that is not whole, k > n, or c outside [0, n], naming the problem.
     """
@@ -52,7 +54,7 @@ def _pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def avg_at_k(correct: ArrayLike) -> float:
-    """Mean of ``correct`` (problems, k), each entry 0/1, bool or a score: the accuracy of a single attempt.
+    """Mean of ``correct`` (problems, k), each entry 0/1, bool or a score: the accuracy of a single completion.
 
     Raises ``ValueError`` if it is not a full, finite table with at least one entry.
     """
@@ -69,10 +71,10 @@ def maj_at_k(answers: Sequence[Sequence[Hashable | None]], truth: Sequence[Hasha
     """Share of problems whose most frequent answer is right.
 
     Args:
-        answers: k answers per problem; ``None``, an attempt without an answer, has no vote.
+        answers: k answers per problem; ``None``, a completion without an answer, does not count.
         truth: the right answer per problem.
 
-    Tied answers count with the chance of a fair draw among them, so the value does not depend on the order of sampling.
+    If several answers are equally frequent, each counts with its share, so the order of sampling does not matter.
     Raises ``ValueError`` if there are no problems or the two differ in number.
     """
     if not answers or len(answers) != len(truth):
@@ -90,13 +92,13 @@ def _majority(answers: Iterable[Hashable | None], right: set[Hashable]) -> float
 def bootstrap_interval(
     values: ArrayLike, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[Floats, Floats]:
-    """Percentile interval of the mean over problems (Efron 1979): problems are drawn anew with replacement.
+    """Percentile interval of the mean over problems (Efron 1979): problems are resampled with replacement.
 
     Args:
         values: (problems,) or (problems, metrics); metrics of one table are resampled together.
     Returns:
-        The lower and the upper ends, () or (metrics,). Problems that all have the same value give an interval of no
-        width: the bootstrap knows only the problems it was given.
+        The lower and the upper ends, () or (metrics,). If all problems have the same value, the interval has width 0,
+        because the bootstrap resamples only the given problems.
     Raises:
         ValueError: no problems, a value that is not finite, or a level outside (0, 1).
     """
@@ -107,7 +109,7 @@ def bootstrap_interval(
         raise ValueError(f"level: must be in (0, 1), got {level}")
     rng = np.random.default_rng(seed)
     n = len(table)
-    # One draw at a time keeps memory at one copy of the table, however many problems there are.
+    # One resample at a time needs the memory of one copy of the table.
     means = np.stack([table[rng.integers(n, size=n)].mean(axis=0) for _ in range(resamples)])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low, high
@@ -116,21 +118,21 @@ def bootstrap_interval(
 def summary(
     rows: Iterable[Mapping[str, Any]], *, k: int | None = None, threshold: float = 1.0, seed: int = 0
 ) -> dict[str, Any]:
-    """One evaluation in numbers, the keys of ``eval.jsonl``: ``n_problems``, ``k``, ``avg@8``, ``avg@8_low``, ...
+    """The numbers of one evaluation, with the keys of ``eval.jsonl``: ``n_problems``, ``k``, ``avg@8``, ``avg@8_low``, ...
 
     Args:
-        rows: one judged attempt each: ``problem_id``, ``score`` (``None``: the verifier failed; counts as not solved
-            and in ``unjudged``), and where known ``length`` in tokens, ``kind`` and ``info`` as in a verdict.
-        k: attempts per problem; by default what the rows have.
-        threshold: the score from which an attempt is right.
+        rows: one judged completion each: ``problem_id``, ``score`` (``None``: the verifier failed; counts as not solved
+            and in ``unjudged``), and if known ``length`` in tokens, ``kind`` and ``info`` as in a verdict.
+        k: completions per problem; by default the number in the rows.
+        threshold: the score from which a completion counts as solved (``errata.records.is_solved``).
         seed: of the bootstrap.
     Returns:
         ``n_problems``, ``k``, ``unjudged``; ``avg@k`` and ``pass@j`` for j = 1, 2, 4, ... and k, each with ``_low`` and
         ``_high``, the 95 % interval over problems; likewise ``maj@k`` if verdicts name the answer they read
-        (``info["chosen"]``); ``score``, the mean of the judged attempts; ``length``, the mean; ``format_rate``, the
-        share of well-formed attempts, if verdicts tell (``info["strict_format"]``, or a ``kind``: ``format`` or not).
+        (``info["chosen"]``); ``score``, the mean of the judged completions; ``length``, the mean; ``format_rate``, the
+        share of well-formed completions, if verdicts say so (``info["strict_format"]``, or whether ``kind`` is ``format``).
     Raises:
-        ValueError: no rows, or a problem with another number of attempts than k, by name.
+        ValueError: no rows, or a problem (named) whose number of completions is not k.
     """
     problems: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -142,7 +144,7 @@ def summary(
         if len(attempts) != k:
             raise ValueError(f"rows: problem {name!r} has {len(attempts)} attempts, expected k = {k}")
     everyone = [row for attempts in problems.values() for row in attempts]
-    right = {name: sum(_solved(row, threshold) for row in attempts) for name, attempts in problems.items()}
+    right = {name: sum(is_solved(row["score"], threshold) for row in attempts) for name, attempts in problems.items()}
     c = np.array(list(right.values()))
 
     columns: dict[str, Floats] = {f"avg@{k}": c / k}
@@ -168,18 +170,14 @@ def _attempts_up_to(k: int) -> list[int]:
     return sorted({2**i for i in range(k.bit_length())} | {k})
 
 
-def _solved(row: Mapping[str, Any], threshold: float) -> bool:
-    return row["score"] is not None and row["score"] >= threshold
-
-
 def _vote(row: Mapping[str, Any]) -> Hashable | None:
     vote: Hashable | None = (row.get("info") or {}).get("chosen")
     return vote
 
 
 def _majority_solved(attempts: Sequence[Mapping[str, Any]], threshold: float) -> float:
-    # The verifier knows which spellings of an answer are right, so the truth is what it accepted.
-    accepted = {vote for row in attempts if (vote := _vote(row)) is not None and _solved(row, threshold)}
+    # Only the verifier knows which spellings of an answer are right, so the right answers are those it accepted.
+    accepted = {vote for row in attempts if (vote := _vote(row)) is not None and is_solved(row["score"], threshold)}
     return _majority(map(_vote, attempts), accepted)
 
 

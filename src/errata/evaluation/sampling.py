@@ -1,6 +1,6 @@
-"""Attempts at every problem of a data set, judged: the policy's, or a teacher's if it is asked something else.
+"""Judged completions of every problem of a data set, by the policy, or by a teacher with prompts of its own.
 
-Evaluating leaves no trace: the model's train/eval modes and all random number generators are as they were.
+Evaluation has no side effects: afterwards the model's train/eval modes and all random number generators are as before.
 """
 
 from __future__ import annotations
@@ -20,18 +20,32 @@ Row = dict[str, Any]
 
 
 class Evaluation(NamedTuple):
-    """What :func:`evaluate` found."""
+    """What :func:`evaluate` returns."""
 
     metrics: dict[str, Any]
     """:func:`~errata.evaluation.metrics.summary` of the rows."""
     rows: list[Row]
-    """The judged attempts, as :func:`sample` returns them."""
+    """The judged completions, as :func:`sample` returns them."""
 
 
-def evaluate(model: Any, tokenizer: Any, dataset: Iterable[Row], verifier: Verifier, **settings: Any) -> Evaluation:
-    """:func:`sample`, with its ``settings``, and the numbers."""
-    rows = sample(model, tokenizer, dataset, verifier, **settings)
-    return Evaluation(summary(rows, k=settings["k"]), rows)
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    dataset: Iterable[Row],
+    verifier: Verifier,
+    *,
+    k: int,
+    threshold: float = 1.0,
+    **settings: Any,
+) -> Evaluation:
+    """:func:`sample` k completions per problem, and :func:`~errata.evaluation.metrics.summary` of them.
+
+    Args:
+        threshold: the score from which a completion counts as solved; a run's ``success_threshold``.
+        settings: further arguments of :func:`sample`.
+    """
+    rows = sample(model, tokenizer, dataset, verifier, k=k, **settings)
+    return Evaluation(summary(rows, k=k, threshold=threshold), rows)
 
 
 def sample(
@@ -50,26 +64,26 @@ def sample(
     timeout_s: float | None = 60.0,
     progress: bool = True,
 ) -> list[Row]:
-    """k judged attempts at every problem, in the data set's order.
+    """k judged completions of every problem, in the data set's order.
 
     Args:
         model: a causal language model of transformers, on its device.
         tokenizer: its tokenizer, with a chat template where prompts are chats.
         dataset: rows with ``prompt``, a chat or a text, ``problem_id`` (the row's number if absent), and whatever
             columns the verifier reads.
-        verifier: judges as in training; one that fails costs its attempt (``score`` ``None``).
-        k: attempts per problem.
+        verifier: called as in training. If it fails for a completion, that completion's ``score`` is ``None``.
+        k: completions per problem.
         temperature: 0 is greedy.
-        top_p: nucleus; nothing else shapes the distribution, whatever the model's own generation settings say.
+        top_p: nucleus sampling. The model's own generation settings are not used.
         max_completion_length: tokens generated at most.
-        batch_size: completions generated at a time. With the seed, the hardware and this fixed, so are the attempts.
+        batch_size: completions generated at a time. The same batch size, seed and hardware give the same completions.
         seed: of the sampling.
-        messages: what to ask instead of each row's ``prompt``, one per row: a teacher's prompt with its feedback.
-            Verifiers still see the row's own.
+        messages: prompts to use instead of each row's ``prompt``, one per row: a teacher's prompts. Verifiers still get the
+            row's own.
         timeout_s: seconds the verifier may take for a batch.
         progress: show a bar on a terminal.
     Returns:
-        One row per attempt: ``problem_id``, ``sample`` (0 to k−1), ``prompt`` (what was asked), ``completion``,
+        One row per completion: ``problem_id``, ``sample`` (0 to k−1), ``prompt`` (the one used), ``completion``,
         ``length`` in tokens, ``truncated`` (no end within the length), and of the verdict ``score``, ``kind``,
         ``feedback`` and ``info``.
     Raises:
@@ -80,15 +94,15 @@ def sample(
 
     _check_settings(k, temperature, top_p, max_completion_length, batch_size)
     rows = [dict(row) for row in dataset]
-    asked = _prompts(rows, messages)
+    prompts = _prompts(rows, messages)
     names = _names(rows)
-    encoded = [_encode(tokenizer, prompt, index) for index, prompt in enumerate(asked)]
+    encoded = [_encode(tokenizer, prompt, index) for index, prompt in enumerate(prompts)]
     generation = _generation_config(model, tokenizer, temperature, top_p, max_completion_length)
-    # Like lengths together waste no padding; the longest first, so that memory runs out at once or never.
+    # Prompts of similar length together need little padding. The longest come first, so that a lack of memory shows at once.
     order = sorted(range(len(rows) * k), key=lambda i: (-len(encoded[i // k]), i))
 
     found: dict[int, Row] = {}
-    with _undisturbed(model, seed), _bar(len(order), shown=progress) as advance, torch.no_grad():
+    with _restored(model, seed), _bar(len(order), shown=progress) as advance, torch.no_grad():
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             completions = _generate(model, [encoded[i // k] for i in batch], generation)
@@ -98,7 +112,7 @@ def sample(
                 found[i] = {
                     "problem_id": names[i // k],
                     "sample": i % k,
-                    "prompt": asked[i // k],
+                    "prompt": prompts[i // k],
                     "completion": text,
                     "length": len(ids),
                     "truncated": not ids or ids[-1] not in generation.eos_token_id,
@@ -148,9 +162,9 @@ def _encode(tokenizer: Any, prompt: Messages | str, index: int) -> list[int]:
         return list(tokenizer(prompt)["input_ids"])
     if not tokenizer.chat_template:
         raise ValueError(f"tokenizer: has no chat template, but the prompt of row {index} is a chat; use text prompts")
-    goes_on = prompt[-1]["role"] == "assistant"
+    continued = prompt[-1]["role"] == "assistant"
     text = tokenizer.apply_chat_template(
-        prompt, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
+        prompt, tokenize=False, add_generation_prompt=not continued, continue_final_message=continued
     )
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -161,7 +175,7 @@ def _generation_config(model: Any, tokenizer: Any, temperature: float, top_p: fl
     own = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    # What is left None here would be filled in from the model's own settings, top_k = 20 and the like.
+    # transformers fills in settings that are None from the model's own, top_k = 20 and the like; so all are set.
     greedy = temperature == 0
     return GenerationConfig(
         do_sample=not greedy,
@@ -178,7 +192,7 @@ def _generation_config(model: Any, tokenizer: Any, temperature: float, top_p: fl
 
 
 def _generate(model: Any, prompts: list[list[int]], generation: Any) -> list[list[int]]:
-    """Completions as token ids, up to and with the token that ended them."""
+    """Completions as token ids, up to and including the token that ended them."""
     import torch
 
     longest = max(map(len, prompts))
@@ -223,8 +237,8 @@ def _judge(
 
 
 @contextmanager
-def _undisturbed(model: Any, seed: int) -> Iterator[None]:
-    """Evaluation mode and seeded generators inside, everything as it was after."""
+def _restored(model: Any, seed: int) -> Iterator[None]:
+    """Evaluation mode and seeded generators inside; afterwards modes and generators are as before."""
     import torch
 
     modes = [(module, module.training) for module in model.modules()]

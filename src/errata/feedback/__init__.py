@@ -1,4 +1,4 @@
-"""The world's answers: a verifier turns a completion into a :class:`~errata.records.Verdict`: score and words."""
+"""Verifiers: functions from completions to :class:`~errata.records.Verdict`, a score and a text."""
 
 from errata.feedback.custom import as_verdicts, combine, completion_text, load_function, load_verifier
 from errata.feedback.sandbox.judge import judge

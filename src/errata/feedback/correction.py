@@ -1,4 +1,4 @@
-"""Corrections by an expert: from a column of the data, or asked of a person or a program for every failed attempt."""
+"""Corrections of failed rollouts: from a column of the data, a program, or a person at the terminal."""
 
 from __future__ import annotations
 
@@ -8,22 +8,27 @@ from dataclasses import replace
 from typing import Any
 
 from errata.feedback.custom import Verifier, as_verdicts, completion_text, verifier_name
-from errata.records import Rollout, Verdict
+from errata.records import Rollout, Verdict, is_solved
 
 __all__ = ["Expert", "ask_person", "corrected_verdict", "with_correction"]
 
 Expert = Callable[[Rollout], str | None]
-"""Sees a failed attempt and its verdict, answers with a correction, or ``None`` for no comment."""
+"""A function from a failed rollout with its verdict to a correction, or ``None`` for none."""
 
 
 def with_correction(
     verifier: Verifier, source: str | Expert, *, threshold: float = 1.0, leaks_answer: bool = True
 ) -> Verifier:
-    """The verifier with corrections: attempts it scores below ``threshold`` get one after what it says itself.
+    """The verifier, with a correction appended to its feedback where a rollout is not solved.
 
-    ``source`` is the name of a column (an empty or missing text is no correction) or an :data:`Expert`, asked one attempt
-    after the other. ``leaks_answer`` says whether corrections contain the answer; most do. The verifier must not be a
-    coroutine function. Calling it raises ``ValueError`` if the column is missing.
+    Args:
+        verifier: not a coroutine function.
+        source: the name of a column (an empty or missing text is no correction), or an :data:`Expert`, called for one
+            rollout after the other.
+        threshold: the score from which a rollout counts as solved.
+        leaks_answer: whether corrections contain the answer; most do.
+    Raises:
+        ValueError: at a call, if the column is missing.
     """
     name = f"{verifier_name(verifier)}+correction"
 
@@ -35,7 +40,7 @@ def with_correction(
         rows = {key: values for key, values in columns.items() if isinstance(values, list | tuple) and len(values) == n}
         verdicts = []
         for index, verdict in enumerate(judged):
-            if verdict.score is None or verdict.score >= threshold:
+            if verdict.score is None or is_solved(verdict.score, threshold):
                 verdicts.append(verdict)
                 continue
             row = {key: values[index] for key, values in rows.items()}
@@ -59,7 +64,7 @@ def with_correction(
 
 
 def corrected_verdict(verdict: Verdict, text: str, leaks_answer: bool = True) -> Verdict:
-    """The verdict with a correction after what it says itself; unchanged where the text is empty."""
+    """The verdict with a correction appended to its feedback; unchanged if the text is empty."""
     text = text.strip()
     if not text:
         return verdict
@@ -72,9 +77,9 @@ def corrected_verdict(verdict: Verdict, text: str, leaks_answer: bool = True) ->
 
 
 def ask_person(rollout: Rollout) -> str | None:
-    """Shows an attempt in the terminal and reads a correction, any lines up to an empty one; nothing is no comment.
+    """Show a rollout in the terminal and read a correction: any lines up to an empty one. ``None`` for no line.
 
-    Raises ``RuntimeError`` where there is no terminal. A person takes time, so no limit is put on the verifier.
+    No time limit applies to a verifier with this source. Raises ``RuntimeError`` if there is no terminal.
     """
     if not sys.stdin.isatty():
         raise RuntimeError("asking a person needs a terminal; give a column or a program as the source of corrections")

@@ -1,4 +1,4 @@
-"""Self-evaluation: a model, the policy itself or another, criticises failed attempts, and the critique is the feedback."""
+"""Self-evaluation: a model, the policy or another, criticises failed rollouts. Its critique becomes the feedback."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _DEFAULT = "contexts/templates/critique.jinja"
 
 
 class Critic:
-    """A stage after the verifier: ``critic(rollouts)`` gives their verdicts, with a critique as the feedback of the failed.
+    """A stage after the verifier: ``critic(rollouts)`` returns their verdicts, where failed ones have a critique as feedback.
 
     Args:
-        generate: continues a batch of chats, one text each. Called once for all failed rollouts, and not at all if none.
-        count_tokens: the length of a text, for the cost: ``info["critique_tokens"]`` were written by the model, thinking
-            included, and ``info["critique_prompt_tokens"]`` read.
+        generate: continues a batch of chats, one text each. Called once for all failed rollouts, and not if there are none.
+        count_tokens: the number of tokens of a text. ``info["critique_tokens"]`` counts what the model wrote, thinking
+            included, and ``info["critique_prompt_tokens"]`` what it read.
         template: Jinja text, or the path of a ``.jinja`` file, with ``problem``, ``attempt``, ``feedback`` and
             ``reference``; ``contexts/templates/critique.jinja`` by default, which does not show the reference.
-        threshold: rollouts scored below it have failed.
+        threshold: the score from which a rollout counts as solved; rollouts below it have failed.
     Raises:
         ValueError: a template that is missing or has a syntax error; at a call, a wrong number of texts.
 
-    A critique that was written with the answer in view counts as leaking it: with a template that uses ``reference``, or
-    one that uses ``feedback`` on a rollout whose feedback leaks.
+    A critique counts as leaking the answer if its prompt held the answer: the template uses ``reference``, or it uses
+    ``feedback`` and the rollout's feedback leaks.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class Critic:
         self.generate, self._count, self._threshold = generate, count_tokens, threshold
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Verdict]:
-        """One verdict per rollout, in order; only its feedback, kind, leak and info differ from the rollout's own."""
-        failed = [r for r in rollouts if r.reward is not None and r.reward < self._threshold]
+        """One verdict per rollout, in order. Its score is the rollout's own; feedback, kind, leak and info may differ."""
+        failed = [r for r in rollouts if r.reward is not None and not r.solved(self._threshold)]
         prompts = [self._prompt(r) for r in failed]
         texts = self.generate(prompts) if prompts else []
         if len(texts) != len(prompts):
@@ -83,12 +83,12 @@ class Critic:
         }
         if not critique:
             return replace(verdict, info=info)
-        in_view = ("reference" in self._uses and bool(rollout.reference)) or (
+        answer_in_prompt = ("reference" in self._uses and bool(rollout.reference)) or (
             "feedback" in self._uses and verdict.leaks_answer
         )
         if verdict.feedback:
             info["judged"] = verdict.feedback
-        return Verdict(verdict.score, critique, kind="critique", leaks_answer=in_view, info=info)
+        return Verdict(verdict.score, critique, kind="critique", leaks_answer=answer_in_prompt, info=info)
 
 
 def _text_of(template: str | None) -> str:

@@ -1,7 +1,7 @@
-"""Any TRL reward function as a verifier: what it may return, and where it comes from.
+"""Any TRL reward function as a verifier: how its return values become verdicts, and how it is loaded by name.
 
-A verifier is called like a TRL reward function, ``verifier(prompts=..., completions=..., **columns)``, and returns one
-float, ``None``, dict or :class:`~errata.records.Verdict` per completion, mixed as it likes, at once or as a coroutine.
+A verifier is called like a TRL reward function, ``verifier(prompts=..., completions=..., **columns)``. It returns one
+float, ``None``, dict or :class:`~errata.records.Verdict` per completion, mixed, directly or as a coroutine.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _FIELDS = tuple(f.name for f in fields(Verdict))
 
 
 def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
-    """What the policy itself wrote: the text as it is, or a chat's assistant turns joined by newlines, no tool's turns.
+    """The policy's own text: a text as it is, or a chat's assistant turns joined by newlines, without tool turns.
 
     Raises ``ValueError`` for anything else.
     """
@@ -65,18 +65,19 @@ def _content_text(message: Mapping[str, Any]) -> str:
 
 
 def verifier_name(verifier: Verifier) -> str:
-    """A readable name for messages and logs; of a ``functools.partial`` the inner function's."""
+    """A readable name for messages and logs; for a ``functools.partial`` the inner function's."""
     inner = getattr(verifier, "func", verifier)
     return str(getattr(inner, "__name__", type(inner).__name__))
 
 
 def as_verdicts(values: Iterable[Any], *, n: int, name: str) -> list[Verdict]:
-    """What the verifier ``name`` returned for ``n`` completions, as verdicts.
+    """The verdicts of ``n`` completions from the return value of the verifier ``name``.
 
-    A number or bool is a score, ``None`` is not judged, a dict has a verdict's fields as keys and at least ``score``. A
+    A number or bool is a score. ``None`` means not judged. A dict has a verdict's fields as keys, and at least ``score``. A
     score that is not finite becomes ``Verdict(None, kind="error")``: the verifier failed on that completion.
-    Raises ``ValueError`` naming the verifier, the completion and the key where a value is none of these, or the
-    verifier and both numbers where there are not ``n``.
+
+    Raises:
+        ValueError: a value is none of these (naming the verifier, the completion and the key), or there are not ``n``.
     """
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         raise ValueError(
@@ -95,8 +96,8 @@ def _as_verdict(value: Any, where: str) -> Verdict:
         unknown = [key for key in value if key not in _FIELDS]
         if unknown:
             near = difflib.get_close_matches(str(unknown[0]), _FIELDS, n=1)
-            mend = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(_FIELDS)}"
-            raise ValueError(f"{where}: unknown key {unknown[0]!r}; {mend}")
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(_FIELDS)}"
+            raise ValueError(f"{where}: unknown key {unknown[0]!r}; {hint}")
         if "score" not in value:
             raise ValueError(f"{where}: the dict has no 'score'; give one, None for a completion that was not judged")
         verdict = Verdict(**value)
@@ -120,10 +121,12 @@ def _as_verdict(value: Any, where: str) -> Verdict:
 def combine(verifiers: Sequence[Verifier], weights: Sequence[float] | None = None) -> Verifier:
     """One verifier of several: the weighted sum of their scores, their feedback joined, each one's score in ``info``.
 
-    As in TRL a ``None`` is left out of the sum and only all ``None`` is ``None``; but where one *failed*
-    (``kind="error"``) the rollout is not judged: half a sum must not stand beside the group's whole ones. Weights are 1
-    by default.
-    Raises ``ValueError`` if there is no verifier or the numbers of verifiers and weights differ.
+    As in TRL a ``None`` is left out of the sum, and the sum of only ``None`` is ``None``. But if a verifier *failed*
+    (``kind="error"``), the rollout is not judged, because an incomplete sum cannot be compared with the group's other
+    scores. Weights are 1 by default.
+
+    Raises:
+        ValueError: there is no verifier, or the numbers of verifiers and weights differ.
     """
     parts = list(verifiers)
     shares = [1.0] * len(parts) if weights is None else [float(w) for w in weights]
@@ -161,13 +164,13 @@ def _merged(verdicts: Sequence[Verdict], weights: Sequence[float], labels: Seque
     errors = [v for v in verdicts if v.kind == "error"]
     if errors:
         return Verdict(None, kind="error", info={"error": errors[0].info.get("error", "a verifier failed"), **info})
-    told = [v for v in verdicts if v.feedback.strip()]
+    with_text = [v for v in verdicts if v.feedback.strip()]
     scores = [w * v.score for w, v in zip(weights, verdicts, strict=True) if v.score is not None]
     return Verdict(
         math.fsum(scores) if scores else None,
-        feedback="\n\n".join(v.feedback.strip() for v in told),
-        kind="+".join(dict.fromkeys(v.kind for v in told if v.kind)),
-        leaks_answer=any(v.leaks_answer for v in told),
+        feedback="\n\n".join(v.feedback.strip() for v in with_text),
+        kind="+".join(dict.fromkeys(v.kind for v in with_text if v.kind)),
+        leaks_answer=any(v.leaks_answer for v in with_text),
         info=info,
     )
 
@@ -178,10 +181,13 @@ def load_verifier(spec: str) -> Verifier:
 
 
 def load_function(spec: str, argument: str) -> Callable[..., Any]:
-    """The function or class that ``"package.module:function"`` or ``"path/to/file.py:function"`` names, a setting
-    ``argument``'s value.
+    """The function or class that ``"package.module:function"`` or ``"path/to/file.py:function"`` names.
 
-    Raises ``ValueError`` saying what is wrong: the form, the file or module (and why it does not import) or the name.
+    Args:
+        spec: the name.
+        argument: the setting that holds it, for error messages.
+    Raises:
+        ValueError: a wrong form, a missing file, a module that does not import (and why), or a missing name.
     """
     source, colon, attribute = spec.rpartition(":")
     if not colon or not source or not attribute:
@@ -211,7 +217,7 @@ def _module_of_file(path: Path) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _module_as_written(path: Path, written: int) -> Any:
-    # Once for all that is named in it: a verifier must find its rollouts' environments to be of the class it knows.
+    # Loaded once: a verifier and an environment of one file must refer to the same classes.
     name = f"errata_verifier_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None

@@ -1,4 +1,7 @@
-"""Does a completion speak of feedback that its policy never saw? A student that learned the teacher's context by heart does."""
+"""A test of wording: does a completion mention feedback that the student never saw?
+
+A student that learned to repeat its teacher's context does.
+"""
 
 from __future__ import annotations
 
@@ -35,15 +38,15 @@ _PATTERNS = [
 def mentions_feedback(
     completion: str | Sequence[Mapping[str, Any]], prompt: str | Sequence[Mapping[str, Any]] = ""
 ) -> str | None:
-    """The first words by which a completion refers to feedback, a shown solution or an earlier attempt; else ``None``.
+    """The first words with which a completion mentions feedback, a shown solution or an earlier attempt; else ``None``.
 
-    ``mentions_feedback("As the hint says, x = 3.") == "As the hint"``. What the prompt itself speaks of does not count:
-    a problem may come with a hint. A wording test: use the share of completions that have it as a metric, not as a judge.
+    ``mentions_feedback("As the hint says, x = 3.") == "As the hint"``. Words that are in the prompt do not count, because
+    a problem may come with a hint. Use the share of such completions as a metric. Do not use it as a verifier.
     """
-    asked = prompt if isinstance(prompt, str) else " ".join(str(m.get("content") or "") for m in prompt)
+    prompt_text = prompt if isinstance(prompt, str) else " ".join(str(m.get("content") or "") for m in prompt)
     text = " ".join(completion_text(completion).split())
     for pattern in _PATTERNS:
         for match in pattern.finditer(text):
-            if match["source"].casefold() not in asked.casefold():
+            if match["source"].casefold() not in prompt_text.casefold():
                 return match[0]
     return None

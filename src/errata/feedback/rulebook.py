@@ -1,8 +1,9 @@
-"""The embedded world's judge: step-by-step arithmetic mod 10 under a rulebook.
+"""The verifier of the embedded tasks: step-by-step arithmetic mod 10 under a rulebook.
 
-A problem is a chain of lettered steps, ``7a+3b*4c-2``. An attempt writes it down with the result after every step, the last
-being the answer: ``7a+3=0b*4=3c-2=1``. A rulebook says what each operator means, the usual operation plus a constant, mod
-10: ``"x+n, x-n, x*n+3"``. Every step is executed on the digit the attempt itself wrote before it: one slip is one error.
+A problem is a chain of lettered steps, ``7a+3b*4c-2``. An attempt repeats it with the result after every step:
+``7a+3=0b*4=3c-2=1``. The last result is the answer. A rulebook says what each operator means, the usual operation plus a
+constant, mod 10: ``"x+n, x-n, x*n+3"``. Every step is executed on the digit that the attempt wrote before it, so one
+wrong step counts as one error, whatever follows from it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Completion = str | Sequence[Mapping[str, Any]]
 """A text or a chat."""
 
 USUAL = "x+n, x-n, x*n"
-"""The rulebook everyone knows."""
+"""The usual rules of arithmetic."""
 
 _RULE = re.compile(r"x([-+*])n(?:\+(\d))?")
 _STEP = re.compile(r"([a-z][-+*][0-9])=([0-9])")
@@ -64,12 +65,18 @@ def solve(expression: str, rule: Rule) -> str:
 
 
 def judge(attempt: str, expression: str, rule: Rule, *, feedback: str = "trace", trace: str = "all") -> Verdict:
-    """Executes one attempt: score 1.0 if every step and the answer are right, else 0.0 with what there is to say.
+    """The verdict on one attempt: score 1.0 if every step and the answer are right, else 0.0 with feedback.
 
-    ``feedback="trace"`` names each wrong step with the result of its own digits and the one written,
-    ``"0b*4=3 not 0"``, and stops at the first with ``trace="first"``. ``"correction"`` is an expert's corrected
-    version of the attempt, kept up to its first error. ``"bit"`` says nothing. A malformed attempt is told the format
-    instead of a trace. ``info`` holds the answer it gave, ``chosen``, and the letters of its ``wrong_steps``.
+    Args:
+        attempt: the completion's text.
+        expression: the problem, ``"7a+3b*4"``.
+        rule: from :func:`rule_of`.
+        feedback: ``trace`` names each wrong step with the right result for its digits and the written one,
+            ``"0b*4=3 not 0"``. ``correction`` is the attempt, corrected from its first error on. ``bit`` is no feedback.
+        trace: ``all`` wrong steps, or the ``first``.
+
+    A malformed attempt gets a remark on the format instead of a trace. ``info`` holds the answer, ``chosen``, and the
+    letters of the ``wrong_steps``.
     """
     right = solve(expression, rule)
     attempt = attempt.strip()
@@ -81,21 +88,23 @@ def judge(attempt: str, expression: str, rule: Rule, *, feedback: str = "trace",
     if feedback == "bit":
         return Verdict(0.0, info=info)
     if feedback == "correction":
-        # The world is deterministic: an attempt kept up to its first error and mended from there is the right solution.
+        # Arithmetic is deterministic: an attempt that is corrected from its first error on is the right solution.
         return Verdict(0.0, right, kind="correction", leaks_answer=True, info=info)
     if not well_formed:
         return Verdict(0.0, "write the result after every step: 7a+3=0", kind="format")
-    told = ";".join(text for _, text in (errors[:1] if trace == "first" else errors))
-    leaks = errors[0][0] == expression[-3]  # all before the answer is right, so what is expected of it is the answer
-    return Verdict(0.0, told, kind="trace", leaks_answer=leaks, info=info)
+    trace_text = ";".join(text for _, text in (errors[:1] if trace == "first" else errors))
+    leaks = errors[0][0] == expression[-3]  # all earlier steps are right, so the trace names the answer
+    return Verdict(0.0, trace_text, kind="trace", leaks_answer=leaks, info=info)
 
 
 class RulebookVerifier:
-    """Called like a TRL reward function, ``verifier(completions=..., **columns)``, but returns verdicts.
+    """The verifier of the ``rulebook`` tasks. It reads the columns ``expression`` and ``rulebook``.
 
-    Reads the columns ``expression`` (``"7a+3b*4"``) and ``rulebook`` (``"x+n, x-n, x*n+3"``). ``feedback`` is one of
-    ``"trace"``, ``"correction"``, ``"bit"``, and ``trace`` of ``"all"``, ``"first"``: see :func:`judge`. Raises
-    ``ValueError`` for others.
+    Args:
+        feedback: ``"trace"``, ``"correction"`` or ``"bit"``; see :func:`judge`.
+        trace: ``"all"`` or ``"first"``.
+    Raises:
+        ValueError: another value.
     """
 
     def __init__(self, feedback: str = "trace", trace: str = "all") -> None:
@@ -125,7 +134,7 @@ class RulebookVerifier:
 
 
 def _errors(attempt: str, expression: str, rule: Rule) -> list[tuple[str, str]]:
-    """Letter and trace of each step that is wrong after the digit written before it; a miscopied start counts to the first."""
+    """Letter and trace of each wrong step, given the digit written before it. A wrong first digit counts as the first step's."""
     steps = steps_of(expression)
     errors = [] if attempt[0] == expression[0] else [(steps[0][0], f"{expression[0]} not {attempt[0]}")]
     before = attempt[0]

@@ -1,4 +1,4 @@
-"""The house policy: a Qwen3 of well under a million parameters, pre-trained for the embedded world. See its card, README.md.
+"""The house policy: a Qwen3 model of half a million parameters, pre-trained for the embedded tasks. Its card is README.md.
 
 ``AutoModelForCausalLM.from_pretrained(HOUSE_PATH)`` and ``AutoTokenizer.from_pretrained(HOUSE_PATH)`` load it.
 """

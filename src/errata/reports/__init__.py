@@ -1,1 +1,1 @@
-"""What a run leaves behind, and how it is shown."""
+"""The run directory, and everything made from it: tables, plots, the HTML report."""

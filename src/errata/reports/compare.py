@@ -1,8 +1,8 @@
-"""Methods side by side: what each reached, how surely, how soon, and which differences chance could have made.
+"""A table of methods: what each reached, with intervals, after how many steps, and which differences may be chance.
 
-An interval over seeds is Student's: mean ± t(0.975, n−1)·s/√n, of shares cut at 0 and 1; one seed has none. A method
-*ties* with the best if the 95 % interval of their difference holds 0, taken over the runs that share a seed. With fewer
-than two of those, only avg@k and pass@k are judged: there is a tie if the evaluations' intervals over problems overlap.
+An interval over seeds is Student's: mean ± t(0.975, n−1)·s/√n, for shares limited to [0, 1]; one seed has none. A method
+*ties* with the best if the 95 % interval of their difference contains 0, over the runs that share a seed. With fewer
+than two such runs only avg@k and pass@k are compared: there is a tie if the evaluations' intervals over problems overlap.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T_975 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
-"""Student's t at 0.975 by degrees of freedom from 1; beyond the last the last, which is a little too wide."""
+"""Student's t at 0.975 for 1, 2, ... degrees of freedom. For more than 30 the last is used, which is a little too wide."""
 
 
 @dataclass(frozen=True)
@@ -37,30 +37,30 @@ class Estimate:
     n: int
     best: bool = False
     tie: bool = False
-    """Not the best, and not told apart from it."""
+    """Not the best, but the difference from the best may be chance."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One number of a run, and which way is better."""
+    """One number of a run, and whether higher or lower is better."""
 
     name: str
     of: Callable[[Run], float | None]
     better: str = ""
-    """``higher``, ``lower`` or empty: nothing to win."""
+    """``higher``, ``lower``, or empty if neither is better."""
     kind: str = "number"
     """``share``, ``number`` or ``seconds``."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups of runs against each other."""
+    """The numbers of several groups of runs."""
 
     k: int | None
     target: float | None
     columns: Sequence[Column]
     rows: Mapping[str, Mapping[str, Estimate | None]]
-    """By label, then by column; ``None``: not known, or not reached by every seed."""
+    """By label, then by column; ``None`` if unknown or not reached by every seed."""
     seeds: Mapping[str, int]
     warnings: Sequence[str]
 
@@ -92,11 +92,11 @@ def interval(values: Sequence[float], *, share: bool = False) -> Estimate:
 
 
 def compare(runs: Sequence[Run], *, target: float | None = None) -> Comparison:
-    """The table of ``runs``, one row per label.
+    """The comparison of ``runs``, one row per label.
 
     Args:
         runs: as :func:`errata.reports.runs.load` reads them.
-        target: the avg@k whose reaching is timed; by default half way from the untrained policy to the best method.
+        target: the avg@k for "steps to target"; by default half way from the untrained policy to the best method.
     Raises:
         ValueError: a target outside (0, 1].
     """
@@ -121,7 +121,7 @@ def final(run: Run, name: str) -> float | None:
 
 
 def worst_drop(run: Run, name: str) -> float | None:
-    """How far ``name`` ever fell below the best it had been: 0 for a run that only rose."""
+    """How far ``name`` at most fell below its best earlier value: 0 for a run that never fell."""
     values = [row[name] for row in run.evals if row.get(name) is not None]
     best, drop = -math.inf, 0.0
     for value in values:
@@ -131,12 +131,12 @@ def worst_drop(run: Run, name: str) -> float | None:
 
 
 def reached(run: Run, name: str, target: float) -> int | None:
-    """The step of the first evaluation at which ``name`` was at least ``target``; ``None``: never."""
+    """The step of the first evaluation with ``name`` at least ``target``; ``None`` if there is none."""
     return next((int(row["step"]) for row in run.evals if (row.get(name) or 0.0) >= target), None)
 
 
 def table(comparison: Comparison) -> Table:
-    """For the terminal: the best bold and starred, ties with it marked, what all have in common said once."""
+    """The comparison for the terminal. The best is bold with ``*``, ties have ``~``; what all rows share is in the title."""
     shown, common = layout(comparison)
     out = Table(
         box=SIMPLE_HEAD,
@@ -159,13 +159,13 @@ def table(comparison: Comparison) -> Table:
 
 
 def row_name(comparison: Comparison, label: str) -> str:
-    """The label, with its number of seeds where the rows differ in it."""
+    """The label, with its number of seeds if the rows differ in it."""
     n = comparison.seeds[label]
     return label if len({*comparison.seeds.values()}) == 1 else f"{label} ({n} seed{'s' * (n > 1)})"
 
 
 def layout(comparison: Comparison) -> tuple[list[Column], list[str]]:
-    """The columns worth showing, and in words what is the same in all rows: ``["120 steps", "3 seeds"]``."""
+    """The columns to show, and as text what is the same in all rows: ``["120 steps", "3 seeds"]``."""
     seeds = {*comparison.seeds.values()}
     shown: list[Column] = []
     common = [f"{n} seed{'s' * (n > 1)}" for n in seeds if len(seeds) == 1]
@@ -186,13 +186,13 @@ def cell(estimate: Estimate | None, column: Column) -> str:
         return "–"
     text = number(estimate.mean, column.kind)
     if estimate.low is not None and estimate.high is not None and column.better:
-        # A share's interval is cut at 0 and 1; its longer arm is whole.
+        # A share's interval is limited to [0, 1]; its longer half is not.
         text += f" ±{number(max(estimate.high - estimate.mean, estimate.mean - estimate.low), column.kind)}"
     return text + (" *" if estimate.best else " ~" if estimate.tie else "")
 
 
 def number(value: float, kind: str) -> str:
-    """One value in the table's words: ``85.0``, ``3m10s``, ``1.2M``."""
+    """One value as text: ``85.0`` for a share, ``3.2m`` for seconds, ``1.2M`` for a number."""
     if kind == "share":
         return f"{100 * value:.1f}"
     if kind == "seconds":
@@ -207,9 +207,9 @@ def number(value: float, kind: str) -> str:
 
 
 def footnote(comparison: Comparison) -> str:
-    """What the table's marks and columns mean."""
+    """A note that explains the table's signs and columns."""
     several = min(comparison.seeds.values()) > 1
-    said = [
+    notes = [
         "Per cent at the last evaluation" + (", mean over seeds ± 95 % interval (Student's t)." if several else ".")
     ]
     if len(comparison.rows) > 1:
@@ -218,15 +218,17 @@ def footnote(comparison: Comparison) -> str:
             if several
             else "with a single seed, their 95 % intervals over problems overlap"
         )
-        said.append(f"* best, ~ tie with the best: {rule}.")
+        notes.append(f"* best, ~ tie with the best: {rule}.")
     if comparison.target is not None:
-        said.append(f"Target: avg@{comparison.k} of {100 * comparison.target:.1f} (–: not reached by every seed).")
-    said.append("Worst drop: furthest below its best so far. Time: of training, evaluations apart. Tokens: generated.")
-    return " ".join(said)
+        notes.append(f"Target: avg@{comparison.k} of {100 * comparison.target:.1f} (–: not reached by every seed).")
+    notes.append(
+        "Worst drop: largest fall below its best so far. Time: training without evaluations. Tokens: generated."
+    )
+    return " ".join(notes)
 
 
 def warnings(runs: Sequence[Run]) -> list[str]:
-    """What makes the runs less than one experiment, in words; none if nothing."""
+    """Reasons why the runs are not comparable, one sentence each."""
     found = []
     for key in ("task", "model", "eval_k", "eval_problems", "eval_split", "num_generations", "max_completion_length"):
         values = sorted({str(run.config.get(key)) for run in runs})
@@ -275,7 +277,7 @@ def _to_target(run: Run, name: str, target: float, *, seconds: bool = False) -> 
 def _estimate(group: Sequence[Run], column: Column) -> Estimate | None:
     values = [column.of(run) for run in group]
     known = [v for v in values if v is not None]
-    # A mean over the seeds that reached a target alone would flatter a method that often does not.
+    # Without the seeds that never reached the target, the mean would be too good.
     return interval(known, share=column.kind == "share") if known and len(known) == len(values) else None
 
 
@@ -286,7 +288,7 @@ def _mark_best(
     if not known:
         return
     winner = (max if column.better == "higher" else min)(known, key=lambda label: known[label].mean)
-    apart = {label: told_apart(groups[winner], groups[label], column) for label in known if label != winner}
+    apart = {label: differ(groups[winner], groups[label], column) for label in known if label != winner}
     if apart and all(verdict is None for verdict in apart.values()):
         return
     equal = {label for label, e in known.items() if e.mean == known[winner].mean}
@@ -296,8 +298,8 @@ def _mark_best(
         rows[label][column.name] = replace(e, best=best, tie=tie)
 
 
-def told_apart(first: Sequence[Run], second: Sequence[Run], column: Column) -> bool | None:
-    """Whether two groups of runs differ by more than chance (the module's rule); ``None``: nothing to judge it by."""
+def differ(first: Sequence[Run], second: Sequence[Run], column: Column) -> bool | None:
+    """Whether two groups of runs differ by more than chance (the module's rule); ``None`` if that cannot be computed."""
     a, b = ({run.seed: column.of(run) for run in group} for group in (first, second))
     pairs = [(x, y) for seed in a if (x := a[seed]) is not None and (y := b.get(seed)) is not None]
     if len(pairs) > 1:
@@ -308,7 +310,7 @@ def told_apart(first: Sequence[Run], second: Sequence[Run], column: Column) -> b
 
 
 def _over_problems(group: Sequence[Run], column: Column) -> tuple[float, float] | None:
-    """The evaluations' own interval; ``None`` for a number that has none."""
+    """The interval over problems that the evaluations hold; ``None`` for a number without one."""
     lows, highs = ([final(run, f"{column.name}_{end}") for run in group] for end in ("low", "high"))
     ends = [(low, high) for low, high in zip(lows, highs, strict=True) if low is not None and high is not None]
     return (min(low for low, _ in ends), max(high for _, high in ends)) if ends else None

@@ -1,7 +1,7 @@
-"""What a run says over time, as curves to be drawn: which metrics belong together, means and bands over seeds.
+"""The curves of a report: which metrics are drawn together, and means and bands over seeds.
 
-Evaluations keep their points. Training metrics are noisy: drawn is the running mean over about a twentieth of the run
-(``smoothed``), behind it the raw values where there is a single run. Bands are explained by :func:`bands`.
+Evaluations are drawn point by point. Training metrics are noisy, so the running mean over about a twentieth of the run is
+drawn (``smoothed``), with the raw values behind it if there is a single run. :func:`bands` explains the bands.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Series:
     colour: int
     """Which of the page's line colours, from 0."""
     clock: str
-    """The label whose steps these are: its time and tokens are in :func:`clocks`."""
+    """The label whose time and tokens at these steps :func:`clocks` gives."""
     x: list[int]
     """Optimizer steps."""
     y: list[float | None]
@@ -63,7 +63,7 @@ class Section:
 class _Chart:
     title: str
     keys: Mapping[str, str]
-    """Metric to what its line is called."""
+    """Metric to the name of its line."""
     unit: str = ""
     about: str = ""
     smooth: bool = True
@@ -74,42 +74,47 @@ def _one(title: str, key: str, unit: str = "", about: str = "", *, smooth: bool 
 
 
 _TRAINING = (
-    _one("Reward", "reward", about="Mean over the step's attempts."),
+    _one("Reward", "reward", about="Mean over the step's rollouts."),
     _Chart(
         "Entropy",
         {"entropy": "student", "teacher/entropy": "teacher"},
         "nats",
-        "Mean over tokens. A student's that falls to 0 has stopped exploring.",
+        "Mean over tokens. At 0 the student no longer explores.",
     ),
-    _one("Length", "completions/mean_length", "tokens", "Mean tokens of an attempt."),
+    _one("Length", "completions/mean_length", "tokens", "Mean tokens of a rollout."),
     _one(
         "Gap to the teacher",
         "teacher/gap",
         "nats",
         "Teacher's less student's log-probability of the sampled token: 0 when both agree.",
     ),
-    _one("Disagreement", "teacher/divergence", "nats", "The method's divergence per token that a teacher marked."),
+    _one(
+        "Disagreement",
+        "teacher/divergence",
+        "nats",
+        "The method's divergence, mean over the tokens that have a teacher.",
+    ),
     _Chart(
         "Cost and credit",
         {"local_cost": "local cost", "future_credit": "future credit"},
         "nats",
-        "What a token costs, and the mean disagreement still to come after it.",
+        "The cost of a token, and the mean future cost after it.",
     ),
-    _one("Loss", "loss", about="Of two streams; it need not fall."),
+    _one("Loss", "loss", about="Sum of the two streams; it need not fall."),
     _one("Gradient norm", "grad_norm", about="Before clipping."),
 )
 _DECISIONS = (
     _Chart(
-        "What the teacher was shown",
+        "Context of the teacher",
         {f"context/{kind}": kind for kind in ("sibling", "buffer", "feedback", "reference", "none")},
         "share",
-        "Share of attempts.",
+        "Share of rollouts.",
     ),
     _Chart(
-        "Groups without a contrast",
+        "Groups with equal rewards",
         {"groups/solve_none": "none solved", "groups/solve_all": "all solved"},
         "share",
-        "Reward alone teaches nothing on these.",
+        "The reward gives no gradient on these.",
     ),
     _Chart(
         "Difficulty",
@@ -121,39 +126,49 @@ _DECISIONS = (
         "Routing",
         {"routing/reinforced": "reinforced", "routing/distilled": "distilled"},
         "share",
-        "Attempts that got reward's signal, the teacher's, or neither.",
+        "Rollouts with weight in the policy gradient, in the distillation, or in neither.",
     ),
     _Chart(
         "Weight streams",
-        {"routing/weight_rl": "reward", "routing/weight_sd": "distillation"},
+        {"routing/weight_rl": "policy gradient", "routing/weight_sd": "distillation"},
         "",
         "Mean weight per token.",
     ),
-    _Chart("Rhythm", {"rhythm/open": "gate open", "rhythm/bonus": "bonus"}, "share", "Of tokens of right attempts."),
+    _Chart(
+        "Rhythm",
+        {"rhythm/open": "gate open", "rhythm/bonus": "bonus"},
+        "share",
+        "Share of the tokens of solved rollouts.",
+    ),
     _Chart(
         "Success buffer",
         {"buffer/texts": "texts", "buffer/problems": "problems"},
-        about="Successes held now.",
+        about="Stored successes.",
         smooth=False,
     ),
-    _Chart("Draws from the buffer", {"buffer/hits": "hits", "buffer/misses": "misses"}, about="So far.", smooth=False),
-    _one("Curriculum", "curriculum/stage", about="Stage 1 distils everything, stage 2 routes.", smooth=False),
-    _one("Problems met", "ledger/problems", about="With a pass rate in the ledger.", smooth=False),
     _Chart(
-        "Lost",
+        "Draws from the buffer",
+        {"buffer/hits": "hits", "buffer/misses": "misses"},
+        about="Since the start.",
+        smooth=False,
+    ),
+    _one("Curriculum", "curriculum/stage", about="Stage 1 distils every rollout, stage 2 routes.", smooth=False),
+    _one("Problems seen", "ledger/problems", about="Problems with a pass rate in the ledger.", smooth=False),
+    _Chart(
+        "Not used",
         {"rollouts/unjudged": "not judged", "context/cut": "context cut", "context/dropped": "context dropped"},
         "share",
-        "Attempts the verifier failed on, and contexts that did not fit.",
+        "Rollouts on which the verifier failed, and contexts that did not fit.",
     ),
 )
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:
-    """All curves of ``runs``: evaluations, training, decisions, and every further metric, folded away."""
+    """All curves of ``runs``: evaluations, training, decisions of the method, and every further metric, folded."""
     groups = grouped(runs)
     found = [Section("Evaluation", list(_panels(groups, _evaluation(runs), "evals")))]
     drawn: set[str] = set()
-    known: tuple[tuple[str, Sequence[_Chart]], ...] = (("How it went", _TRAINING), ("What was decided", _DECISIONS))
+    known: tuple[tuple[str, Sequence[_Chart]], ...] = (("Training", _TRAINING), ("Decisions of the method", _DECISIONS))
     for title, charts in known:
         found.append(Section(title, list(_panels(groups, charts, "metrics"))))
         drawn |= {key for chart in charts for key in chart.keys}
@@ -164,18 +179,18 @@ def sections(runs: Sequence[Run]) -> list[Section]:
 
 
 def bands(runs: Sequence[Run]) -> str:
-    """What a band around a line is, in words."""
+    """What the band around a line shows, as a sentence."""
     sizes = {len(group) for group in grouped(runs).values()}
-    said = {
+    meaning = {
         1: "of a single run: the evaluation's 95 % interval over problems",
         2: "of two seeds: from one to the other",
         3: "of several seeds: the 95 % interval of their mean (Student's t)",
     }
-    return "Bands " + "; ".join(said[n] for n in sorted({min(size, 3) for size in sizes})) + "."
+    return "Bands " + "; ".join(meaning[n] for n in sorted({min(size, 3) for size in sizes})) + "."
 
 
 def clocks(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
-    """By label: ``step``, and at each the mean ``tokens`` generated and ``minutes`` of training."""
+    """By label: some ``step``s, and up to each the mean generated ``tokens`` and ``minutes`` of training."""
     found = {}
     for label, group in grouped(runs).items():
         last = max(run.steps for run in group)
@@ -190,9 +205,9 @@ def clocks(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
 
 def _evaluation(runs: Sequence[Run]) -> list[_Chart]:
     ks = sorted({run.k for run in runs if run.k is not None})
-    charts = [_one(f"avg@{k}", f"avg@{k}", "share", "Chance that one attempt is right.", smooth=False) for k in ks]
+    charts = [_one(f"avg@{k}", f"avg@{k}", "share", "Chance that one completion is solved.", smooth=False) for k in ks]
     charts += [
-        _one(f"pass@{k}", f"pass@{k}", "share", f"Chance that one of {k} attempts is right.", smooth=False)
+        _one(f"pass@{k}", f"pass@{k}", "share", f"Chance that at least one of {k} completions is solved.", smooth=False)
         for k in ks
         if k > 1
     ]
@@ -206,16 +221,16 @@ def _evaluation(runs: Sequence[Run]) -> list[_Chart]:
             "Teacher's accuracy",
             "teacher_accuracy",
             "share",
-            "In its own contexts. When it falls, the student follows.",
+            "Accuracy of the teacher with its contexts. When it falls, the student's falls too.",
             smooth=False,
         ),
-        _one("Format", "format_rate", "share", "Share of well-formed attempts.", smooth=False),
-        _one("Length in evaluation", "length", "tokens", "Mean tokens of an attempt.", smooth=False),
+        _one("Format", "format_rate", "share", "Share of well-formed completions.", smooth=False),
+        _one("Length in evaluation", "length", "tokens", "Mean tokens of a rollout.", smooth=False),
     ]
 
 
 def _panels(groups: Mapping[str, Sequence[Run]], charts: Iterable[_Chart], stream: str) -> Iterator[Panel]:
-    """One panel per chart; with several groups one per metric, so that a line's colour always names its group."""
+    """One panel per chart. With several groups, one per metric, so that a line's colour always means its group."""
     for chart in charts:
         if len(groups) == 1:
             (label, group), keys = next(iter(groups.items())), chart.keys.items()
@@ -239,10 +254,10 @@ def _panel(
         for name, i, label, group, key in lines
         if (s := _series(name, i, label, group, key, stream, window, chart.unit == "share"))
     ]
-    # A share that was 0 throughout is no news, unless nothing else is.
-    telling = [s for s in series if any(s.y)] if chart.unit == "share" and len(chart.keys) > 1 else series
-    if telling:
-        yield Panel(title, chart.unit, chart.about, telling, window)
+    # A share that is 0 throughout is left out, unless it is the only line.
+    shown = [s for s in series if any(s.y)] if chart.unit == "share" and len(chart.keys) > 1 else series
+    if shown:
+        yield Panel(title, chart.unit, chart.about, shown, window)
 
 
 def _series(
@@ -258,7 +273,7 @@ def _series(
     if len(group) > 1:
         at_steps = list(zip(*smooth, strict=True))
         mean = [statistics.fmean(values) for values in at_steps]
-        if len(group) == 2:  # Student's interval of two is twelve times their spread and hides all else
+        if len(group) == 2:  # Student's interval of two values is twelve times their spread, too wide for a chart
             return Series(
                 name,
                 colour,
@@ -285,7 +300,7 @@ def _thinned(steps: list[int], *curves: Sequence[float | None] | None) -> tuple[
 
 
 def _running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Mean over ``window`` values (odd) around each; at the ends over those there are."""
+    """Mean over ``window`` values (odd) around each; fewer at the ends."""
     half = window // 2
     return [statistics.fmean(values[max(i - half, 0) : i + half + 1]) for i in range(len(values))]
 

@@ -1,8 +1,8 @@
-"""``errata report``: runs as one self-contained page that opens offline, with curves and the marked attempts.
+"""``errata report``: one self-contained page for one or more runs, which opens offline. It shows curves and rollouts.
 
-The page holds its numbers as JSON and draws them itself; its scripts are our own and uPlot, a 50 kB charting library
-(plotly's smallest bundle would be most of the size limit). Text that a model wrote reaches the page as data and is set
-as text, and the content security policy names the page's scripts by hash, so that no other can run.
+The page holds its numbers as JSON, and its scripts draw them. The scripts are our own and uPlot, a charting library of
+50 kB (plotly's smallest bundle would take most of the size limit). Text that a model wrote is data in the page and is
+shown as text. The content security policy lists the page's scripts by hash, so no other script can run.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from markupsafe import Markup
 
 from errata.reports.compare import cell, compare, final, footnote, layout, number, row_name, warnings, worst_drop
 from errata.reports.curves import bands, clocks, sections
-from errata.reports.marked import attempts, embedded
+from errata.reports.packing import attempts, embedded
 from errata.reports.runs import PLAN, Run, grouped, load
 
 PAGE_LIMIT = 5_000_000
-"""Bytes; attempts are left out to stay below."""
-_ATTEMPTS = 3_500_000
+"""Bytes; rollouts are left out to stay below."""
+_ROLLOUTS = 3_500_000
+"""Bytes of rollouts at most."""
 _STYLES = ("uplot.min.css", "report.css")
 _SCRIPTS = ("uplot.min.js", "page.js", "charts.js", "attempts.js")
 
 
 @dataclass(frozen=True)
 class Script:
-    """An inline script, and the source expression that allows it to run."""
+    """An inline script, and its hash for the content security policy."""
 
     text: Markup
     hash: str
@@ -40,7 +41,7 @@ class Script:
 
 @dataclass(frozen=True)
 class Fact:
-    """A number worth a glance."""
+    """One of the numbers at the top of a single run's page."""
 
     name: str
     value: str
@@ -48,10 +49,10 @@ class Fact:
 
 
 def write_report(runs: Sequence[str | Path], out: str | Path | None = None, *, target: float | None = None) -> Path:
-    """Write the report of ``runs`` (run directories, or a comparison's) and return its path.
+    """Write the report of ``runs`` (run directories, or a comparison's directory) and return its path.
 
     Args:
-        runs: at least one; several are compared.
+        runs: at least one. Several are compared.
         out: the file; by default ``report.html`` in the directory of a single run or comparison, else here.
         target: as in :func:`errata.reports.compare.compare`.
     Raises:
@@ -67,14 +68,14 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None, *, t
 
 
 def page(runs: Sequence[Run], *, title: str | None = None, target: float | None = None) -> bytes:
-    """The whole document, smaller than ``PAGE_LIMIT`` whatever the runs hold."""
+    """The whole document, UTF-8, always smaller than ``PAGE_LIMIT`` bytes."""
     data: dict[str, Any] = {
         "sections": [asdict(section) for section in sections(runs)],
         "clocks": clocks(runs),
         "runs": [{"name": run.name, "divergence": _method_setting(run, "divergence")} for run in runs],
     }
     spare = PAGE_LIMIT - 200_000 - len(embedded(data)) - sum(map(len, map(_asset, _SCRIPTS)))
-    data["attempts"], data["recorded"] = attempts(runs, max(min(_ATTEMPTS, spare), 0))
+    data["attempts"], data["recorded"] = attempts(runs, max(min(_ROLLOUTS, spare), 0))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("errata.reports"), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -104,17 +105,17 @@ def _script(text: str) -> Script:
 
 
 def _subtitle(runs: Sequence[Run]) -> str:
-    """``distil on rulebook/new-rule, policy house``, as far as the runs agree."""
-    said = [", ".join(grouped(runs))] if len(grouped(runs)) <= 8 else [f"{len(grouped(runs))} settings"]
+    """``distil · on rulebook/new-rule · policy house``, as far as the runs agree."""
+    parts = [", ".join(grouped(runs))] if len(grouped(runs)) <= 8 else [f"{len(grouped(runs))} settings"]
     for key, word in (("task", "on"), ("model", "policy")):
         values = {str(run.config[key]) for run in runs if run.config.get(key)}
         if len(values) == 1:
-            said.append(f"{word} {values.pop()}")
-    return " · ".join(said)
+            parts.append(f"{word} {values.pop()}")
+    return " · ".join(parts)
 
 
 def _facts(run: Run) -> list[Fact]:
-    """The numbers of a single run that one looks for first."""
+    """The most important numbers of a single run."""
     found = []
     for name in (f"avg@{run.k}", f"pass@{run.k}", "teacher_accuracy"):
         value, low, high = (final(run, f"{name}{end}") for end in ("", "_low", "_high"))
@@ -136,7 +137,7 @@ def _facts(run: Run) -> list[Fact]:
     return [
         *found,
         Fact("optimizer steps", steps, [f"{number(run.seconds_at(run.steps), 'seconds')} of training"]),
-        Fact("attempts", f"{run.rollouts_per_step * run.steps:,}", [f"{tokens} tokens generated"]),
+        Fact("rollouts", f"{run.rollouts_per_step * run.steps:,}", [f"{tokens} tokens generated"]),
     ]
 
 
@@ -158,7 +159,7 @@ def _table(runs: Sequence[Run], target: float | None) -> dict[str, Any]:
 
 
 def _settings(runs: Sequence[Run]) -> dict[str, Any]:
-    """Settings of each group side by side, those that differ apart from those in common."""
+    """The settings in which the groups differ, one column per group, and the settings that they share."""
     groups = grouped(runs)
     flat = {label: _flat(group[0].config) for label, group in groups.items()}
     keys = {key: None for settings in flat.values() for key in settings}

@@ -1,6 +1,6 @@
-"""``errata methods``: what there is to choose from, and every setting of one method or preset.
+"""``errata methods``: a list of the methods and presets, or every setting of one.
 
-The methods are the only source: names, defaults and explanations are read from their classes.
+Names, defaults and explanations are read from the methods' classes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 UNSTYLED_WIDTH = 120
-"""Columns where the output is no terminal."""
+"""Width in columns if the output is no terminal."""
 
 
 def overview() -> str:
-    """All methods with idea, paper, needs and defaults, then the presets with what each changes."""
+    """All methods with idea, needs, defaults and paper, then the presets with the settings that each changes."""
     from errata import methods
 
     table = Table(box=SIMPLE_HEAD, title="Methods", title_justify="left", title_style="bold")
@@ -44,7 +44,7 @@ def overview() -> str:
 
 
 def describe(name: str) -> str:
-    """All settings of one method or preset: value, the method's own default where it differs, what it means.
+    """All settings of one method or preset: value, the method's default if it differs, and meaning.
 
     Raises ``ValueError`` for an unknown name, with the nearest known one.
     """
@@ -96,9 +96,9 @@ def _defaults_in_words(method: Any) -> str:
         for f in fields(method)
         if f.name in ("credit", "cost", "baseline", "routing", "warmup_steps", "token_clip")
     ]
-    said = [f"{settings['divergence']}, {teacher} teacher shown {' > '.join(settings['sources'])}"]
-    said += [f"{key} {_plain(settings[key])}" for key in own if settings[key] is not None]
-    return "; ".join(said)
+    parts = [f"{settings['divergence']}, {teacher} teacher shown {' > '.join(settings['sources'])}"]
+    parts += [f"{key} {_plain(settings[key])}" for key in own if settings[key] is not None]
+    return "; ".join(parts)
 
 
 def _add(table: Table, name: str, *cells: str) -> None:
@@ -111,7 +111,7 @@ def _in_words(settings: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A setting as a recipe writes it."""
+    """A setting's value as it is written in a recipe."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -122,7 +122,7 @@ def _plain(value: Any) -> str:
 
 
 def _meanings(kind: type) -> dict[str, str]:
-    """The docstrings below a dataclass's fields, of the class and all it inherits from."""
+    """The docstrings below a dataclass's fields, including inherited fields."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__[:-1]):
         try:

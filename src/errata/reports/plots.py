@@ -1,4 +1,4 @@
-"""The report's curves as files for papers: one SVG and one PNG each, drawn by matplotlib (``pip install 'errata[report]'``)."""
+"""The report's curves as image files: one SVG and one PNG each, drawn by matplotlib (``pip install 'errata[report]'``)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from errata.reports.curves import Panel, sections
 from errata.reports.runs import load
 
 COLOURS = ("#c2410c", "#1d6fb8", "#18855f", "#8a4fc4", "#b07d0a", "#c02f72", "#4b5563", "#0e8a94")
-"""The page's, on white."""
+"""The report's line colours, on white."""
 _STYLE = {
     "font.size": 8,
     "axes.spines.top": False,
@@ -26,7 +26,7 @@ _STYLE = {
 
 
 def write_plots(runs: Sequence[str | Path], folder: str | Path) -> list[Path]:
-    """Write every curve of the report but the folded ones into ``folder`` and return the files.
+    """Write the report's curves, except the folded ones, into ``folder`` and return the files.
 
     Raises:
         ValueError: a directory that is no run, or matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""The run directory: what was run, with what, and everything it said, in files that survive a ``kill -9``.
+"""The run directory: settings, environment and logs of one run, in files that survive a ``kill -9``.
 
 config.yaml      the resolved settings
 env.json         versions, git commit, device, dates, command line, and whether the run finished
@@ -37,10 +37,10 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 class RunDirectory:
-    """One run on disk. Making the object touches nothing; :meth:`open` begins or continues the run.
+    """One run on disk. Making the object changes nothing; :meth:`open` begins or continues the run.
 
-    A row is one line, handed to the system in one piece before :meth:`write` returns. All that a kill may leave is a
-    torn last line: :meth:`read` skips it, and :meth:`open` removes it before more is written.
+    A row is one line, written with one system call before :meth:`write` returns. So a kill leaves at most one incomplete
+    last line: :meth:`read` skips it, and :meth:`open` removes it before more is written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -49,18 +49,18 @@ class RunDirectory:
     # -- the run as a whole ----------------------------------------------------------------------------------------
 
     def open(self, config: Mapping[str, Any], *, overwrite: bool = False, resume: bool = False) -> None:
-        """Begin the run, or continue the one that lies here; writes ``config.yaml`` and ``env.json``.
+        """Begin the run, or continue the one in this directory. Writes ``config.yaml`` and ``env.json``.
 
-        Rows and checkpoints of a run with the same settings stay: cut the rows back to its checkpoint with
-        :meth:`truncate_after`. With other settings, what lies here is removed if it never got as far as a checkpoint.
+        Rows and checkpoints of a run with the same settings stay; :meth:`truncate_after` then removes the rows after its
+        checkpoint. A run with other settings is removed if it has no checkpoint.
 
         Args:
             config: the settings, plain values.
-            overwrite: remove what an earlier run left here, whatever it was.
+            overwrite: remove an earlier run, whatever its state is.
             resume: continue the earlier run although the settings differ.
         Raises:
-            ValueError: the path is a file, holds a ``config.yaml`` that is not a run's, or a run with other settings
-                that finished or has checkpoints; the settings that differ are named.
+            ValueError: the path is a file, or has a ``config.yaml`` that is not a run's. Or it has a run with other
+                settings that is finished or has checkpoints; the error names the settings that differ.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"output_dir: {self.path} is a file; choose another directory for the run")
@@ -85,14 +85,15 @@ class RunDirectory:
             dates = {"started": earlier["started"], "resumed": [*earlier.get("resumed", []), _now()]}
         self._write_env({"status": "running", **dates, **environment()})
         _write_whole(self._config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-        self.truncate_after(math.inf)  # drops torn lines
+        self.truncate_after(math.inf)  # removes an incomplete last line
 
     def finish(self) -> None:
-        """Mark the run as finished, which protects it from being overwritten."""
+        """Record that the run is finished. A finished run is not overwritten by default."""
         self._write_env({**self.env(), "status": "finished", "finished": _now()})
 
     @property
     def finished(self) -> bool:
+        """Whether :meth:`finish` was called for the run."""
         return self._env.is_file() and self.env().get("status") == "finished"
 
     def config(self) -> dict[str, Any]:
@@ -102,7 +103,7 @@ class RunDirectory:
         return dict(yaml.safe_load(self._config.read_text(encoding="utf-8")) or {})
 
     def env(self) -> dict[str, Any]:
-        """What the run was made with. Raises ``ValueError`` if this is no run directory."""
+        """Versions, device, dates and command of the run. Raises ``ValueError`` if this is no run directory."""
         if not self._env.is_file():
             raise ValueError(f"run: {self.path} has no env.json; is it a run directory?")
         return dict(json.loads(self._env.read_text(encoding="utf-8")))
@@ -119,15 +120,15 @@ class RunDirectory:
     def write(self, stream: str, row: Mapping[str, Any]) -> None:
         """Append one row to ``metrics``, ``rollouts`` or ``eval``. NaN and infinities become ``null``.
 
-        Raises ``ValueError`` for another stream.
+        Raises ``ValueError`` for another ``stream``.
         """
-        # Lone surrogates, which a tokenizer may decode to, become the JSON escapes that stand for them.
+        # A tokenizer may decode to lone surrogates; they become JSON escapes.
         line = json.dumps(plain(row), ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
         with self._stream(stream).open("ab", buffering=0) as file:
             file.write(line + b"\n")
 
     def read(self, stream: str) -> list[dict[str, Any]]:
-        """All rows of a stream, none if nothing was written yet. Raises ``ValueError`` naming a damaged line."""
+        """All rows of a stream; none if nothing was written yet. Raises ``ValueError`` naming a damaged line."""
         return [row for _, row in self._lines(stream)]
 
     def last(self, stream: str) -> dict[str, Any] | None:
@@ -148,9 +149,9 @@ class RunDirectory:
         return None
 
     def truncate_after(self, step: float) -> None:
-        """Keep only the rows of steps up to ``step``, the checkpoint's, in all streams.
+        """Keep only the rows of steps up to ``step``, in all streams.
 
-        A row without a step goes with the row before it, so ``truncate_after(-1)`` removes all.
+        A row without a step counts as the step of the row before it. ``truncate_after(-1)`` removes all.
         """
         for stream in STREAMS:
             if self._stream(stream).exists():
@@ -180,7 +181,7 @@ class RunDirectory:
             return
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):  # only the last one can be: torn
+                if not line.endswith(b"\n"):  # the incomplete last line
                     return
                 try:
                     row = json.loads(line)
@@ -205,7 +206,7 @@ class RunDirectory:
 
 
 def environment() -> dict[str, Any]:
-    """What a run is made with, JSON-serialisable: versions, git commit, device, command line."""
+    """Versions, git commit, device and command line of this process, JSON-serialisable."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -218,7 +219,7 @@ def environment() -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON has it: NaN and infinities ``None``, arrays and tuples lists, what JSON lacks as text."""
+    """``value`` in JSON's types: NaN and infinities become ``None``, arrays and tuples lists, other objects text."""
     if isinstance(value, Enum):
         return plain(value.value)
     if value is None or isinstance(value, bool):
@@ -265,7 +266,7 @@ def _git() -> dict[str, Any] | None:
 
 
 def _device() -> str:
-    torch = sys.modules.get("torch")  # asked only where the run has loaded it already
+    torch = sys.modules.get("torch")  # not imported for this alone
     if torch is not None and torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
     return "cpu"
@@ -276,8 +277,8 @@ def _now() -> str:
 
 
 def _write_whole(path: Path, content: str | Iterable[bytes]) -> None:
-    """Either the old file or the new one is there, never half of one."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    """Write a file in one step: at any moment the old file or the new one is there, never a part."""
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("wb") as file:
         file.writelines([content.encode("utf-8", "backslashreplace")] if isinstance(content, str) else content)
-    part.replace(path)
+    temporary.replace(path)

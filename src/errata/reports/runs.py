@@ -1,4 +1,4 @@
-"""Runs as reports read them: rows in memory, time and tokens by step, and which runs are seeds of one setting."""
+"""Runs in memory: their rows, time and tokens by step, and which runs differ in their seed alone."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from typing import Any
 from errata.reports.rundir import RunDirectory
 
 PLAN = "compare.json"
-"""What tells a comparison's directory from a run's: the table's numbers and ``cells``, each ``{path, label, seed}``."""
+"""The file that a comparison's directory has and a run's has not. It holds the table's numbers, and ``cells``, each
+``{path, label, seed}``."""
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory, read."""
+    """One run directory, read into memory."""
 
     path: Path
     name: str
     label: str
-    """What its group is called: the method, and what else tells it apart."""
+    """Name of its group: the method, and the settings in which it differs from other groups."""
     config: Row
     env: Row
     metrics: Sequence[Row]
@@ -36,29 +37,35 @@ class Run:
         return self.config.get("seed")
 
     @property
+    def success_threshold(self) -> float:
+        """The reward from which a rollout of this run counts as solved: the method's setting, 1.0 if not recorded."""
+        value = (self.config.get("method_settings") or {}).get("success_threshold")
+        return 1.0 if value is None else float(value)
+
+    @property
     def k(self) -> int | None:
-        """Attempts per problem in the run's evaluations; ``None`` without any."""
+        """Rollouts per problem in the run's evaluations; ``None`` without an evaluation."""
         return self.evals[-1]["k"] if self.evals else None
 
     @property
     def steps(self) -> int:
-        """The last step that left a row."""
+        """The last step that has a row."""
         return max((int(row["step"]) for row in (*self.metrics[-1:], *self.evals[-1:])), default=0)
 
     def rollouts(self) -> list[dict[str, Any]]:
-        """Read anew on every call: they are most of a run."""
+        """The rows of ``rollouts.jsonl``, read on every call, because they are most of a run's data."""
         return RunDirectory(self.path).read("rollouts")
 
     @property
     def rollouts_per_step(self) -> int:
-        """Attempts per optimizer step; of one process where the run did not record its whole batch."""
+        """Rollouts per optimizer step; of one process if the run did not record its generation batch size."""
         recorded = self.config.get("generation_batch_size")
         rows = self.config.get("per_device_train_batch_size") or 8  # TRL's default
         return int(recorded or int(rows) * int(self.config.get("gradient_accumulation_steps") or 1))
 
     @cached_property
     def clock(self) -> tuple[list[int], list[float], list[float]]:
-        """Steps, and up to each: seconds of training (evaluation apart) and generated tokens."""
+        """Logged steps, and up to each: seconds of training (without evaluation) and generated tokens."""
         steps, seconds, tokens = [0], [0.0], [0.0]
         for row in self.metrics:
             passed = int(row["step"]) - steps[-1]
@@ -80,9 +87,9 @@ class Run:
 
 
 def load(paths: Iterable[str | Path]) -> list[Run]:
-    """The runs at ``paths``; a comparison's directory stands for all its cells that have begun.
+    """The runs at ``paths``. A comparison's directory counts as all its runs that have begun.
 
-    Raises ``ValueError`` for a path that is neither, and where there are none.
+    Raises ``ValueError`` for a path that is neither, and if there are no runs.
     """
     found: list[tuple[Path, str | None]] = []
     for path in map(Path, paths):
@@ -124,7 +131,7 @@ def _cells(path: Path) -> list[tuple[Path, str | None]]:
 
 
 def _settings(config: Row) -> dict[str, str]:
-    """Settings as flat texts without the seeds; the method's own are read from its resolved ones."""
+    """Settings as flat texts, without the seeds. The method's settings are taken from ``method_settings``."""
     flat: dict[str, str] = {}
     for key, value in config.items():
         if key in ("seed", "data_seed", "method_args"):
@@ -135,7 +142,7 @@ def _settings(config: Row) -> dict[str, str]:
 
 
 def _labels(configs: Mapping[Path, Mapping[str, str]]) -> dict[Path, str]:
-    """Each run's method; where runs of one method differ, also the settings they differ in."""
+    """Each run's method. If runs of one method differ, also the settings in which they differ."""
     labels = {}
     for path, config in configs.items():
         method = config.get("method", "distil")
@@ -146,7 +153,7 @@ def _labels(configs: Mapping[Path, Mapping[str, str]]) -> dict[Path, str]:
 
 
 def _names(paths: Sequence[Path]) -> dict[Path, str]:
-    """Each path's last part; where two share it, with the one before."""
+    """Each path's last part. If two are equal, the last two parts."""
     last = [path.resolve().name for path in paths]
     return {
         path: name if last.count(name) == 1 else "/".join(path.resolve().parts[-2:])

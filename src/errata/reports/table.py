@@ -1,7 +1,7 @@
-"""What a finished run shows in the terminal: numbers before and after, and a few attempts with what the world said.
+"""What a finished run prints in the terminal: numbers before and after, and a few rollouts with their feedback.
 
-Everything returned is for ``rich.console.Console.print``, which leaves colours out where the output is no terminal.
-Text that a model wrote is shown as it is: never read as markup, control characters made visible.
+Everything returned is for ``rich.console.Console.print``, which omits colours if the output is no terminal.
+Text that a model wrote is never read as markup, and its control characters are made visible.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from errata.records import is_solved
+
 MAX_CHARACTERS = 600
-"""Longer texts lose their middle: three attempts should fit a screen."""
+"""Longer texts lose their middle, so that three rollouts fit a screen."""
 
 _NONE = "–"
 
 
 def before_after(first: Mapping[str, Any], last: Mapping[str, Any], *, k: int | None = None) -> Table:
-    """Two rows of ``eval.jsonl`` side by side, shares with their 95 % intervals, and how much changed.
+    """Two rows of ``eval.jsonl`` as columns, shares with their 95 % intervals, and the change.
 
-    ``k`` names the columns to show, as in ``avg@8``; by default the last row's.
+    ``k`` selects the numbers to show, as in ``avg@8``; by default it is the last row's.
     """
     k = last["k"] if k is None else k
     shares = [f"avg@{k}", f"pass@{k}", f"maj@{k}", "teacher_accuracy", "format_rate"]
@@ -48,26 +50,28 @@ def before_after(first: Mapping[str, Any], last: Mapping[str, Any], *, k: int | 
     return table
 
 
-def rollout_samples(rows: Iterable[Mapping[str, Any]]) -> RenderableType:
-    """Attempts one below the other: problem, answer, reward, feedback, and what the teacher was shown, where known.
+def rollout_samples(rows: Iterable[Mapping[str, Any]], *, threshold: float = 1.0) -> RenderableType:
+    """Rollouts one below the other: problem, prompt, completion, reward, feedback, and the teacher's context if known.
 
-    Rows as in ``rollouts.jsonl``: ``problem_id``, ``prompt``, ``completion``, ``reward``, ``kind``, ``feedback``,
-    ``context``.
+    Args:
+        rows: as in ``rollouts.jsonl``: ``problem_id``, ``prompt``, ``completion``, ``reward``, ``kind``, ``feedback``,
+            ``context``.
+        threshold: the run's ``success_threshold``: rewards from there on are green, others red.
     """
-    return Group(*(part for row in rows for part in (_attempt(row), Text())))
+    return Group(*(part for row in rows for part in (_attempt(row, threshold), Text())))
 
 
-def _attempt(row: Mapping[str, Any]) -> Table:
+def _attempt(row: Mapping[str, Any], threshold: float) -> Table:
     reward = row.get("reward")
-    said = "not judged" if reward is None else f"reward {reward:g}"
-    style = "bold green" if reward is not None and reward >= 1 else "bold red"
+    reward_text = "not judged" if reward is None else f"reward {reward:g}"
+    style = "bold green" if is_solved(reward, threshold) else "bold red"
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     grid.add_row(Text("problem"), Text(visible(str(row.get("problem_id", "")))))
     grid.add_row(Text("prompt"), Text(visible(shortened(prompt_text(row.get("prompt", ""))))))
     grid.add_row(Text("attempt"), Text(visible(shortened(row.get("completion", "")))))
-    grid.add_row(Text("verdict"), Text(said, style))
+    grid.add_row(Text("verdict"), Text(reward_text, style))
     if row.get("feedback"):
         grid.add_row(Text(visible(row.get("kind") or "feedback")), Text(visible(shortened(row["feedback"]))))
     context = row.get("context") or {}
@@ -77,7 +81,7 @@ def _attempt(row: Mapping[str, Any]) -> Table:
 
 
 def prompt_text(prompt: Any) -> str:
-    """A prompt as the last thing that was asked: the text itself, or the last message's."""
+    """The prompt's text, or the last message's text if it is a chat."""
     if isinstance(prompt, str):
         return prompt
     content = prompt[-1].get("content") or "" if prompt else ""
@@ -87,7 +91,7 @@ def prompt_text(prompt: Any) -> str:
 
 
 def shortened(text: str, limit: int = MAX_CHARACTERS) -> str:
-    """``text`` without its middle where it is longer than ``limit``, saying how much is missing."""
+    """``text``, without its middle if it is longer than ``limit``; a note says how many characters are missing."""
     if len(text) <= limit:
         return text
     half = limit // 2
@@ -95,7 +99,7 @@ def shortened(text: str, limit: int = MAX_CHARACTERS) -> str:
 
 
 def visible(text: str) -> str:
-    """``text`` with control characters, which could steer a terminal, written out: ``\\x1b``."""
+    """``text`` with control characters written out (``\\x1b``), because they could control the terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -1,9 +1,9 @@
-"""Problem sets: rows in one schema, each with the verifier that judges an attempt.
+"""Problem sets: rows in one schema, each set with its verifier.
 
-``load("rulebook/new-rule")`` gives a ``datasets.Dataset`` with the columns ``problem_id`` (stable), ``prompt`` (chat
-messages), ``answer``, ``reference`` (a right solution or ``None``), ``task``, and the task's own;
-``verifier("rulebook/new-rule")`` the function that judges attempts at it. Each module below has the two functions
-``load(name, path, split, strict=True)`` and ``verifier(name, **args)`` and is imported when first asked for.
+``load("rulebook/new-rule")`` returns a ``datasets.Dataset`` with the columns ``problem_id`` (stable), ``prompt`` (chat
+messages), ``answer``, ``reference`` (a right solution or ``None``), ``task``, and columns of the task's own.
+``verifier("rulebook/new-rule")`` returns the task's verifier. Each module below has the two functions
+``load(name, path, split, strict=True)`` and ``verifier(name, **args)``, and is imported at its first use.
 """
 
 from __future__ import annotations
@@ -43,18 +43,23 @@ def names() -> tuple[str, ...]:
 
 
 def load(name: str, *, path: str | None = None, split: str = "train", strict: bool = True) -> Dataset:
-    """The rows of one split of a task. ``path`` is where its files lie, for tasks that read files.
+    """The rows of one split of a task.
 
-    Raises ``ValueError`` for an unknown task or split, and whatever the task says of its files: a row that cannot be used
-    by file, line and mend. ``strict=False`` leaves such rows out and logs in one line how many, and what was wrong with
-    the first.
+    Args:
+        name: one of :func:`names`.
+        path: the file or folder of the rows, for tasks that read files.
+        split: ``train`` or ``test``.
+        strict: ``False`` leaves out rows that cannot be used, and logs in one line how many, and what was wrong with the
+            first.
+    Raises:
+        ValueError: an unknown task or split, a missing file, or a row that cannot be used, with its file and line.
     """
     dataset: Dataset = _module(name).load(name, path, split, strict=strict)
     return dataset
 
 
 def verifier(name: str, **args: Any) -> Verifier:
-    """The function that judges attempts at the task; ``args`` are its own settings.
+    """The task's verifier; ``args`` are the verifier's settings.
 
     Raises ``ValueError`` for an unknown task or setting.
     """

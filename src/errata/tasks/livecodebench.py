@@ -1,7 +1,8 @@
 """LiveCodeBench v6: the 131 contest problems of February to April 2025 that SDPO (arXiv 2601.20802) trains on.
 
-Both splits hold the same problems; the training rows carry every other test, the test rows all of them. ``path`` is
-the file ``test6.jsonl`` of the hub's livecodebench/code_generation_lite or its folder; without it, it is fetched there.
+Both splits have the same problems. Training rows have every other test, test rows all of them. ``path`` is
+the file ``test6.jsonl`` of the hub's livecodebench/code_generation_lite, or its folder. Without it the file comes from
+the hub.
 """
 
 from __future__ import annotations
@@ -33,15 +34,18 @@ _FIRST, _AFTER, _COUNT = "2025-02-01", "2025-05-01", 131
 def load(name: str, path: str | None, split: str, *, strict: bool = True) -> Dataset:
     """Rows with ``tests`` (JSON text) and ``function`` (empty for programs that read and print); no ``reference``.
 
-    Raises ``ValueError`` for an unknown split, a missing file or a bad row, ``ConnectionError`` where the hub is needed
-    and cannot be reached. ``strict=False`` leaves bad rows out and logs how many.
+    ``strict=False`` leaves bad rows out and logs how many.
+
+    Raises:
+        ValueError: an unknown split, a missing file, or a bad row.
+        ConnectionError: the hub is needed and cannot be reached.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split: {name} has 'train' and 'test', not {split!r}")
     rows: Iterator[Row | BadRowError]
     if path is None:
-        mend = "give a local copy with path=DIR, holding test6.jsonl"
-        rows = from_hub("json", data_files=_FILE, split="train", task=name, mend=mend)
+        fix = "give a local copy with path=DIR, holding test6.jsonl"
+        rows = from_hub("json", data_files=_FILE, split="train", task=name, fix=fix)
     else:
         rows = json_lines(find_file(path, "test6"))
     dataset = to_dataset(_of_v6(rows), partial(_convert, split=split), source=path or _FILE, strict=strict)
@@ -134,7 +138,7 @@ def decode_tests(text: str) -> list[dict[str, str]]:
 
 
 class _TextUnpickler(pickle.Unpickler):
-    """Only plain values: a pickle that names anything to call is refused, for it could run any code."""
+    """Loads plain values only. A pickle that names a function or class is refused, because it could run any code."""
 
     def find_class(self, module_name: str, global_name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"it names {module_name}.{global_name}")

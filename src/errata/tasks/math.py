@@ -1,7 +1,8 @@
-"""Mathematics with a final answer: competitions to test on, and sets with reference solutions to train on.
+"""Mathematics with a final answer: sets with reference solutions for training, and competitions for testing.
 
-``path`` is the name of a set below, another set of the hub (``owner/name``), a JSON-lines file, a folder with
-``train.json`` and ``test.json``, or two of these, ``"openthoughts,aime-2025"``: what to train and what to test on.
+``path`` is the name of a set below, another set of the hub (``owner/name``), a JSON-lines file, or a folder with
+``train.json`` and ``test.json``. It may also be two of these, ``"openthoughts,aime-2025"``: the training set and the test
+set.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = ["SETS", "HubSet", "load", "verifier"]
 
 
 class HubSet(NamedTuple):
-    """A set on the hub, the one split it has there, and the one it is here."""
+    """A set on the hub, the name of its one split there, and the split it is used as here."""
 
     hub_id: str
     hub_split: str
@@ -46,10 +47,13 @@ _CLOSING = "Reason step by step, and put the final answer into \\boxed{}."
 
 
 def load(name: str, path: str | None, split: str, *, strict: bool = True) -> Dataset:
-    """Rows with ``answer`` (an expression) and ``reference`` (a solution, ``None`` where the set has none).
+    """Rows with ``answer`` (an expression) and ``reference`` (a solution, ``None`` if the set has none).
 
-    Raises ``ValueError`` for an unknown set or split, a missing file or a bad row, ``ConnectionError`` where the hub is
-    needed and cannot be reached. ``strict=False`` leaves bad rows out and logs how many.
+    ``strict=False`` leaves bad rows out and logs how many.
+
+    Raises:
+        ValueError: an unknown set or split, a missing file, or a bad row.
+        ConnectionError: the hub is needed and cannot be reached.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split: {name} has 'train' and 'test', not {split!r}")
@@ -60,8 +64,8 @@ def load(name: str, path: str | None, split: str, *, strict: bool = True) -> Dat
     rows: Iterator[Row | BadRowError]
     if source in SETS or not local.exists():
         found = _on_hub(source, split)
-        mend = f"give a local copy with path=DIR, holding {split}.json with the fields problem, answer and solution"
-        rows = from_hub(found.hub_id, split=found.hub_split, task=name, mend=mend)
+        fix = f"give a local copy with path=DIR, holding {split}.json with the fields problem, answer and solution"
+        rows = from_hub(found.hub_id, split=found.hub_split, task=name, fix=fix)
     else:
         file = find_file(local, split)
         rows = json_lines(file)

@@ -1,4 +1,4 @@
-"""Reading a task's rows so that a bad one is named by file, line, field and mend."""
+"""Reading a task's rows. A row that cannot be used raises an error with its file, line and field, and what to change."""
 
 from __future__ import annotations
 
@@ -18,21 +18,25 @@ logger = logging.getLogger(__name__)
 
 
 class BadRowError(ValueError):
-    """A row that cannot be used; the message names where it stands, the field and the mend."""
+    """A row that cannot be used. The message names the file, the line, the field and what to change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row as it was found, and where: ``Row({"idx": 7}, "physics/train.json, line 3")``."""
+    """One row as it was read, and its place: ``Row({"idx": 7}, "physics/train.json, line 3")``."""
 
     fields: Mapping[str, Any]
     where: str
 
     def bad(self, problem: str) -> BadRowError:
+        """An error about this row."""
         return BadRowError(f"{self.where}: {problem}")
 
     def text(self, *names: str) -> str:
-        """The first of these fields that is there, as non-empty text (numbers are written out)."""
+        """The first of these fields that is present and not blank, as text. Numbers become text.
+
+        Raises ``BadRowError`` if none is, or one is neither text nor a number.
+        """
         for name in names:
             value = self.fields.get(name)
             if isinstance(value, int | float) and not isinstance(value, bool):
@@ -47,7 +51,7 @@ class Row:
         raise self.bad(f"no field {wanted}; the row has {', '.join(map(repr, self.fields)) or 'none'}")
 
     def optional(self, name: str) -> str:
-        """The field as text; empty where it is missing, null or blank."""
+        """The field as text; empty if it is missing, null or blank. Raises ``BadRowError`` if it is no text."""
         value = self.fields.get(name)
         if value is not None and not isinstance(value, str):
             raise self.bad(f"field {name!r} must be text, not {type(value).__name__}")
@@ -73,7 +77,7 @@ def find_file(path: str | Path, split: str, *, folders: Sequence[str] = ()) -> P
 
 
 def json_lines(file: Path) -> Iterator[Row | BadRowError]:
-    """The objects of a JSON-lines file; in the place of a line that is not one, what is wrong with it."""
+    """The objects of a JSON-lines file. For a line that is not a JSON object, an error that says what is wrong."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             where = f"{file}, line {number}"
@@ -96,9 +100,9 @@ def json_lines(file: Path) -> Iterator[Row | BadRowError]:
 def held_out_rows(
     train_file: Path, convert: Callable[[Row], dict[str, Any]], *, test_file: Path | None = None
 ) -> Iterator[dict[str, Any]]:
-    """The rows of the test file, that beside the training file unless given, if it is there.
+    """The rows of the test file, or none if there is no such file. By default it is the one beside the training file.
 
-    Its bad rows are reported when it is loaded itself.
+    Rows that cannot be used are left out here; loading the test file itself reports them.
     """
     test_file = test_file or train_file.with_name(train_file.name.replace("train", "test"))
     if test_file == train_file or not test_file.is_file():
@@ -111,8 +115,8 @@ def held_out_rows(
             continue
 
 
-def from_hub(hub_id: str, *, split: str, task: str, mend: str, **arguments: Any) -> Iterator[Row | BadRowError]:
-    """The rows of a set on the Hugging Face hub. Raises ``ConnectionError`` with ``mend`` where it cannot be had."""
+def from_hub(hub_id: str, *, split: str, task: str, fix: str, **arguments: Any) -> Iterator[Row | BadRowError]:
+    """The rows of a set on the Hugging Face hub. Raises ``ConnectionError``, which ends in ``fix``, if it cannot be loaded."""
     import datasets
 
     source = arguments.get("data_files", hub_id)
@@ -120,7 +124,7 @@ def from_hub(hub_id: str, *, split: str, task: str, mend: str, **arguments: Any)
         rows = datasets.load_dataset(hub_id, split=split, **arguments)
     except Exception as error:  # offline, gone, moved, gated: each library layer has its own class for it
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise ConnectionError(f"{task}: could not fetch {source!r} from the hub ({reason}); {mend}") from error
+        raise ConnectionError(f"{task}: could not fetch {source!r} from the hub ({reason}); {fix}") from error
     return (Row(fields, f"{source}, row {index}") for index, fields in enumerate(rows))
 
 
@@ -132,10 +136,17 @@ def to_dataset(
     strict: bool = True,
     held_out: Iterable[Mapping[str, Any]] = (),
 ) -> Dataset:
-    """Converts rows to the schema of tasks. ``held_out`` are test rows that a training row must not repeat.
+    """Rows, converted to the schema of tasks.
 
-    A bad row, a ``problem_id`` seen before or a row that is held out raises ``BadRowError``; with ``strict=False`` such
-    rows are left out, counted and logged. Raises ``ValueError`` naming ``source`` if no row remains.
+    Args:
+        rows: as read.
+        convert: one row's columns; it raises ``BadRowError`` for a row that cannot be used.
+        source: named in messages.
+        strict: ``False`` leaves bad rows out, and logs how many.
+        held_out: test rows; a training row with the same question is a bad row. So is one with a repeated ``problem_id``.
+    Raises:
+        BadRowError: a bad row, if ``strict``.
+        ValueError: no row remains.
     """
     from datasets import Dataset, Features, Value
 
@@ -163,7 +174,7 @@ def to_dataset(
             "%s: left out %d of %d rows; the first: %s", source, len(skipped), len(skipped) + len(kept), skipped[0]
         )
     dataset = Dataset.from_list(list(kept.values()))
-    # Text also where no row has a reference, so that tasks can be concatenated.
+    # A text column even if no row has a reference, so that tasks can be concatenated.
     return Dataset.from_list(list(kept.values()), features=Features({**dataset.features, "reference": Value("string")}))
 
 

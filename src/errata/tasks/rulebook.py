@@ -1,8 +1,9 @@
-"""The embedded world: arithmetic mod 10, step by step, under a rulebook the prompt does not tell.
+"""The embedded tasks: arithmetic mod 10, step by step, under a rulebook that is not in the prompt.
 
-``rulebook/sharpen`` keeps the usual rules: the house policy knows them and solves a few per cent, because each step is
-noisy. ``rulebook/new-rule`` means ``x*n+3`` by ``*``: no practice of the usual rules gets a chain with a ``*`` right.
-Problems are drawn from a seed. A chain's checksum decides its split, so train and held-out problems cannot overlap.
+In ``rulebook/sharpen`` the usual rules hold. The house policy knows them and solves a few per cent, because each of its
+steps is noisy. In ``rulebook/new-rule`` ``*`` means ``x*n+3``, so a policy with the usual rules gets no chain with a
+``*`` right. Problems are drawn from a seed. A chain's checksum decides its split, so training and test problems cannot
+overlap.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ _TASKS = {"rulebook/sharpen": (USUAL, 6), "rulebook/new-rule": (NEW_RULE, 4)}
 def load(name: str, path: str | None = None, split: str = "train", *, strict: bool = True) -> Dataset:
     """The task's rows, the same on every call. Own columns: ``expression``, ``rulebook``, ``n_star`` (how many ``*``).
 
-    None is ever bad, so ``strict`` changes nothing.
-    Raises ``ValueError`` for an unknown split, and for a ``path``: this world reads no files.
+    Every row can be used, so ``strict`` changes nothing. Raises ``ValueError`` for an unknown split, and for a ``path``,
+    because the rows are generated.
     """
     from datasets import Dataset
 
@@ -61,7 +62,7 @@ def verifier(name: str, **args: Any) -> RulebookVerifier:
 
 
 def split_of(expression: str) -> str:
-    """``"test"`` for an eighth of all chains, else ``"train"``: holds for any number of problems ever drawn."""
+    """``"test"`` for an eighth of all chains, else ``"train"``; it depends on the chain alone."""
     return "test" if zlib.crc32(expression.encode()) % 8 == 0 else "train"
 
 

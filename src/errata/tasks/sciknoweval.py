@@ -1,7 +1,7 @@
 """SciKnowEval, level 3: four-option science questions, in the split of the SDPO release (arXiv 2601.20802).
 
 ``path`` is a folder with ``train.json`` and ``test.json`` of that release (JSON lines), or one with a folder for each
-domain; without it the rows come from the hub (hicai-zju/SciKnowEval) and are split as the release does, nine to one.
+domain. Without it the rows come from the hub (hicai-zju/SciKnowEval) and are split as in the release, nine to one.
 """
 
 from __future__ import annotations
@@ -38,10 +38,13 @@ _CLOSING = "Please reason step by step."
 
 
 def load(name: str, path: str | None, split: str, *, strict: bool = True) -> Dataset:
-    """Rows with ``answer`` (a letter), ``reference`` (it in the format asked for) and ``options`` (the options' texts).
+    """Rows with ``answer`` (a letter), ``reference`` (the letter in the required format) and ``options`` (their texts).
 
-    Raises ``ValueError`` for an unknown split, a missing file or a bad row, ``ConnectionError`` where the hub is needed
-    and cannot be reached. ``strict=False`` leaves bad rows out and logs how many.
+    ``strict=False`` leaves bad rows out and logs how many.
+
+    Raises:
+        ValueError: an unknown split, a missing file, or a bad row.
+        ConnectionError: the hub is needed and cannot be reached.
     """
     domain = name.rpartition("/")[2]
     if split not in ("train", "test"):
@@ -82,7 +85,7 @@ def _convert(row: Row, domain: str) -> dict[str, Any]:
 
 
 def _options(question: str) -> list[str]:
-    """The texts of the options ``A: ...``, ``B: ...`` that end a question; of several such lists, the last."""
+    """The texts of the options ``A: ...``, ``B: ...`` at the end of a question. If there are several lists, the last."""
     starts = [m.end() for m in re.finditer(r"^A: ", question, re.MULTILINE)]
     if not starts:
         return []
@@ -97,8 +100,8 @@ def _options(question: str) -> list[str]:
 
 def _hub_rows(domain: str, split: str) -> list[Row | BadRowError]:
     found, count = DOMAINS[domain]
-    mend = f"give a local copy with path=DIR, holding {domain}/train.json and {domain}/test.json"
-    rows = from_hub("hicai-zju/SciKnowEval", split="test", task=f"sciknoweval/{domain}", mend=mend)
+    fix = f"give a local copy with path=DIR, holding {domain}/train.json and {domain}/test.json"
+    rows = from_hub("hicai-zju/SciKnowEval", split="test", task=f"sciknoweval/{domain}", fix=fix)
     return _split([r for r in rows if isinstance(r, Row) and _wanted(r, found)], split, expected=count)
 
 

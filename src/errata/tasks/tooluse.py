@@ -1,6 +1,6 @@
 """Tool use: ToolAlpaca questions answered with written tool calls, in the split of the SDPO release (arXiv 2601.20802).
 
-``path`` is the folder of that release with ``train.json`` and ``test.json`` (JSON lines); the hub has no copy.
+``path`` is the folder of that release with ``train.json`` and ``test.json`` (JSON lines). The hub has no copy.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ __all__ = ["load", "verifier"]
 def load(name: str, path: str | None, split: str, *, strict: bool = True) -> Dataset:
     """Rows with ``answer`` (a JSON list of calls) and ``reference`` (the calls as a completion writes them).
 
-    Raises ``ValueError`` without a path, for an unknown split, a missing file or a bad row; ``strict=False`` leaves bad
-    rows out and logs how many.
+    ``strict=False`` leaves bad rows out and logs how many. Raises ``ValueError`` without a path, for an unknown split, a
+    missing file, or a bad row.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split: {name} has 'train' and 'test', not {split!r}")

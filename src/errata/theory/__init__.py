@@ -1,8 +1,8 @@
-"""An exact laboratory of the papers' claims: tabular policies, every rollout enumerated, training's own losses.
+"""Exact computation of the papers' claims: tabular policies, every rollout enumerated, training's own losses.
 
-``errata theory`` prints one table of claims and writes ``theory.html``; ``errata theory --json`` prints the numbers.
-The six parts are METHODS section 8's; each module states its claim, its assumption and its computation. Importing
-this package is light.
+``errata theory`` prints one table of claims and writes ``theory.html``. ``errata theory --json`` prints the numbers.
+There are six parts, one module each (docs/theory.md). Each module states its claims, their assumptions and the
+computation. Importing this package does not import torch.
 """
 
 from __future__ import annotations
@@ -27,9 +27,13 @@ def study() -> list[Part]:
 
 
 def run(json: bool = False, out: Path | None = None) -> int:
-    """Print the claims and write the page to ``out`` (``theory.html`` unless given); with ``json``, print the numbers.
+    """Print the claims as a table and write the page, or print the numbers as JSON.
 
-    With ``json`` a page is written only where ``out`` says so. Returns 0 if every claim came out as expected, else 1.
+    Args:
+        json: print the numbers; then a page is written only if ``out`` is given.
+        out: the page's file; ``theory.html`` unless given.
+    Returns:
+        0 if every claim has the expected result, else 1.
     """
     parts = study()
     if json:

@@ -1,7 +1,7 @@
 """1. Which objectives raise reward when the expert is better? A three-armed bandit, and many random ones.
 
-A bandit is one token: forward CE, reverse KL and JS differ here in nothing but what they ask of the student. The
-first-order change of J = Σ π_a r_a under a step down the objective's gradient g (with respect to the logits) is
+A bandit is one token, so forward CE, reverse KL and JS have no future term here. The first-order change of J = Σ π_a r_a
+under a step down the objective's gradient g (with respect to the logits) is
 
     plain softmax step   dlogit = −g         dJ = −∇J·g
     natural step         dlogit = −F⁺g       dπ = −g, so dJ = −r·g        F = diag(π) − ππᵀ, the Fisher matrix
@@ -21,7 +21,7 @@ from errata.ops.divergence import divergence
 from errata.theory.claims import COLOURS, NAMES, OBJECTIVES, Claim, Part, Picture
 
 REWARD, STUDENT, EXPERT = (1.0, 1.0, 0.0), (0.05, 0.25, 0.70), (0.40, 0.05, 0.55)
-"""The counter-example: the expert is better (.45 against .30), by one arm, and worse at another."""
+"""The counter-example. The expert is better (.45 against .30): it plays one good arm more, and the other good arm less."""
 ARMS = (2, 3, 4, 6, 10)
 DRAWS = 20_000
 
@@ -54,7 +54,7 @@ def random_bandits(
     """Reward, student, expert (N,K) of those of ``draws`` random bandits whose expert is better.
 
     Student and expert are uniform on the simplex, rewards 0 or 1. ``tilted``: rewards uniform on [0,1] and the expert
-    is the student's own distribution times exp(β·r) with a random β > 0, so that it is better arm by arm.
+    is the student's own distribution times exp(β·r) with a random β > 0, so π_T/π grows with the reward.
     """
     generator = torch.Generator().manual_seed(seed)
     exponential = -torch.rand(3, draws, arms, generator=generator, dtype=torch.float64).log()
@@ -160,7 +160,7 @@ def claims(n: dict[str, Any]) -> tuple[Claim, ...]:
 
 
 def pictures(n: dict[str, Any]) -> tuple[Picture, ...]:
-    def dips(axes: Any) -> None:
+    def descents(axes: Any) -> None:
         for kind in OBJECTIVES:
             for step, style in (("natural", "-"), ("softmax", ":")):
                 axes.plot(*flow(kind, step), style, color=COLOURS[kind])
@@ -176,11 +176,11 @@ def pictures(n: dict[str, Any]) -> tuple[Picture, ...]:
         axes.legend(loc="upper left", ncols=2)
 
     caption = (
-        "Left: all six descents reach the expert's .45 in the end, but reverse KL and JS first pay for it. Under the "
+        "Left: all six descents reach the expert's .45 in the end, but reverse KL and JS lose reward first. Under the "
         "natural step forward CE closes the gap as exp(−t), whatever the bandit. Right: the expert is better in every "
         "bandit counted."
     )
-    return (Picture("bandit", caption, (dips, shares)),)
+    return (Picture("bandit", caption, (descents, shares)),)
 
 
 def study() -> Part:

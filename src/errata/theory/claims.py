@@ -1,4 +1,4 @@
-"""What a part of the laboratory hands over: claims that were computed, the numbers behind them, and pictures."""
+"""What each part of the laboratory returns: computed claims, their numbers, pictures and tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COLOURS: Mapping[str, str] = {
     "reward": "#9a6bd6",
     "other": "#8a8a8a",
 }
-"""One colour per objective in all pictures, readable on white and on black."""
+"""The colour of each objective in all pictures; readable on white and on black."""
 NAMES: Mapping[str, str] = {"forward_ce": "forward CE", "reverse_kl": "reverse KL", "js": "Jensen–Shannon"}
 OBJECTIVES = tuple(NAMES)
 
@@ -25,13 +25,13 @@ class Claim:
 
     statement: str
     assumption: str
-    """What the statement needs; for a counter-example, what is missing."""
+    """The assumption of the statement; for a counter-example, the assumption that is missing."""
     holds: bool
-    """As computed."""
+    """The computed result."""
     numbers: str
-    """The numbers that decide it, in words."""
+    """The numbers that decide it, as text."""
     expected: bool = True
-    """``False`` for a case built to break the claim. ``errata theory`` exits with 1 where ``holds`` differs."""
+    """``False`` for a counter-example. ``errata theory`` exits with 1 if ``holds`` differs from it."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers too many for a claim."""
+    """A table of numbers."""
 
     caption: str
     header: tuple[str, ...]

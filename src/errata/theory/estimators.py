@@ -1,9 +1,9 @@
-"""6. Which estimator of DistIL's gradient? Bias, variance and direction of every one.
+"""6. Which estimator of DistIL's gradient? Bias, variance and direction of each.
 
-The exact gradient of L = E_y Σ_t CE_t weighs ∇ℓS_t by the sum of all later costs. The released code divides it by
-the tokens left (``mean``), folds it into the local term (``reweight``) and centres nothing. All are compared by exact
-enumeration on random worlds (student N(0,1), expert = student + N(0,1.5²) in logits), each to the gradient of its own
-objective: that of Σ CE for ``ce``, of Σ KL for ``kl``. ``gradients.py`` says how.
+The exact gradient of L = E_y Σ_t CE_t weights ∇ℓS_t by the sum of all later costs. The released code divides the sum by
+the tokens left (``mean``), or multiplies the local term by it (``reweight``), and uses no baseline. Each estimator is
+compared, by exact enumeration on random worlds (student logits N(0,1), expert = student + N(0,1.5²)), with the gradient
+of its own objective: Σ CE for ``ce``, Σ KL for ``kl``. The computation is in ``gradients.py``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ EVERY = (
     *(Estimator(c, k, b) for c in ("sum", "mean") for k in ("ce", "kl") for b in ("none", "position", "leave_one_out")),
     *(Estimator("reweight", k, "none") for k in ("ce", "kl")),
 )
-"""Every credit × cost × baseline that differs: ``none`` has no cost, and ``reweight`` no score function to centre."""
+"""Every different credit × cost × baseline. ``none`` has no cost, and ``reweight`` has no policy gradient to centre."""
 SHOWN = {
     "sum, kl, leave-one-out (default)": (Estimator(), COLOURS["kl"], "-"),
     "sum, ce, leave-one-out": (Estimator("sum", "ce"), COLOURS["forward_ce"], "-"),
@@ -62,7 +62,7 @@ def exact(world: World, student: Tensor, cost: str = "ce") -> Tensor:
 def cosine_table(
     vocabulary: int = 3, horizons: Sequence[int] = (3, 4, 5), worlds: int = 100
 ) -> dict[int, dict[str, float]]:
-    """Mean cosine to the exact gradient of each credit with cost ``ce`` and no baseline, as in METHODS section 4."""
+    """Mean cosine to the exact gradient of each credit with cost ``ce`` and no baseline (docs/theory.md, section 6)."""
     table = {horizon: dict.fromkeys(CREDITS, 0.0) for horizon in horizons}
     for horizon, row in table.items():
         for seed in range(worlds):
@@ -77,7 +77,7 @@ def qualities(estimator: Estimator, worlds: Sequence[tuple[World, Tensor]]) -> d
     """Means over worlds, relative to the length of the estimator's own exact gradient.
 
     ``cosine`` and ``bias`` of its expectation, ``noise`` (standard deviation of the mean of eight responses), and
-    ``alignment_G``: the cosine one gets with G responses.
+    ``alignment_G``: the cosine of an estimate from G responses.
     """
     total: dict[str, float] = {}
     for w, z in worlds:
@@ -94,7 +94,7 @@ def qualities(estimator: Estimator, worlds: Sequence[tuple[World, Tensor]]) -> d
 
 
 def own_trace(seed: int, *, size: int = 4) -> dict[str, float]:
-    """Feedback that depends on the rollout: its last token decides which of two experts marks it.
+    """Feedback that depends on the rollout: its last token decides which of two experts is its teacher.
 
     Cosine to the exact gradient of the expected one, with the costs after t (``later``) and with all (``all``).
     """
@@ -126,9 +126,9 @@ def own_trace(seed: int, *, size: int = 4) -> dict[str, float]:
 
 
 def sibling(seed: int, baseline: str) -> float:
-    """Feedback that is the other response of a pair: relative bias of ``sum``, ``kl``.
+    """Relative bias of ``sum``, ``kl`` if each response of a pair is the other's context.
 
-    Every rollout has an expert of its own, the one it makes when it is shown. The target holds what is shown fixed.
+    There is one expert for each rollout: the one that is shown that rollout. The target holds the contexts fixed.
     """
     tree = full_tree(3, 3)
     b = len(tree.tokens)
@@ -136,25 +136,25 @@ def sibling(seed: int, baseline: str) -> float:
     w = replace(w, feedback=log_likelihood(tree, z).exp())
     target = exact(w, z, "kl")
     rows = groups(replace(w, expert=w.expert[:1], feedback=torch.ones(1, dtype=torch.float64), reward=w.reward[:1]), z)
-    mine, theirs = torch.cartesian_prod(torch.arange(b), torch.arange(b)).unbind(-1)
-    other = torch.stack([theirs, mine], -1).flatten()  # the sibling of each row
+    first, second = torch.cartesian_prod(torch.arange(b), torch.arange(b)).unbind(-1)
+    other = torch.stack([second, first], -1).flatten()  # the sibling of each row
     rows = replace(rows, teacher=w.expert[other[:, None], rows.state])
     estimate = expectation(rows, rollout_gradients(rows, Estimator(baseline=baseline)), z)
     return float((estimate - target).norm() / target.norm())
 
 
 def lengths(seed: int, *, per_length: bool) -> float:
-    """Relative bias of ``sum``, ``kl``, leave-one-out where rollouts end when they like."""
+    """Relative bias of ``sum``, ``kl``, leave-one-out if rollouts differ in length."""
     w, z = random_policies(stopping_tree(3, 4), seed)
     target = exact(w, z, "kl")
     estimate = expected_gradient(w, z, Estimator(per_length=per_length))
-    estimate = estimate * (estimate * target).sum() / estimate.square().sum()  # forgive the scale
+    estimate = estimate * (estimate * target).sum() / estimate.square().sum()  # the best rescaling
     return float((estimate - target).norm() / target.norm())
 
 
 @cache
 def growth() -> dict[str, dict[int, dict[str, dict[str, float]]]]:
-    """Qualities of the shown estimators as answers and vocabulary grow: {axis: {value: {name: qualities}}}."""
+    """Qualities of the shown estimators for growing T and V: {axis: {value: {name: qualities}}}."""
     shapes = {"horizon": {t: (2, t) for t in range(2, 8)}, "vocabulary": {v: (v, 3) for v in range(2, 6)}}
     return {
         axis: {
@@ -178,7 +178,7 @@ def claims(cosines: dict[int, dict[str, float]], table: Mapping[Estimator, dict[
     )
     traces = [own_trace(seed) for seed in SEEDS]
     trace = {k: mean([t[k] for t in traces]) for k in ("later", "all")}
-    taught = {b: mean([sibling(s, b) for s in SEEDS]) for b in ("none", "leave_one_out")}
+    pairs = {b: mean([sibling(s, b) for s in SEEDS]) for b in ("none", "leave_one_out")}
     ragged = {p: mean([lengths(s, per_length=p) for s in SEEDS]) for p in (False, True)}
     return (
         Claim(
@@ -210,9 +210,9 @@ def claims(cosines: dict[int, dict[str, float]], table: Mapping[Estimator, dict[
         Claim(
             "Leave-one-out changes no expectation",
             "missing: the other response was shown this one (a sibling's success)",
-            taught["leave_one_out"] < 1e-6,
-            f"relative bias {taught['leave_one_out']:.2f} in pairs that teach each other; "
-            f"no baseline {taught['none']:.0e}",
+            pairs["leave_one_out"] < 1e-6,
+            f"relative bias {pairs['leave_one_out']:.2f} in pairs that teach each other; "
+            f"no baseline {pairs['none']:.0e}",
             expected=False,
         ),
         Claim(
@@ -242,17 +242,17 @@ def claims(cosines: dict[int, dict[str, float]], table: Mapping[Estimator, dict[
 
 
 def pictures(table: Mapping[Estimator, dict[str, float]]) -> tuple[Picture, ...]:
-    marks = {"none": ("other", "s"), "sum": ("kl", "o"), "mean": ("reverse_kl", "^"), "reweight": ("js", "v")}
+    markers = {"none": ("other", "s"), "sum": ("kl", "o"), "mean": ("reverse_kl", "^"), "reweight": ("js", "v")}
 
     def trade(axes: Any) -> None:
         for e, q in ((e, q) for e, q in table.items() if e.discount == 1):
-            colour, marker = marks[e.credit]
+            colour, marker = markers[e.credit]
             axes.plot(
                 q["noise"], q["bias"], marker, color=COLOURS[colour], mfc=COLOURS[colour] if e.cost == "kl" else "none"
             )
             if e.credit in ("sum", "mean") and e.baseline == "none":
                 axes.annotate("no baseline", (q["noise"], q["bias"]), (0, 7), textcoords="offset points", ha="center")
-        for credit, (colour, marker) in marks.items():
+        for credit, (colour, marker) in markers.items():
             axes.plot([], [], marker, color=COLOURS[colour], label=credit)
         path = [table[Estimator(discount=g)] for g in (*DISCOUNTS, 1.0)]
         axes.plot(
@@ -286,8 +286,8 @@ def pictures(table: Mapping[Estimator, dict[str, float]]) -> tuple[Picture, ...]
 
     trade_off = (
         "Left: a baseline moves an estimator left, for `ce` by a factor of three, and changes no bias; dividing by "
-        "the tokens left (`mean`) pays for less noise with more bias than a discount γ does. Right: the cosine one "
-        "gets with so many responses to one problem."
+        "the tokens left (`mean`) lowers the noise with more bias than a discount γ. Right: the cosine of an "
+        "estimate from so many responses to one problem."
     )
     grown = (
         "As answers grow (V = 2) the biased credits leave the gradient, and the noise of the exact one rises: "

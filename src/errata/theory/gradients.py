@@ -1,8 +1,9 @@
-"""The gradient estimators that training uses, with every rollout and every group written out.
+"""Training's gradient estimators, with every rollout and every group enumerated: exact bias and variance.
 
-A rollout's gradient is what training computes: ``ops.divergence`` and ``ops.policy_gradient.clipped_surrogate`` under
-the credits of ``ops.credit``. A group of two is enough for any group size: with a leave-one-out baseline the group's
-gradient is a U-statistic of order two (Hoeffding 1948), so its variance for G responses follows from that of pairs.
+A rollout's gradient is the one that training computes: the method ``distil`` decides the weights (``adapter.py``), and
+``ops.divergence`` and ``ops.policy_gradient.clipped_surrogate`` give the two terms. Groups of two are enough for any
+group size. With a leave-one-out baseline the group's gradient is a U-statistic of order two (Hoeffding 1948), so its
+variance for G responses follows from the moments of pairs.
 
 Shapes: N rows, T tokens, V vocabulary, S states, B rollouts of the tree.
 """
@@ -14,15 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.ops.credit import center, future_cost
 from errata.ops.divergence import divergence
 from errata.ops.policy_gradient import clipped_surrogate
+from errata.theory.adapter import distil_signals
 from errata.theory.tabular import Tree, World, full_tree, log_likelihood, world
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """One way to estimate DistIL's gradient; the names are those of the method ``distil`` and of METHODS section 4."""
+    """One way to estimate DistIL's gradient; the fields have the names of the method ``distil``'s settings (docs/methods.md)."""
 
     credit: str = "sum"
     cost: str = "kl"
@@ -31,7 +32,7 @@ class Estimator:
     per_length: bool = False
     """Divide each rollout's loss by its own number of tokens."""
     batch: int = 8
-    """Responses over which ``position`` averages, all to one problem."""
+    """Responses over which the baseline ``position`` averages, all to one problem."""
 
     @property
     def centred(self) -> bool:
@@ -41,10 +42,10 @@ class Estimator:
 
 @dataclass(frozen=True)
 class Rows:
-    """A batch as training sees it, N rollouts in groups, with the probability that the group is drawn."""
+    """N rollouts in groups, as a training batch, with the probability that each group is drawn."""
 
     student: Tensor
-    """(N,T,V) logits, a leaf: the gradient is taken here, so that each rollout keeps its own."""
+    """(N,T,V) logits, a leaf. Each rollout has its own copy, so its gradient can be read off."""
     teacher: Tensor
     """(N,T,V) logits."""
     tokens: Tensor
@@ -81,24 +82,30 @@ def groups(world: World, student: Tensor, size: int = 2) -> Rows:
 
 
 def loss(rows: Rows, estimator: Estimator) -> Tensor:
-    """(N,) each rollout's loss: Σ_t w_SD·CE_t + w_RL·PG(A_t = −credit_t), as METHODS sections 0 and 4 write it."""
-    local = divergence(rows.student, rows.teacher, "forward_ce")
-    weight = rows.mask.to(local.dtype)
-    if estimator.per_length:
-        weight = weight / weight.sum(-1, keepdim=True)
-    if estimator.credit == "none":
-        return (weight * local).sum(-1)
-    cost = divergence(rows.student, rows.teacher, {"ce": "forward_ce", "kl": "forward_kl"}[estimator.cost]).detach()
-    kind = "sum" if estimator.credit == "sum" else "mean"
-    future = future_cost(cost, rows.mask, kind=kind, discount=estimator.discount)
-    if estimator.credit == "reweight":
-        return (weight * local * (1 + future)).sum(-1)
+    """(N,) loss of each rollout: Σ_t w_SD·CE_t + w_RL·PG(A_t), with the weights that the method ``distil`` decides.
+
+    The formula is that of docs/methods.md with both denominators 1; the method is called by ``adapter.distil_signals``.
+    """
+    cross_entropy = divergence(rows.student, rows.teacher, "forward_ce")
     logp = rows.student.log_softmax(-1).gather(-1, rows.tokens[..., None]).squeeze(-1)
     baseline, scale = estimator.baseline, 1.0
     if baseline == "position":  # C_i less the mean with C_i in it is (1 − 1/n)·(C_i less the mean of the others)
         baseline, scale = "leave_one_out", 1 - 1 / estimator.batch
-    advantage = -scale * center(future, rows.mask, rows.group, baseline=baseline)
-    return (weight * (local + clipped_surrogate(logp, logp.detach(), advantage))).sum(-1)
+    signals = distil_signals(
+        cross_entropy.detach(),
+        divergence(rows.teacher, rows.teacher, "forward_ce"),  # the teacher's entropy
+        rows.mask,
+        rows.group,
+        credit=estimator.credit,
+        cost=estimator.cost,
+        baseline=baseline,
+        discount=estimator.discount,
+    )
+    policy_gradient = clipped_surrogate(logp, logp.detach(), scale * signals.advantage)
+    per_token = signals.sd_weight * cross_entropy + signals.rl_weight * policy_gradient
+    if estimator.per_length:
+        per_token = per_token / rows.mask.sum(-1, keepdim=True)
+    return per_token.sum(-1)
 
 
 def rollout_gradients(rows: Rows, estimator: Estimator) -> Tensor:
@@ -108,13 +115,13 @@ def rollout_gradients(rows: Rows, estimator: Estimator) -> Tensor:
 
 
 def expectation(rows: Rows, g: Tensor, student: Tensor) -> Tensor:
-    """(S,V) the rows' gradients (N,T,V), each by its group's probability and its share of the group."""
+    """(S,V) expected gradient: the rows' gradients (N,T,V), weighted by probability and by 1 / group size."""
     share = rows.weight[:, None, None] / rows.size
     return torch.zeros_like(student).index_add(0, rows.state.flatten(), (share * g).flatten(0, 1))
 
 
 def expected_gradient(world: World, student: Tensor, estimator: Estimator) -> Tensor:
-    """(S,V) what the estimator is on average, exactly: over all rollouts, or over all pairs if it is centred."""
+    """(S,V) exact mean of the estimator, over all rollouts, or over all pairs if it is centred."""
     rows = groups(world, student, 2 if estimator.centred else 1)
     return expectation(rows, rollout_gradients(rows, estimator), student)
 
@@ -135,16 +142,16 @@ class Moments:
         return (4 * (size - 2) * self.first + 2 * self.pair) / (size * (size - 1))
 
     def alignment(self, target: Tensor, size: int) -> float:
-        """Cosine one gets with G responses: <Eĝ, g*> / (|g*|·sqrt(E|ĝ|²)); scale does not matter."""
+        """Cosine of an estimate from G responses to ``target``: <Eĝ, g*> / (|g*|·sqrt(E|ĝ|²))."""
         norm = (self.mean.square().sum() + self.variance(size)).sqrt()
         return float((self.mean * target).sum() / (target.norm() * norm))
 
 
 def moments(world: World, student: Tensor, estimator: Estimator) -> Moments:
-    """Exact moments for a world with one f: from all B rollouts, or from all B² pairs if the estimator is centred.
+    """Exact moments for a world with one f, from all B rollouts, or from all B² pairs if the estimator is centred.
 
-    Raises ``ValueError`` for more than one f, and for a centred estimator where rollouts differ in length: its baseline
-    is then a mean over those still alive, and no mean over pairs.
+    Raises ``ValueError`` for more than one f. Also for a centred estimator if rollouts differ in length: the baseline is
+    then a mean over the rollouts that have a token at the position, and not a mean over pairs.
     """
     if len(world.feedback) != 1:
         raise ValueError(
@@ -160,20 +167,20 @@ def moments(world: World, student: Tensor, estimator: Estimator) -> Moments:
     if not estimator.centred:  # independent responses: the mean of G has variance one/G
         one = float(rows.weight @ g.square().sum((-1, -2))) - square
         return Moments(mean, one / 4, one / 2)
-    mine, theirs = g.view(n, n, 2, *g.shape[1:]).unbind(2)  # (my rollout, theirs, T, V)
+    first, second = g.view(n, n, 2, *g.shape[1:]).unbind(2)  # (first rollout, second rollout, T, V)
     p = log_likelihood(tree, student).exp()
     shared = tree.state[:, None] == tree.state[None]  # (B,B,T)
-    norm = (mine.square() + theirs.square()).sum((-1, -2)) + 2 * ((mine * theirs).sum(-1) * shared).sum(-1)
-    given = conditional(tree, p, mine, theirs)
+    norm = (first.square() + second.square()).sum((-1, -2)) + 2 * ((first * second).sum(-1) * shared).sum(-1)
+    given = conditional(tree, p, first, second)
     return Moments(mean, float(p @ given.square().sum((-1, -2))) / 4 - square, float(p @ norm @ p) / 4 - square)
 
 
-def conditional(tree: Tree, p: Tensor, mine: Tensor, theirs: Tensor) -> Tensor:
-    """(B,S,V) expected sum of a pair's gradients given my rollout: mine at my states, theirs spread over all states."""
-    table = torch.zeros(len(p), len(tree.prefixes), mine.shape[-1], dtype=mine.dtype)
-    own = torch.einsum("j,ijtv->itv", p, mine)
+def conditional(tree: Tree, p: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """(B,S,V) expected sum of a pair's two gradients, given the first rollout of the pair."""
+    table = torch.zeros(len(p), len(tree.prefixes), first.shape[-1], dtype=first.dtype)
+    own = torch.einsum("j,ijtv->itv", p, first)
     table.scatter_add_(1, tree.state[..., None].expand_as(own), own)
-    return table.index_add(1, tree.state.flatten(), (p[:, None, None] * theirs).flatten(1, 2))
+    return table.index_add(1, tree.state.flatten(), (p[:, None, None] * second).flatten(1, 2))
 
 
 def random_world(
@@ -186,7 +193,7 @@ def random_world(
 def random_policies(
     tree: Tree, seed: int, *, spread: float = 1.0, shift: float = 1.5, experts: int = 1
 ) -> tuple[World, Tensor]:
-    """``random_world`` on a tree of one's own, with one expert for each f. No reward."""
+    """``random_world`` on a given tree, with ``experts`` experts. All rewards are 0."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(*n: int) -> Tensor:
@@ -199,5 +206,5 @@ def random_policies(
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """Of the angle between two tensors of one shape."""
+    """Cosine of the angle between two tensors of one shape."""
     return float((a * b).sum() / (a.norm() * b.norm()))

@@ -1,9 +1,9 @@
-"""3. What the future term knows that no local gradient can, and what it gets wrong: cross-entropy or KL as its cost.
+"""3. The future term, in worlds of two steps: where it helps and where it harms, with cross-entropy or KL as its cost.
 
-Two steps. At s1 teacher and student agree, (½, ½): every local gradient there is zero, whatever the divergence. The
-second term of DistIL's gradient, E[Σ_t ∇ℓS_t·C_t], moves away from actions after which the expert will disagree. That
-is useful when disagreement costs reward, and only then. With ``ce`` as cost it also flees every state where the
-expert is uncertain, since CE = KL + H_T, and stops early to save tokens; ``kl`` does neither.
+At s1 teacher and student agree, (½, ½), so every local gradient there is zero, whatever the divergence is. The second
+term of DistIL's gradient, E[Σ_t ∇ℓS_t·C_t], lowers the probability of actions after which the expert disagrees. That is
+useful only if disagreement costs reward. With ``ce`` as cost, CE = KL + H_T, it also lowers the probability of states
+where the expert is uncertain, and of further tokens. With ``kl`` it does neither.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ KIND = {"ce": "forward_ce", "kl": "forward_kl"}
 
 
 def hidden_bit() -> tuple[World, Tensor]:
-    """L (0): both play (.9, .1), reward .9. R (1): guess a bit that only the expert sees, reward ½."""
+    """L (0): both play (.9, .1), reward .9. R (1): the answer is a bit that only the expert sees, so the student gets ½."""
     t = tree([(a, b) for a in (0, 1) for b in (0, 1)], 2)
     right = [[0 if first == 0 else bit for first, _ in t.rollouts()] for bit in (0, 1)]
     reward = (t.tokens[:, 1] == torch.tensor(right)).double()
@@ -48,16 +48,16 @@ def eight_ways() -> tuple[World, Tensor]:
 
 
 def matter_of_taste() -> tuple[World, Tensor]:
-    """As ``eight_ways``, but the expert always says the first of the eight: it disagrees, and nothing depends on it."""
+    """As ``eight_ways``, but the expert always gives the first of the eight answers. No reward depends on that."""
     w, student = eight_ways()
     return world(w.tree, w.reward[0], w.tree.logits({(0,): (1.0,)})), student
 
 
-def essay(length: int = 7, needed: int = 4) -> tuple[World, Tensor]:
-    """Write ``needed`` words or more; token 0 stops, 1 and 2 are words. The student equals its expert."""
+def essay(length: int = 7, words: int = 4) -> tuple[World, Tensor]:
+    """Write at least ``words`` words; token 0 stops, 1 and 2 are words. The student equals its expert."""
     t = stopping_tree(3, length)
     expert = t.logits(dict.fromkeys(t.prefixes, (0.1, 0.45, 0.45)))
-    return world(t, t.score(lambda y: float(sum(a != 0 for a in y) >= needed)), expert), expert.clone()
+    return world(t, t.score(lambda y: float(sum(a != 0 for a in y) >= words)), expert), expert.clone()
 
 
 CASES = {"hidden_bit": hidden_bit(), "eight_ways": eight_ways(), "matter_of_taste": matter_of_taste()}
@@ -89,7 +89,7 @@ def pull_to_left(world: World, student: Tensor, cost: str) -> float:
     return float(-p[0] * (g[0] - (p * g).sum()))
 
 
-def restlessness(world: World, student: Tensor, cost: str) -> float:
+def largest_gradient(world: World, student: Tensor, cost: str) -> float:
     """Largest entry of the exact gradient."""
     return float(gradient(lambda z: objective(world, z, KIND[cost]), student).abs().max())
 
@@ -116,7 +116,7 @@ def compute() -> dict[str, Any]:
     for cost in KIND:
         *_, end = train(w, z, cost)
         stopping[cost] = {
-            "gradient": restlessness(w, z, cost),
+            "gradient": largest_gradient(w, z, cost),
             "tokens": [mean_length(w, z), mean_length(w, end)],
             "J": [float(value(w, z)), float(value(w, end))],
         }

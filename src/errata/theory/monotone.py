@@ -1,4 +1,4 @@
-"""2. When is progress monotone? The identity behind forward cross-entropy, and the three assumptions it hides.
+"""2. When is improvement monotone? The identity for forward cross-entropy, and its three assumptions.
 
 In a bandit a natural step down forward CE moves π straight towards the expert, dπ = η(π_T − π), the first step of the
 mixture (1−η)π + ηπ_T; so dJ = η(J(π_T) − J(π)), whatever the arms. The other objectives give covariances under the
@@ -6,8 +6,8 @@ student:
 
     reverse KL   dJ = η·Cov_π(r, log(π_T/π))           JS   dJ = −(η/2)·Cov_π(r, log(π/M)),   M = (π + π_T)/2
 
-The identity needs (a) a natural or mixture step, (b) an expert whose reward the student would earn by copying it,
-so no feedback that only the expert sees, and (c) one step: over a horizon, dJ = η·Σ_s d^π(s)·Σ_a (π_T −
+The identity needs (a) a natural or mixture step, (b) an expert whose reward the student would get by copying it,
+so no feedback that only the expert sees, and (c) one step. Over a horizon, dJ = η·Σ_s d^π(s)·Σ_a (π_T −
 π)(a|s)·Q^π(s,a), the advantage of the expert's first action if the student continues, which may be negative
 although the expert is better.
 """
@@ -40,7 +40,7 @@ def first_order(world: World, student: Tensor, direction: Tensor) -> float:
 
 
 def hidden_answer() -> tuple[World, Tensor]:
-    """The expert knows which of two answers is right (J = 1). The student may guess, or play a third worth .6."""
+    """The expert knows which of two answers is right (J = 1). The student can guess, or play a third answer worth .6."""
     t = full_tree(3, 1)
     reward = torch.tensor([[1.0, 0.0, 0.6], [0.0, 1.0, 0.6]], dtype=torch.float64)
     expert = torch.stack([t.logits({(): row}) for row in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))])
@@ -161,7 +161,7 @@ def pictures() -> tuple[Picture, ...]:
         axes.legend()
 
     caption = (
-        "All three experts are better than the student. In the bandit reward grows at once and only grows. Over two "
+        "All three experts are better than the student. In the bandit reward grows from the first step on. Over two "
         "steps it falls before it rises. Where the expert knows what the student cannot know, the student learns "
         "the average of the experts and stays worse than it was."
     )

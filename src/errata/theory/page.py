@@ -1,6 +1,6 @@
-"""One self-contained page: the claims, the pictures, the tables. Opens offline, readable in light and dark.
+"""The self-contained page ``theory.html``: claims, pictures and tables. It opens offline, in light and dark mode.
 
-Pictures are matplotlib's SVG whose text and lines take the page's own colour. ``python -m errata.theory.page
+Pictures are SVG by matplotlib; their text and lines have the page's text colour. ``python -m errata.theory.page
 DIRECTORY`` writes each picture as a file of its own (docs/figures/theory).
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from errata.theory.claims import Claim, Part, Picture
 
 _INK = "#010203"
-"""A colour nobody uses, replaced by ``currentColor``."""
+"""A colour used for nothing else; it is replaced by ``currentColor``."""
 _STYLE = """
 :root { color-scheme: light dark; }
 body { max-width: 66rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; }
@@ -34,7 +34,7 @@ figcaption, caption { text-align: left; font-size: .875rem; opacity: .8; }
 
 
 def page(parts: Sequence[Part]) -> str:
-    """The whole document."""
+    """The whole document, HTML."""
     body = "".join(_section(n, part) for n, part in enumerate(parts, 1))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -68,9 +68,9 @@ def _section(number: int, part: Part) -> str:
 
 
 def _claim(claim: Claim) -> str:
-    mark = "holds" if claim.holds else "fails"
+    result = "holds" if claim.holds else "fails"
     return (
-        f'<tr><td>{_text(claim.statement)}</td><td>{_text(claim.assumption)}</td><td><b class="{mark}">{mark}</b></td>'
+        f'<tr><td>{_text(claim.statement)}</td><td>{_text(claim.assumption)}</td><td><b class="{result}">{result}</b></td>'
         f"<td>{_text(claim.numbers)}</td></tr>"
     )
 
@@ -80,7 +80,7 @@ def _text(text: str) -> str:
 
 
 def svg(picture: Picture, *, own_colours: bool = False) -> str:
-    """The picture as an ``<svg>`` element; ``own_colours``: with background and ink of its own, as an image file.
+    """The picture as an ``<svg>`` element; with ``own_colours`` it has a background and text colour, for an image file.
 
     Raises ``ModuleNotFoundError`` without matplotlib (``pip install 'errata[report]'``).
     """

@@ -1,13 +1,13 @@
-"""5. Pass@N: why cross-entropy to an expert keeps the tail, what bounds what, and where the bound ends.
+"""5. Pass@N: why cross-entropy to an expert keeps rare answers, which bounds hold, and under which assumptions.
 
 Let p be the probability of success. Since log p = −Σ_k (1−p)^k/k and pass@k = 1 − (1−p)^k, maximising log p maximises
-all pass@k at once, with weights 1/k; maximising p weighs pass@1 alone. Three links to the objective:
+all pass@k at once, with weights 1/k; maximising p maximises pass@1 alone. Three relations to the objective:
 
 * per state, −CE_t = E_{a~π_T} log π_S(a) ≤ log E_{a~π_T} π_S(a) (Jensen): it bounds the teacher-weighted likelihood.
 * per answer, if the expert always succeeds, −log p ≤ KL(π_T‖π_S) over whole answers, on the expert's states
   (data processing: the binary KL between success rates is at most the KL between policies).
 * if the expert is the student conditioned on its own success, π_T ∝ π·Q, then on its states −∇CE = ∇log p exactly:
-  reinforcement learning that weighs a problem by 1/p.
+  reinforcement learning with weight 1/p for each problem.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ TRAINED = {
 def answers(*, stubborn: bool = False, sure: float = 0.99) -> tuple[World, Tensor]:
     """Name one of eight answers, then finish it: the second token must repeat the first. The expert knows the answer.
 
-    Its second token finishes whatever was begun; a ``stubborn`` expert insists on the right answer, finished or not.
+    Its second token finishes whatever was begun. A ``stubborn`` expert gives the right answer's token even if another was begun.
     """
     v, n = 8, len(SHARES)
     t = full_tree(v, 2)

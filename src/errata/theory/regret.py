@@ -1,13 +1,13 @@
-"""4. Regret: how far behind the expert can a student be that disagrees this little on its own states?
+"""4. Regret: how much less reward than the expert can a student get, given their disagreement on its own states?
 
 By the performance-difference lemma and Pinsker's inequality, over a horizon of H tokens,
 
     J(π_T) − J(π) = Σ_t E_{d^π}[Σ_a (π_T − π)(a)·Q^{π_T}(s_t,a)] ≤ μ·sqrt((H/2)·Σ_t E_{d^π} KL_t),  μ = span of Q^{π_T},
 
-which holds for an expert that sees f as well (Q and KL then depend on f, and the root is concave). It needs the states
-of the student; imitation on the expert's states (supervised fine-tuning) pays for every error to the end of the answer.
-And it turns into sublinear regret of a run only if the student can reach KL = 0: what the expert alone can see is paid
-for at every step.
+which holds for an expert that sees f as well (Q and KL then depend on f, and the root is concave). The bound needs the
+states of the student: with imitation on the expert's states (supervised fine-tuning) an error can cost reward to the end
+of the answer. The regret of a run is sublinear only if the student can reach KL = 0. If the expert sees something that the
+student cannot see, every step costs reward.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ LOSSES = {
 
 
 def loss(world: World, student: Tensor, kind: str, future: bool) -> Tensor:
+    """Scalar objective of a run; without ``future`` its gradient is the local term alone."""
     return objective(world, student, kind, states_from=None if future else student.detach())
 
 
@@ -79,7 +80,7 @@ def random_problem(vocabulary: int, horizon: int, seed: int, *, feedbacks: int =
 
 
 def shown_feedback(vocabulary: int = 3, horizon: int = 4, seed: int = 0) -> tuple[World, Tensor]:
-    """One rollout in ten succeeds; the expert is the student told to succeed, π·(Q + .05)."""
+    """One rollout in ten succeeds. The expert is the student conditioned on success, π·(Q + .05)."""
     t, g = full_tree(vocabulary, horizon), torch.Generator().manual_seed(seed)
     student = torch.randn(len(t.prefixes), vocabulary, generator=g, dtype=torch.float64)
     reward = (torch.rand(len(t.tokens), generator=g, dtype=torch.float64) < 0.1).double()
@@ -88,7 +89,7 @@ def shown_feedback(vocabulary: int = 3, horizon: int = 4, seed: int = 0) -> tupl
 
 
 def cliff(horizon: int) -> tuple[World, Tensor]:
-    """Reward counts zeros. The expert says 0, also after an error; the student errs 1 in 10, then loses the thread."""
+    """The reward counts zeros. The expert always says 0. The student errs 1 time in 10, and after an error almost always."""
     t = full_tree(2, horizon)
     student = t.logits({prefix: (0.05, 0.95) if 1 in prefix else (0.9, 0.1) for prefix in t.prefixes})
     return world(t, t.score(lambda y: float(y.count(0))), t.logits(dict.fromkeys(t.prefixes, (1.0, 0.0)))), student
@@ -237,7 +238,7 @@ def pictures(runs: dict[str, Run], expert: float) -> tuple[Picture, ...]:
         "Left and middle: one rollout in ten succeeds, and the expert is the student told to succeed. With `kl` the "
         "student approaches it and regret flattens, unless the expert sees what the student cannot (straight line). "
         "With `ce` it passes its expert, because this expert is sure where success is near. Right: on the expert's "
-        "states a student that errs 1 time in 10 looks good, and the formula promises too much as answers grow; on "
+        "states a student that errs 1 time in 10 looks good, and for long answers the formula is too small. On "
         "its own states it stays a bound."
     )
     return (Picture("regret", caption, (rewards, cumulative, compounding)),)

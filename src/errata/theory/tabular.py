@@ -1,8 +1,8 @@
-"""Worlds so small that every rollout can be written out: the ground on which the claims are computed, not estimated.
+"""Worlds so small that every rollout can be listed, with exact expectations.
 
-A ``Tree`` lists all rollouts, a ``World`` adds a reward and an expert for each feedback f that the student does not
-see, and a policy is a table of logits, one row per state. All expectations are sums over all rollouts, in float64,
-and differentiable.
+A ``Tree`` lists all rollouts. A ``World`` adds rewards, and one expert for each feedback f, which the student does not
+see. A policy is a table of logits, one row per state. All expectations are sums over all rollouts, in float64, and
+differentiable.
 
 Shapes: B rollouts of the tree, T tokens, S states, V vocabulary, F feedbacks.
 """
@@ -20,14 +20,14 @@ from torch import Tensor
 from errata.ops.divergence import divergence
 
 ABSENT = -1e3
-"""Logit of an action of probability 0: exp underflows to exactly 0, the log-probability stays finite, 0·log 0 is 0."""
+"""Logit of an action of probability 0. exp of it is exactly 0, the log-prob stays finite, and 0·log 0 is 0."""
 
 Prefix = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Tree:
-    """All rollouts of a finite-horizon process whose state is what has been said so far."""
+    """All rollouts of a process with a finite horizon. A state is the sequence of tokens so far."""
 
     tokens: Tensor
     """(B,T) int64; 0 where masked."""
@@ -36,12 +36,12 @@ class Tree:
     state: Tensor
     """(B,T) int64: row of the policy's table that chooses the token; 0 where masked."""
     prefixes: tuple[Prefix, ...]
-    """What has been said at each of the S states; state 0 is the empty prefix."""
+    """The tokens so far, for each of the S states; state 0 is the empty prefix."""
     allowed: Tensor
     """(S,V) bool: actions that exist."""
 
     def logits(self, probabilities: Mapping[Prefix, Sequence[float]] | None = None) -> Tensor:
-        """(S,V) logits with the given probabilities; states that are not named are uniform over their actions."""
+        """(S,V) logits with the given probabilities. States that are not given are uniform over their actions."""
         table = torch.where(self.allowed, 0.0, ABSENT).to(torch.float64)
         for prefix, row in (probabilities or {}).items():
             p = torch.zeros(self.allowed.shape[1], dtype=torch.float64)
@@ -59,7 +59,7 @@ class Tree:
 
 
 def tree(rollouts: Iterable[Prefix], vocabulary: int) -> Tree:
-    """The tree of the given rollouts. Raises ``ValueError`` if one is a prefix of another (where would it end?)."""
+    """The tree of the given rollouts. Raises ``ValueError`` if one rollout is a prefix of another."""
     rows = sorted(rollouts)
     horizon = max(map(len, rows))
     index: dict[Prefix, int] = {}
@@ -130,7 +130,7 @@ def value(world: World, student: Tensor) -> Tensor:
 
 
 def expert_value(world: World) -> Tensor:
-    """J(π_T): what the expert, who sees f, earns. Scalar."""
+    """J(π_T): the expected reward of the expert, which sees f. Scalar."""
     return world.feedback @ (world.reward * log_likelihood(world.tree, world.expert).exp()).sum(-1)
 
 
@@ -140,10 +140,10 @@ def disagreement(world: World, student: Tensor, kind: str = "forward_ce") -> Ten
 
 
 def objective(world: World, student: Tensor, kind: str = "forward_ce", states_from: Tensor | None = None) -> Tensor:
-    """L(θ) = E_f E_{y~π} Σ_t D_t, the DistIL objective for D = CE ([DistIL]; METHODS section 4). Scalar.
+    """L(θ) = E_f E_{y~π} Σ_t D_t. For D = CE it is DistIL's objective (arXiv 2606.05152). Scalar, nats.
 
-    ``states_from`` (S,V): logits of another policy, held fixed, that chooses the states instead of the student: the
-    gradient at ``states_from=student.detach()`` is the local term alone.
+    ``states_from`` (S,V): logits of another policy, held fixed, that chooses the states instead of the student. The
+    gradient with ``states_from=student.detach()`` is the local term alone.
     """
     weight = log_likelihood(world.tree, student if states_from is None else states_from).exp()
     per_token = disagreement(world, student, kind)[:, world.tree.state] * world.tree.mask
@@ -174,7 +174,7 @@ def visits(tree: Tree, logits: Tensor) -> Tensor:
 
 
 def posterior_expert(world: World, policy: Tensor) -> Tensor:
-    """The policy told that it succeeds: (S,V) logits of π(a|s, success) ∝ π(a|s)·Q^π(s,a), for rewards in [0,1]."""
+    """The policy conditioned on success: (S,V) logits of π(a|s, success) ∝ π(a|s)·Q^π(s,a), for rewards in [0,1]."""
     q = (world.feedback @ action_values(world, policy).flatten(1)).view_as(policy)
     return policy.log_softmax(-1) + q.log().clamp_min(ABSENT)
 

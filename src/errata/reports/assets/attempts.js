@@ -1,5 +1,5 @@
 "use strict";
-/* The marked attempt: a rollout's tokens coloured by a signal, with what the teacher saw and would have said instead. */
+/* The rollouts: each one's tokens coloured by a signal, with the teacher's context and the teacher's own next tokens. */
 (() => {
   const { el, number, data } = errata;
   const place = document.getElementById("attempts");
@@ -12,31 +12,31 @@
     js: "Jensen–Shannon divergence",
   };
 
-  /* Each: how to read it from a row's own signals, and what it says. `look`: mark (trouble), weight, or sign (raised or lowered). */
+  /* How to read each signal from a row, and its explanation. `look` is the colour scale: mark (disagreement), weight, or sign (above or below 0). */
   const SIGNALS = [
     { key: "disagreement", name: "disagreement", look: "mark", of: disagreement, needs: ["divergence"],
       about: (row) => `How far the student's next-token distribution is from the teacher's, in nats: ${DIVERGENCE[kindOf(row)] || "the method's divergence"}. 0: they agree.` },
     { key: "gap", name: "gap to the teacher", look: "sign", of: (s, t) => less(at(s.teacher_logp, t), at(s.student_logp, t)), needs: ["teacher_logp", "student_logp"],
       about: "Teacher's less student's log-probability of this token. Below 0 (orange) the teacher finds it less likely than the student did; above 0 (blue) more likely." },
     { key: "future_credit", name: "future credit", look: "mark",
-      about: "The disagreement still to come after this token. A token that leads into trouble carries much of it, even if the teacher agrees with the token itself." },
+      about: "The future cost: the disagreement after this token. It is high for a token that leads to disagreement later, even if the teacher agrees with the token itself." },
     { key: "advantage", name: "advantage", look: "sign",
-      about: "What the policy-gradient stream multiplies this token's log-probability by: blue is raised, orange lowered." },
-    { key: "rl_weight", name: "reward weight", look: "weight", about: "This token's weight in the policy-gradient stream. 0: not part of it." },
+      about: "The factor of this token's log-prob gradient in the policy-gradient stream. Blue: the token becomes more likely. Orange: less likely." },
+    { key: "rl_weight", name: "policy-gradient weight", look: "weight", about: "This token's weight in the policy-gradient stream. 0: not part of it." },
     { key: "sd_weight", name: "distillation weight", look: "weight", about: "This token's weight in the distillation stream. 0: not part of it." },
-    { key: "rhythm", name: "rhythm", look: "weight", base: 1, about: "The multiplier M of a right attempt's token: above 1 where the student runs ahead of its teacher at a turning point." },
-    { key: "rhythm_gate", name: "rhythm gate", look: "weight", about: "How far the gate is open at this token, from 0 to 1." },
+    { key: "rhythm", name: "rhythm", look: "weight", base: 1, about: "The factor M_t of a solved rollout's token. Above 1: the student is surer of the token than the teacher, where the gate is above 0." },
+    { key: "rhythm_gate", name: "rhythm gate", look: "weight", about: "The gate of this token, from 0 to 1. It is above 0 where the teacher's entropy has just fallen and the student's has not." },
     { key: "surprise", name: "student's surprise", look: "mark", of: (s, t) => less(0, at(s.student_logp, t)), needs: ["student_logp"],
       about: "Minus the student's log-probability of the token it sampled, in nats." },
-    { key: "student_entropy", name: "student's entropy", look: "mark", about: "How undecided the student was before this token, in nats." },
-    { key: "teacher_entropy", name: "teacher's entropy", look: "mark", about: "How undecided the teacher was before this token, in nats." },
+    { key: "student_entropy", name: "student's entropy", look: "mark", about: "Entropy of the student's next-token distribution before this token, in nats." },
+    { key: "teacher_entropy", name: "teacher's entropy", look: "mark", about: "Entropy of the teacher's next-token distribution before this token, in nats." },
   ];
   const READ = new Set(["student_logp", "teacher_logp", "divergence", ...SIGNALS.map((s) => s.key)]);
   for (const key of new Set(rows.flatMap((row) => Object.keys(row.signals)))) {
     if (!READ.has(key)) SIGNALS.push({ key, name: key.replaceAll("_", " "), look: "sign", about: "Recorded by the method." });
   }
 
-  const RATE = "The ledger's smoothed pass rate of the problem; for a method without a ledger, the share of its group that was right.";
+  const RATE = "The ledger's smoothed pass rate of the problem; for a method without a ledger, the share of its group that was solved.";
   const SPECIAL = /^<[|｜].*[|｜]>$|^<\/?s>$/;
 
   function at(values, t) {
@@ -60,7 +60,7 @@
     const value = signal.of ? signal.of(row.signals, t, row) : at(row.signals[signal.key], t);
     return value === undefined ? null : value;
   }
-  /* One scale for all attempts, so that colours can be compared between them: the 98th percentile. */
+  /* One scale for all rollouts, so that colours can be compared between them: the 98th percentile. */
   function scaleOf(signal) {
     if (signal.scale === undefined) {
       const sizes = [];
@@ -85,20 +85,21 @@
   }
   function verdictOf(row) {
     if (row.reward === null || row.reward === undefined) return ["unjudged", "not judged"];
-    return row.reward >= 1 ? ["right", "right"] : ["wrong", row.reward > 0 ? `reward ${number(row.reward)}` : "wrong"];
+    const word = row.solved ? "right" : "wrong";
+    return [word, row.reward === 0 || row.reward === 1 ? word : `reward ${number(row.reward)}`];
   }
   function difficultyOf(row) {
     if (row.rate === null || row.rate === undefined) return "unknown";
     return row.rate < 0.3 ? "hard" : row.rate > 0.7 ? "easy" : "medium";
   }
-  /* What the teacher would rather have said here, where it gives another token more than half. */
+  /* The teacher's token, if it gives another token more than half of the probability. */
   function correction(row, t) {
     const best = row.alternatives?.[t]?.[0];
     return best && best[1] > 0.5 && best[0] !== row.tokens[t] ? best[0] : null;
   }
 
   if (!rows.length) {
-    place.append(el("p", { class: "empty" }, data.recorded ? "No recorded attempt fits on this page." : "No attempt was recorded (rollouts_saved)."));
+    place.append(el("p", { class: "empty" }, data.recorded ? "No recorded rollout fits on this page." : "No rollout was recorded (rollouts_saved)."));
     return;
   }
 
@@ -248,13 +249,13 @@
 
   function feedback(row) {
     if (!row.feedback && !row.kind) return [];
-    return [el("h3", {}, `The world's answer${row.kind ? `: ${row.kind}` : ""}`), el("p", { class: "said", tabindex: "0" }, row.feedback || "nothing but the score")];
+    return [el("h3", {}, `Feedback${row.kind ? `: ${row.kind}` : ""}`), el("p", { class: "said", tabindex: "0" }, row.feedback || "none, only the score")];
   }
 
   function shown(row) {
     const context = row.context, parts = [el("h3", {}, "What the teacher was shown")];
     const flags = [context.leaks_answer ? "contains the answer" : null, context.cut?.length ? `shortened: ${context.cut.join(", ")}` : null,
-      context.dropped ? "did not fit, so the teacher was not asked" : null].filter(Boolean);
+      context.dropped ? "did not fit, so there was no teacher" : null].filter(Boolean);
     parts.push(el("p", {}, el("b", {}, context.kind && context.kind !== "none" ? context.kind : "nothing"), context.why ? `: ${context.why}` : "",
       flags.length ? el("small", {}, ` (${flags.join("; ")})`) : null));
     for (const [role, before, added, after] of row.shown || []) {
@@ -332,7 +333,7 @@
       span.style.setProperty("--much", `${Math.round(78 * Math.min(Math.abs(over) / top, 1))}%`);
     });
     about.textContent = known ? (typeof chosen.about === "function" ? chosen.about(row) : chosen.about)
-      : `No “${chosen.name}” for this attempt: ${row.context.kind && row.context.kind !== "none" ? "its teacher was not asked" : "it had no teacher"}.`;
+      : `No “${chosen.name}” for this attempt: ${row.context.kind && row.context.kind !== "none" ? "its teacher did not score it" : "it had no teacher"}.`;
     legend(chosen, top);
     drawStrip(chosen, row, known);
     showToken();
@@ -347,7 +348,7 @@
     ramp.style.background = `linear-gradient(to right, ${stops})`;
     const base = chosen.base || 0;
     scale.replaceChildren(top ? el("span", {}, names.length === 2 ? `−${number(top)}` : number(base)) : "0 in every attempt", top ? ramp : "", top ? `${number(base + top)} and more` : "",
-      anyCorrections ? el("label", { title: "Where the teacher gives another token more than half" }, corrections, " what the teacher would have said") : "");
+      anyCorrections ? el("label", { title: "Where the teacher gives another token more than half" }, corrections, " the teacher's token") : "");
   }
 
   function drawStrip(chosen, row, known) {
@@ -404,14 +405,14 @@
     const choices = row.alternatives?.[token];
     if (!choices) return [];
     const all = choices.some(([other]) => other === word) || row.signals.teacher_logp === undefined ? choices : [...choices, [word, Math.exp(at(row.signals.teacher_logp, token))]];
-    return [el("h4", {}, "The teacher would say"), el("ol", { class: "choices" }, ...all.map(([other, share]) => {
+    return [el("h4", {}, "The teacher's most likely tokens"), el("ol", { class: "choices" }, ...all.map(([other, share]) => {
       const fill = el("i");
       fill.style.width = `${100 * Math.min(share, 1)}%`;
       return el("li", { class: other === word ? "said-it" : null, title: other === word ? "what the student said" : null }, el("code", {}, quoted(other)), el("div", { class: "bar" }, fill), el("span", {}, percent(share)));
     }))];
   }
 
-  // -- the address remembers what is open ---------------------------------------------------------------------------
+  // -- the address holds what is open ---------------------------------------------------------------------------
 
   function remember() {
     history.replaceState(null, "", `#attempt=${current}&signal=${signal}`);
@@ -421,10 +422,10 @@
   const asked = new URLSearchParams(location.hash.slice(1)), anchor = location.hash.includes("attempt=");
   const original = location.hash;
   signal = SIGNALS.find((s) => s.key === asked.get("signal"))?.key || signal;
-  const telling = rows.findIndex((row) => verdictOf(row)[0] === "wrong" && row.tokens.some((_, t) => correction(row, t) !== null));
-  current = anchor && rows[Number(asked.get("attempt"))] ? Number(asked.get("attempt")) : Math.max(telling, 0);
+  const example = rows.findIndex((row) => verdictOf(row)[0] === "wrong" && row.tokens.some((_, t) => correction(row, t) !== null));
+  current = anchor && rows[Number(asked.get("attempt"))] ? Number(asked.get("attempt")) : Math.max(example, 0);
   filter();
   open(current);
-  if (anchor) document.getElementById("marked").scrollIntoView();
+  if (anchor) document.getElementById("rollouts").scrollIntoView();
   else history.replaceState(null, "", original || location.pathname + location.search);
 })();

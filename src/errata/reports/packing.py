@@ -1,7 +1,7 @@
-"""The marked attempts of a page: which of the recorded rollouts it holds, each packed to what is shown of it.
+"""The rollouts of a report: which of the recorded ones it contains, and what it contains of each.
 
-A page has a size limit and a run may record thousands of rollouts, so a page holds those of as many steps as fit: the
-first step and the last, then the one between, the quarters, and so on.
+A report has a size limit, and a run may record thousands of rollouts. So the report takes rollouts step by step as long as
+they fit: the first step, the last, then the middle, the quarters, and so on.
 """
 
 from __future__ import annotations
@@ -10,20 +10,24 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from errata.records import is_solved
 from errata.reports.runs import Run
 from errata.reports.table import shortened
 
 HEAD, TAIL = 1400, 600
-"""Tokens kept of a longer attempt, from its beginning and its end."""
+"""Tokens kept of a longer rollout, from its beginning and from its end."""
 MAX_TEXT = 6000
 """Characters kept of a prompt or a feedback."""
 _AROUND = 200
+"""Characters of the teacher's prompt shown before and after what was added to it."""
 _LIKELY = 0.01
+"""Teacher probability from which an alternative token is shown."""
 _MISSES = 10
+"""Rollouts in a row that do not fit, after which no further one is tried."""
 
 
 def attempts(runs: Sequence[Run], budget: int) -> tuple[list[dict[str, Any]], int]:
-    """Packed attempts in the order of steps, in all at most ``budget`` bytes of JSON, and how many were recorded."""
+    """The packed rollouts in the order of steps, at most ``budget`` bytes of JSON in all, and how many were recorded."""
     chosen: list[dict[str, Any]] = []
     recorded = 0
     for index, run in enumerate(runs):
@@ -31,33 +35,34 @@ def attempts(runs: Sequence[Run], budget: int) -> tuple[list[dict[str, Any]], in
         ledger = any("ledger/problems" in row for row in run.metrics)
         recorded += len(rows)
         left, misses = budget // len(runs), 0
-        mine: dict[int, dict[str, Any]] = {}
+        kept: dict[int, dict[str, Any]] = {}
         for number in _spread([int(row["step"]) for row in rows]):
-            packed = pack(rows[number], ledger=ledger) | {"run": index}
+            packed = pack(rows[number], ledger=ledger, threshold=run.success_threshold) | {"run": index}
             size = len(embedded(packed)) + 1
             if size <= left:
-                mine[number] = packed
+                kept[number] = packed
                 left -= size
                 misses = 0
-            elif (misses := misses + 1) == _MISSES:  # there is no room any more
+            elif (misses := misses + 1) == _MISSES:
                 break
-        chosen += [mine[number] for number in sorted(mine)]
+        chosen += [kept[number] for number in sorted(kept)]
     return chosen, recorded
 
 
 def embedded(value: Any) -> bytes:
-    """``value`` as JSON that may stand inside a ``<script>``: no text in it can end the element or open another."""
+    """``value`` as JSON for a ``<script>`` element: no text in it can end the element or begin another."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text.encode("utf-8", "backslashreplace")  # half of a surrogate pair becomes its JSON escape
 
 
-def pack(row: Mapping[str, Any], *, ledger: bool = True) -> dict[str, Any]:
-    """One row of ``rollouts.jsonl`` as the page reads it. What the row lacks, the packed one lacks.
+def pack(row: Mapping[str, Any], *, ledger: bool = True, threshold: float = 1.0) -> dict[str, Any]:
+    """One row of ``rollouts.jsonl`` as the report's script reads it. Keys that the row lacks are left out or empty.
 
-    ``ledger``: the run keeps pass rates; without, a row's ``pass_rate`` says nothing, and its group's share of right
-    attempts stands in for it.
+    Args:
+        ledger: the run has a pass-rate ledger. Without one ``rate`` is the group's share of solved rollouts.
+        threshold: the run's ``success_threshold``, for ``solved``.
     """
     tokens = [str(token) for token in row.get("tokens") or [row.get("completion", "")]]
     context = row.get("context") or {}
@@ -68,6 +73,7 @@ def pack(row: Mapping[str, Any], *, ledger: bool = True) -> dict[str, Any]:
         "prompt": [[role, shortened(text, MAX_TEXT)] for role, text in messages(row.get("prompt") or "")],
         "tokens": _kept(readable(tokens, str(row.get("completion", "")))),
         "reward": row.get("reward"),
+        "solved": is_solved(row.get("reward"), threshold),
         "kind": row.get("kind") or "",
         "feedback": shortened(row.get("feedback") or "", MAX_TEXT),
         "rate": row.get("pass_rate" if ledger else "group_rate"),
@@ -89,7 +95,7 @@ def pack(row: Mapping[str, Any], *, ledger: bool = True) -> dict[str, Any]:
 
 
 def messages(prompt: Any) -> list[tuple[str, str]]:
-    """A prompt as pairs of role and text; a plain text has no role, a picture shows as ``[image]``."""
+    """A prompt as pairs of role and text. A plain text has no role; a picture becomes ``[image]``."""
     if isinstance(prompt, str):
         return [("", prompt)]
     found = []
@@ -102,9 +108,10 @@ def messages(prompt: Any) -> list[tuple[str, str]]:
 
 
 def readable(tokens: Sequence[str], completion: str) -> list[str]:
-    """``tokens`` with each run of broken ones shown whole: bytes of one character that were decoded apart.
+    """``tokens``, with characters repaired whose bytes were decoded in separate tokens.
 
-    The first token of such a run gets its text, as the completion has it; where the run cannot be found, all stay.
+    The first token of such a sequence gets the text that the completion has there, and the others become empty. A sequence
+    that cannot be found in the completion stays as it is.
     """
     if not any("\ufffd" in token for token in tokens):
         return list(tokens)
@@ -129,17 +136,17 @@ def readable(tokens: Sequence[str], completion: str) -> list[str]:
 def _additions(
     prompt: Sequence[tuple[str, str]], shown: Sequence[tuple[str, str]]
 ) -> Iterator[tuple[str, str, str, str]]:
-    """What a teacher's prompt has beyond the student's: role, what precedes, the addition, what follows."""
+    """What a teacher's prompt has beyond the student's: role, text before, added text, text after."""
     for i, (role, text) in enumerate(shown):
-        asked = prompt[i][1] if i < len(prompt) and prompt[i][0] == role else ""
-        start = _in_common(asked, text)
-        end = _in_common(asked[start:][::-1], text[start:][::-1])
+        student_text = prompt[i][1] if i < len(prompt) and prompt[i][0] == role else ""
+        start = _in_common(student_text, text)
+        end = _in_common(student_text[start:][::-1], text[start:][::-1])
         if text[start : len(text) - end]:
             yield role, text[:start], text[start : len(text) - end], text[len(text) - end :]
 
 
 def _in_common(a: str, b: str) -> int:
-    """Length of the longest common beginning."""
+    """Length of the longest common prefix."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
@@ -153,19 +160,19 @@ def _kept(values: Sequence[Any]) -> list[Any]:
 
 
 def _values(values: Sequence[float | None]) -> Any:
-    """Three digits each; one number where all are the same."""
+    """The values with three significant digits; one number if all are the same."""
     short = [None if v is None else float(f"{v:.3g}") for v in values]
     short = [int(v) if v is not None and v == int(v) else v for v in short]
     return short[0] if short and all(v == short[0] for v in short) else short
 
 
 def _likely(choices: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    """The most probable choice and those worth a look."""
+    """The most probable token, and those with a probability of at least ``_LIKELY``."""
     return [[str(t), float(f"{p:.3g}")] for i, (t, p) in enumerate(choices) if i == 0 or p >= _LIKELY]
 
 
 def _spread(steps: Sequence[int]) -> list[int]:
-    """Indices of rows, those of the first and last step before those half way between, a quarter, ..."""
+    """Indices of the rows: first those of the first and last step, then of the middle, the quarters, ..."""
     unique = sorted(set(steps))
     order: dict[int, None] = dict.fromkeys([0, len(unique) - 1]) if unique else {}
     width = len(unique)
