@@ -91,8 +91,8 @@ def released_weights(
 
 @torch.no_grad()
 def entropy_weights(teacher_entropy: Tensor, mask: Tensor, *, beta: float = 1.0) -> Tensor:
-    """SRPO's larger weight where the teacher's entropy is low: exp(-β·H_T), scaled to mean 1 over the tokens of ``mask`` (the routed ones of
-    this batch).
+    """SRPO's larger weight where the teacher's entropy is low: exp(-β·H_T), scaled to mean 1 over the tokens of
+    ``mask`` (the routed ones of this batch).
 
     Args:
         teacher_entropy: (B, T), nats.
