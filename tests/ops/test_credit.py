@@ -137,16 +137,16 @@ def responses(seed, vocabulary=3, length=3):
     states = list(logits)
     found = []
 
-    def walk(prefix, probability, steps):
+    def visit(prefix, probability, steps):
         p = logits[prefix].softmax(0)
         for a in range(vocabulary):
             here = [*steps, (states.index(prefix), a, cost[prefix])]
             if a == vocabulary - 1 or len(prefix) == length - 1:
                 found.append((probability * p[a].item(), here))
             else:
-                walk((*prefix, a), probability * p[a].item(), here)
+                visit((*prefix, a), probability * p[a].item(), here)
 
-    walk((), 1.0, [])
+    visit((), 1.0, [])
     n = len(found)
     probability = torch.tensor([x[0] for x in found], dtype=torch.float64)
     c, mask = torch.zeros(n, length, dtype=torch.float64), torch.zeros(n, length, dtype=torch.bool)

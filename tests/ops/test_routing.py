@@ -49,22 +49,22 @@ def test_bins_by_hand():
 
 # hard, medium, easy; each correct and incorrect; then without a teacher
 CORRECT = torch.tensor([1, 1, 1, 0, 0, 0, 1, 0])
-TAUGHT = torch.tensor([1, 1, 1, 1, 1, 1, 0, 0])
+HAS_TEACHER = torch.tensor([1, 1, 1, 1, 1, 1, 0, 0])
 DIFFICULTY = Difficulty(*torch.tensor([[1, 0, 0, 1, 0, 0, 1, 1], [0, 1, 0, 0, 1, 0, 0, 0], [0, 0, 1, 0, 0, 1, 0, 0.0]]))
 
 
 def test_paper_weights_by_hand():
-    rl, sd = paper_weights(DIFFICULTY, CORRECT, TAUGHT)
+    rl, sd = paper_weights(DIFFICULTY, CORRECT, HAS_TEACHER)
     # The paper's γ for correct responses holds with or without a teacher; incorrect ones need one to distil.
     assert rl.tolist() == [0.0, 1.0, 0.5, 0.0, 0.0, 0.0, 0.0, 1.0]
     assert sd.tolist() == [0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0]
 
 
 def test_released_weights_by_hand():
-    rl, sd = released_weights(DIFFICULTY, CORRECT, TAUGHT)
+    rl, sd = released_weights(DIFFICULTY, CORRECT, HAS_TEACHER)
     torch.testing.assert_close(rl, torch.tensor([0.3, 1.0, 0.05, 0.0, 0.0, 0.0, 1.0, 1.0]))
     torch.testing.assert_close(sd, torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0, 0.35, 0.0, 0.0]))
-    rl, sd = released_weights(DIFFICULTY, CORRECT, TAUGHT, distil_correct=True)
+    rl, sd = released_weights(DIFFICULTY, CORRECT, HAS_TEACHER, distil_correct=True)
     torch.testing.assert_close(sd, torch.tensor([0.7, 0.0, 0.0, 1.0, 0.0, 0.35, 0.0, 0.0]))
 
 
@@ -96,4 +96,4 @@ def test_errors_name_the_argument():
     with pytest.raises(ValueError, match="mask"):
         entropy_weights(torch.ones(1, 2), torch.ones(2, 2))
     with pytest.raises(ValueError, match="has_teacher"):
-        paper_weights(DIFFICULTY, CORRECT, TAUGHT[:1])
+        paper_weights(DIFFICULTY, CORRECT, HAS_TEACHER[:1])

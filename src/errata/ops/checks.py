@@ -1,4 +1,4 @@
-"""What every op does to its arguments first: shapes that agree, masks that are masks, at least float32."""
+"""Checks and conversions of an op's arguments: equal shapes, known choices, at least float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Credit for what comes after: the cost-to-go of a token, and baselines that take its noise away.
+"""The cost-to-go of a token, and baselines that lower its variance.
 
 A *position* is a token's index among its response's own valid tokens: padding on either side and masked tokens in the
 middle (a tool's output) do not count.
@@ -58,7 +58,7 @@ def future_cost(cost: Tensor, mask: Tensor, *, kind: str = "sum", discount: floa
 @torch.no_grad()
 def center(cost_to_go: Tensor, mask: Tensor, group: Tensor, *, baseline: str = "leave_one_out") -> Tensor:
     """Subtract from C_t what C is at the same position in comparable responses; the policy gradient's mean stays, its
-    noise falls.
+    variance falls.
 
     ``leave_one_out``: the mean over the *other* responses of the group that have a token there. It depends on nothing
     the response itself sampled, so the gradient stays unbiased. ``position``: the mean over all responses of the

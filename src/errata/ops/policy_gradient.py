@@ -50,7 +50,7 @@ def group_advantage(reward: Tensor | Sequence[float | None], group: Tensor, *, s
     """Reward minus the group's mean, per response.  [GRPO; without the division, Dr. GRPO]
 
     Args:
-        reward: (B,); NaN (or ``None`` in a list) marks a response nobody could judge: it is left out of mean and
+        reward: (B,); NaN (or ``None`` in a list) means that no verifier judged the response: it is left out of mean and
             deviation.
         group: (B,) integer ids.
         scale: ``none``; ``group`` divides by the group's standard deviation + 1e-4; ``batch`` by that of the whole

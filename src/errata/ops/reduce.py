@@ -35,8 +35,8 @@ def token_weights(
             averaged), so that it already covers gradient accumulation. ``None``: this mask's own tokens.
         max_length: ``dr_grpo``'s constant length, in tokens.
         accumulation: micro-batches per optimizer step.
-        among: (B', T') mask of the responses that are averaged over, where those of ``mask`` only ride along: each of their
-            tokens then weighs as it would there. ``None``: ``mask`` itself.
+        among: (B', T') mask of the responses that are averaged over, if ``mask`` has further responses beside them: each token of
+            ``mask`` then has the weight that it would have there. ``None``: ``mask`` itself.
 
     Returns:
         (B, T), float32, 0 where masked. All 0 for an empty mask.

@@ -1,7 +1,7 @@
-"""Rhythm gating: which tokens of a correct response deserve a larger share of its reward.  [DRIFT, "Rhythm gating"]
+"""DRIFT's rhythm gating: which tokens of a correct response get a larger share of its reward.
 
-A token earns a bonus where the student is surer of it than the teacher (exceedance), and the bonus counts where the
-teacher's uncertainty collapses and the student's does not (anchor). The paper publishes neither window nor gate
+A token gets a bonus where the student gives it a higher probability than the teacher does (exceedance). The bonus
+counts where the teacher's entropy falls and the student's does not (anchor). The paper publishes neither window nor gate
 constants; ours are defaults.
 """
 

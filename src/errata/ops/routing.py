@@ -1,5 +1,5 @@
-"""Who learns from what: difficulty of a problem, and the weight of each branch. [DRIFT] and its parent [SRPO]. No
-gradients."""
+"""Difficulty of a problem, and the weights of the policy-gradient and the distillation branch. DRIFT and SRPO, on which it
+builds. No gradients."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def paper_weights(difficulty: Difficulty, correct: Tensor, has_teacher: Tensor) 
     An incorrect response without a teacher learns from reward with weight 1 (SRPO's rule). Everything (B,).
     """
     same_shape("correct", correct, has_teacher=has_teacher, pass_rate=difficulty.hard)
-    right, taught = as_float(correct.bool()), as_float(has_teacher.bool())
+    right, with_teacher = as_float(correct.bool()), as_float(has_teacher.bool())
     gamma = difficulty.medium + 0.5 * difficulty.easy
-    return BranchWeights(rl=right * gamma + (1.0 - right) * (1.0 - taught), sd=(1.0 - right) * taught)
+    return BranchWeights(rl=right * gamma + (1.0 - right) * (1.0 - with_teacher), sd=(1.0 - right) * with_teacher)
 
 
 @torch.no_grad()
@@ -82,17 +82,17 @@ def released_weights(
     =====================  =====================  ===================
     """
     same_shape("correct", correct, has_teacher=has_teacher, pass_rate=difficulty.hard)
-    right, taught = as_float(correct.bool()), as_float(has_teacher.bool())
+    right, with_teacher = as_float(correct.bool()), as_float(has_teacher.bool())
     h, m, e = difficulty
-    rl = taught * right * (m + 0.3 * h + 0.05 * e) + (1.0 - taught)
-    sd = taught * ((1.0 - right) * (h + 0.35 * e) + (right * 0.7 * h if distil_correct else 0.0))
+    rl = with_teacher * right * (m + 0.3 * h + 0.05 * e) + (1.0 - with_teacher)
+    sd = with_teacher * ((1.0 - right) * (h + 0.35 * e) + (right * 0.7 * h if distil_correct else 0.0))
     return BranchWeights(rl, sd)
 
 
 @torch.no_grad()
 def entropy_weights(teacher_entropy: Tensor, mask: Tensor, *, beta: float = 1.0) -> Tensor:
-    """SRPO's trust in a sure teacher: exp(-β·H_T), scaled to mean 1 over the tokens of ``mask`` (the routed ones of
-    this batch).
+    """SRPO's larger weight where the teacher's entropy is low: exp(-β·H_T), scaled to mean 1 over the tokens of
+    ``mask`` (the routed ones of this batch).
 
     Args:
         teacher_entropy: (B, T), nats.
@@ -103,7 +103,7 @@ def entropy_weights(teacher_entropy: Tensor, mask: Tensor, *, beta: float = 1.0)
     """
     same_shape("teacher_entropy", teacher_entropy, mask=mask)
     entropy = masked(teacher_entropy, mask)
-    # Scaling by the batch's surest token changes nothing after normalisation and keeps the sum away from 0.
+    # Scaling by the weight of the lowest entropy changes nothing after normalisation and keeps the sum away from 0.
     least = as_float(teacher_entropy).masked_fill(~mask.bool(), torch.inf).amin()
     weight = masked((-beta * (entropy - least)).exp(), mask)
     return masked(weight * mask.bool().sum() / weight.sum(), mask)
