@@ -11,8 +11,12 @@ from torch import Tensor
 
 from errata.contexts import Rendered
 from errata.experts import SelfTeacher
-from errata.experts.access import Access, chosen_states, named
-from errata.experts.queries import Answer, Question, spread
+from errata.experts.access import Access
+from errata.experts.access import sample_states as chosen_states
+from errata.experts.access import sparse_distribution as named
+from errata.experts.queries import Answer
+from errata.experts.queries import Query as Question
+from errata.experts.queries import pad_answers as spread
 from errata.ops.scores import Head, SparseTeacher
 from errata.records import TeacherContext
 from errata.training.forward import head_of

@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.experts.access import named
-from errata.experts.aggregate import Aggregate, Past, padded, reach
+from errata.experts.access import sparse_distribution as named
+from errata.experts.aggregate import Aggregate
+from errata.experts.aggregate import PastRollout as Past
+from errata.experts.aggregate import pad_rollouts as padded
+from errata.experts.aggregate import prefix_importance as reach
 from errata.ops.scores import Head, SparseTeacher, TokenScores, fused_loss, token_scores
 from errata.training.forward import at_completion, completion_inputs
 
