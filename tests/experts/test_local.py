@@ -12,7 +12,7 @@ from tests.training.worlds import history, trainer, weights
 
 from errata.experts import LocalExpert, LocalSampler
 from errata.experts.heads import matched_head
-from errata.experts.queries import Question
+from errata.experts.queries import Query
 from errata.ops.scores import Head, token_scores
 from errata.training.forward import accept_head_function, head_of
 
@@ -97,9 +97,7 @@ def swap(vocabulary):
 def test_another_vocabulary_is_refused_by_its_first_token_that_differs(tmp_path):
     path = saved(tmp_path, build_model(SIZE), other_tokenizer(swap))
     first = CHARACTERS.convert_tokens_to_ids("7")
-    message = (
-        f"token {first} is 'a' to it and '7' to the policy; use it as a black box: expert_args: {{gives: samples}}"
-    )
+    message = f"whose token {first} is '7' and the expert's 'a'; use it with expert_args: {{gives: samples}}"
     with pytest.raises(ValueError, match=re.escape(message)):
         LocalExpert(path, CHARACTERS)
 
@@ -125,7 +123,7 @@ def test_too_few_embeddings_are_refused(tmp_path):
         LocalExpert(path, CHARACTERS)
 
 
-def test_it_is_loaded_when_first_needed_and_visits(larger):
+def test_it_is_loaded_on_first_use_and_runs_on_the_students_device(larger):
     prepared = []
     expert = LocalExpert(larger, CHARACTERS, device="cpu", dtype="bfloat16", prepare=lambda m: prepared.append(m) or m)
     assert prepared == []
@@ -165,9 +163,9 @@ def test_it_trains_a_smaller_policy_and_stays_as_it_is(tmp_path, larger):
 # -- a black box ----------------------------------------------------------------------------------------------------
 
 
-def question(text, positions, *, prompt="", tokenizer=CHARACTERS, seed=0):
+def make_query(text, positions, *, prompt="", tokenizer=CHARACTERS, seed=0):
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return Question(prompt, (), tuple(ids), tuple(positions), seed)
+    return Query(prompt, (), tuple(ids), tuple(positions), seed)
 
 
 def said(answer, tokenizer):
@@ -177,25 +175,25 @@ def said(answer, tokenizer):
     ]
 
 
-def test_an_expert_of_words_teaches_a_policy_of_characters(tmp_path):
+def test_an_expert_of_words_answers_a_policy_of_characters(tmp_path):
     expert = build_chain(WORDS, {"hello": "=", "=": "12", "1": "2"})
     sampler = LocalSampler(saved(tmp_path, expert, WORDS), CHARACTERS, draws=3)
     # The state before "=", after "hello="; within "12", which the expert then spells "1", "2"; at the end.
-    (answer,) = sampler.answer([question("hello=12", (5, 6, 7, 8))])
+    (answer,) = sampler.answer([make_query("hello=12", (5, 6, 7, 8))])
     assert answer.positions == (5, 6, 7, 8)
     assert said(answer, CHARACTERS) == [["="] * 3, ["1"] * 3, ["2"] * 3, ["<|end|>"] * 3]
     assert answer.tokens.dtype == torch.long
     torch.testing.assert_close(answer.logp, torch.full((4, 3), -math.log(3)))
 
 
-def test_an_expert_of_characters_teaches_a_policy_of_words(tmp_path):
+def test_an_expert_of_characters_answers_a_policy_of_words(tmp_path):
     following = {"h": "e", "e": "l", "l": "o", "o": "=", "=": "1", "1": "2"}
     sampler = LocalSampler(saved(tmp_path, build_chain(CHARACTERS, following), CHARACTERS), WORDS, draws=2)
-    (answer,) = sampler.answer([question("hello=12", (0, 1, 2, 3), prompt="=", tokenizer=WORDS)])
+    (answer,) = sampler.answer([make_query("hello=12", (0, 1, 2, 3), prompt="=", tokenizer=WORDS)])
     # "=" goes on "12"; "hello" on "="; "hello=" on the one token "12"; after that it ends.
     assert said(answer, WORDS) == [["12"] * 2, ["="] * 2, ["12"] * 2, ["<e>"] * 2]
     # The policy spelled "hel" itself, so the rest of the word is what its next token can be: "o" alone, for "l" asks for it.
-    spelled = Question("", (), tuple(WORDS.convert_tokens_to_ids(["hel"])), (1,), 0)
+    spelled = Query("", (), tuple(WORDS.convert_tokens_to_ids(["hel"])), (1,), 0)
     assert said(sampler.answer([spelled])[0], WORDS) == [["o"] * 2]
 
 
@@ -203,11 +201,11 @@ def test_chats_are_rendered_by_the_experts_own_template(tmp_path):
     expert = build_chain(WORDS, {"<|assistant|>": "12"})
     sampler = LocalSampler(saved(tmp_path, expert, WORDS), CHARACTERS, draws=1)
     chat = [{"role": "user", "content": "hello"}]
-    (answer,) = sampler.answer([question("", (0,), prompt=chat)])
+    (answer,) = sampler.answer([make_query("", (0,), prompt=chat)])
     assert said(answer, CHARACTERS) == [["1"]]
     sampler._own.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
-        sampler.answer([question("", (0,), prompt=chat)])
+        sampler.answer([make_query("", (0,), prompt=chat)])
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +223,7 @@ def first_of(path, text):
 
 def test_its_draws_are_its_distributions(noisy):
     n = 1500
-    (answer,) = LocalSampler(noisy, CHARACTERS, draws=n, max_rows=500).answer([question("ab", (1,), prompt="3=")])
+    (answer,) = LocalSampler(noisy, CHARACTERS, draws=n, max_rows=500).answer([make_query("ab", (1,), prompt="3=")])
     drawn = answer.tokens[0].bincount(minlength=SIZE).double()
     expected = first_of(noisy, "3=a")
     assert float(answer.logp.exp().sum()) == pytest.approx(1.0, abs=1e-4)
@@ -237,13 +235,13 @@ def test_its_draws_are_its_distributions(noisy):
 def test_a_draw_is_of_its_seed_position_and_number_alone(noisy):
     """The oracle draws by hand: one uniform number per token, inverted through the cumulated probabilities."""
     sampler = LocalSampler(noisy, CHARACTERS, draws=4, max_rows=3)
-    questions = [question("abcd", (0, 2), prompt="1="), question("xy", (1,), prompt="some longer prompt", seed=7)]
-    together = sampler.answer(questions)
-    alone = [LocalSampler(noisy, CHARACTERS, draws=4).answer([q])[0] for q in reversed(questions)][::-1]
+    queries = [make_query("abcd", (0, 2), prompt="1="), make_query("xy", (1,), prompt="some longer prompt", seed=7)]
+    together = sampler.answer(queries)
+    alone = [LocalSampler(noisy, CHARACTERS, draws=4).answer([q])[0] for q in reversed(queries)][::-1]
     for a, b in zip(together, alone, strict=True):
         assert a.positions == b.positions
         assert torch.equal(a.tokens, b.tokens)
-    for q, answer in zip(questions, together, strict=True):
+    for q, answer in zip(queries, together, strict=True):
         for position, row in zip(answer.positions, answer.tokens.tolist(), strict=True):
             cumulated = first_of(noisy, q.prompt + CHARACTERS.decode(q.completion_ids[:position])).cumsum(0)
             for number, token in enumerate(row):
@@ -251,22 +249,35 @@ def test_a_draw_is_of_its_seed_position_and_number_alone(noisy):
                 assert token == int((cumulated <= u).sum())
 
 
-def test_what_cannot_be_read_is_left_out(tmp_path, noisy):
+def test_samples_without_a_token_are_left_out(tmp_path, noisy):
     endless = build_chain(CHARACTERS, {"h": "e", "e": "h"})
     sampler = LocalSampler(saved(tmp_path, endless, CHARACTERS), CHARACTERS, draws=2)
-    found = sampler.answer([question("h", (1,)), question("h", ())])
+    found = sampler.answer([make_query("h", (1,)), make_query("h", ())])
     assert said(found[0], CHARACTERS) == [["e", "e"]]
-    assert found[1] is None  # nothing was asked
+    assert found[1] is None  # it has no positions
     sampler._policy = Halved()
-    assert sampler.answer([question("h", (1,))]) == [None]
+    assert sampler.answer([make_query("h", (1,))]) == [None]
 
 
-def test_an_undecided_token_is_written_at_greater_length(tmp_path, monkeypatch):
+def test_samples_and_what_is_unusable_are_counted_over_the_whole_run(tmp_path):
     path = saved(tmp_path, build_chain(CHARACTERS, {"=": "1", "1": "2", "2": "="}), CHARACTERS)
-    asked = [question("=", (1,), tokenizer=WORDS)]
+    sampler = LocalSampler(path, CHARACTERS, draws=3)
+    assert sampler.counters == {"calls": 0, "misaligned": 0}
+    sampler.answer([make_query("=1", (1, 2)), make_query("=", (1,))])
+    assert sampler.counters == {"calls": 9, "misaligned": 0}
+    resumed = LocalSampler(path, CHARACTERS, draws=3)
+    resumed.load_state_dict(sampler.state_dict())
+    resumed._policy = Halved()
+    resumed.answer([make_query("=1", (1, 2))])  # both states are within a character: no sample is drawn
+    assert resumed.counters == {"calls": 9, "misaligned": 2}
+
+
+def test_an_incomplete_token_is_sampled_at_greater_length(tmp_path, monkeypatch):
+    path = saved(tmp_path, build_chain(CHARACTERS, {"=": "1", "1": "2", "2": "="}), CHARACTERS)
+    queries = [make_query("=", (1,), tokenizer=WORDS)]
     for lengths, expected in {(1,): None, (2,): None, (1, 2, 3): [["12"] * 2]}.items():  # "1" and "12" may still grow
         monkeypatch.setattr("errata.experts.local.LOOKAHEAD", lengths)
-        (answer,) = LocalSampler(path, WORDS, draws=2).answer(asked)
+        (answer,) = LocalSampler(path, WORDS, draws=2).answer(queries)
         assert (answer and said(answer, WORDS)) == expected
 
 

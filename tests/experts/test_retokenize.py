@@ -1,4 +1,4 @@
-"""An expert's text becomes draws of the policy's next token, or nothing, however the tokens merge."""
+"""An expert's text is converted to samples of the policy's next token, or to none, however the tokens merge."""
 
 import math
 from collections import Counter
@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.experts.worlds import CHARACTERS, WORDS
 
-from errata.experts.queries import Question
-from errata.experts.retokenize import Reply, draws, text_of, tokens_after
+from errata.experts.queries import Query
+from errata.experts.retokenize import Reply, sampled_tokens, text_of, tokens_after
 
 END = WORDS.eos_token_id
 PIECES = ["h", "e", "l", "o", "1", "2", "=", "hel", "lo", "hello", "12"]
@@ -84,8 +84,8 @@ def test_the_tokens_spell_the_text(prefix, text):
     assert cut == found[:-2]
 
 
-def asked(completion, prompt=("=",)):
-    return Question("", tuple(ids(*prompt)), tuple(ids(*completion)), tuple(range(len(completion))), 0)
+def query_of(completion, prompt=("=",)):
+    return Query("", tuple(ids(*prompt)), tuple(ids(*completion)), tuple(range(len(completion))), 0)
 
 
 @pytest.mark.parametrize(
@@ -101,22 +101,22 @@ def asked(completion, prompt=("=",)):
     ],
 )
 def test_what_a_text_says_at_a_state_and_after_it(completion, at, text, ended, expected):
-    found = draws(WORDS, asked(completion), at, Reply(text, ended), 2)
+    found = sampled_tokens(WORDS, query_of(completion), at, Reply(text, ended), 2)
     assert [(t, WORDS.convert_ids_to_tokens(token)) for t, token in found] == expected
 
 
 @pytest.mark.parametrize("most", [1, 2, 4, 8])
 def test_only_so_many_tokens_count_as_are_whole_whatever_they_are(most):
-    assert len(draws(WORDS, asked(("=",) * 9), 0, Reply("=" * 20, False), most)) == most
+    assert len(sampled_tokens(WORDS, query_of(("=",) * 9), 0, Reply("=" * 20, False), most)) == most
 
 
 @given(LETTERS, LETTERS, LETTERS, st.booleans())
 def test_draws_follow_the_student_until_they_leave_it(before, own, text, ended):
     prompt, completion = WORDS("=" + before)["input_ids"], WORDS(own)["input_ids"]
-    question = Question("", tuple(prompt), tuple(completion), (), 0)
+    query = Query("", tuple(prompt), tuple(completion), (), 0)
     for at in range(len(completion) + 1):
         begun = [*prompt, *completion[:at]]
-        found = draws(WORDS, question, at, Reply(text, ended), 50)
+        found = sampled_tokens(WORDS, query, at, Reply(text, ended), 50)
         assert [t for t, _ in found] == list(range(at, at + len(found)))
         assert [token for _, token in found] == tokens_after(WORDS, begun, Reply(text, ended))[: len(found)]
         assert all(token == completion[t] for t, token in found[:-1])
@@ -130,12 +130,12 @@ def test_exactly_enumerated_draws_are_the_experts_distribution():
     chances = {"a": 0.5, "b": 0.3, "": 0.2}
     found = {0: Counter(), 1: Counter()}
     student = tuple(CHARACTERS("aab")["input_ids"])
-    question = Question("", tuple(CHARACTERS("?")["input_ids"]), student, (0, 1), 0)
+    query = Query("", tuple(CHARACTERS("?")["input_ids"]), student, (0, 1), 0)
     for tokens in product(chances, repeat=4):
         chance = math.prod(chances[t] for t in tokens)
         ended = "" in tokens
         text = "".join(tokens[: tokens.index("")] if ended else tokens)
-        for at, token in draws(CHARACTERS, question, 0, Reply(text, ended), 2):
+        for at, token in sampled_tokens(CHARACTERS, query, 0, Reply(text, ended), 2):
             found[at][CHARACTERS.convert_ids_to_tokens(token).replace(CHARACTERS.eos_token, "")] += chance
     for counts in found.values():
         total = sum(counts.values())

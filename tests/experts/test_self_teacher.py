@@ -1,4 +1,4 @@
-"""Every kind of self-teacher: what it gives, what it weighs, how it follows, what it refuses."""
+"""Every kind of self-teacher: its distribution, its memory, its updates, and the settings it rejects."""
 
 import pytest
 import torch
@@ -216,7 +216,7 @@ def test_tied_weights_stay_tied_in_a_copy():
 # -- where it is kept -----------------------------------------------------------------------------------------------
 
 
-def test_a_teacher_kept_elsewhere_visits_the_students_device():
+def test_a_teacher_kept_on_another_device_runs_on_the_students():
     student = build_model(len(TOKENIZER))
     teacher = SelfTeacher(student, "ema", 0.5, device="cpu")
     before = {n: p.data_ptr() for n, p in teacher.separate.named_parameters()}
@@ -297,13 +297,13 @@ def softcapped():
         (full_model, "sync", {}, "teacher_sync_steps: None"),
         (full_model, "sync", {"sync_steps": 0}, "teacher_sync_steps: 0"),
         (full_model, "trust_region", {"base_weight": 1.5}, r"teacher_base_weight: 1.5 is not in \[0, 1\]"),
-        (full_model, "live", {"dtype": torch.bfloat16}, "teacher_dtype: .*a live one is the student"),
+        (full_model, "live", {"dtype": torch.bfloat16}, "teacher_dtype: .*teacher: live is the student"),
         (lora_model, "ema", {"device": "cpu"}, "teacher_device: .*LoRA"),
-        (softcapped, "trust_region", {}, "softcapped head is not linear"),
+        (softcapped, "trust_region", {}, "soft-capped head is not linear"),
         (lambda: lora_model(modules_to_save=["lm_head"]), "trust_region", {}, "leave it out of target_modules"),
         (lambda: lora_model(target_modules=["q_proj", "lm_head"]), "trust_region", {}, "one output head"),
     ],
 )
-def test_refuses(build, kind, settings, message):
+def test_invalid_settings_are_named(build, kind, settings, message):
     with pytest.raises(ValueError, match=message):
         SelfTeacher(build(), kind, **settings)

@@ -235,7 +235,7 @@ def test_wrong_settings_and_rows():
 
 
 def test_where_programs_cannot_be_isolated_it_says_so_before_the_run(monkeypatch):
-    monkeypatch.setattr(sandbox, "_ways", list)
+    monkeypatch.setattr(sandbox, "_methods", list)
     sandbox._isolation.cache_clear()
     try:
         with pytest.raises(RuntimeError, match=r"programs cannot be isolated here .* set unsafe_local: true"):

@@ -8,6 +8,8 @@ import pytest
 import torch
 import yaml
 from tests.experts.remote.fake_server import FakeServer, PolicyAnswers
+from tests.experts.worlds import WORDS, build_chain
+from tests.experts.worlds import saved as saved_as
 from tests.training.worlds import TOKENIZER, build_model, weights
 from transformers import TrainerCallback
 
@@ -298,6 +300,17 @@ def test_the_key_is_sent_and_stands_in_no_file_of_the_run(tmp_path, policy, serv
     assert key not in caplog.text + shown.out + shown.err
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert metrics[-1]["expert/failed"] == 3
+
+
+def test_a_model_with_another_tokenizer_trains_the_policy_by_samples(tmp_path, policy):
+    chain = build_chain(WORDS, {"=": "12", "1": "2"})
+    other = saved_as(tmp_path / "words", chain, WORDS)
+    made = trained(tmp_path, policy, other, {"gives": "samples", "samples": 2, "share": 0.25}, max_steps=1)
+    (calls,) = logged(made, "expert/calls")
+    (misaligned,) = logged(made, "expert/misaligned")
+    assert calls > misaligned >= 0
+    assert logged(made, "expert/states")[0] > 0
+    assert logged(made, "grad_norm")[0] > 0
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------------

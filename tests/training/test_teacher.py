@@ -114,7 +114,7 @@ def test_save_and_load(tmp_path):
         for a, b in zip(weights(other.separate).values(), weights(teacher.separate).values(), strict=True)
     )
     (tmp_path / "teacher.safetensors").unlink()
-    with pytest.raises(ValueError, match="written without an EMA teacher"):
+    with pytest.raises(ValueError, match="written without a teacher of kind ema"):
         other.load(tmp_path)
 
 
@@ -189,7 +189,10 @@ def test_where_a_teacher_is_kept_changes_nothing(tmp_path):
             {"teacher": "sync", "teacher_sync_steps": 3, "steps_per_generation": 2},
             "within a generation batch, which lasts 2",
         ),
-        ({"teacher": "live", "teacher_freeze_below": 0.5}, "teacher_freeze_below: a live teacher follows no one"),
+        (
+            {"teacher": "live", "teacher_freeze_below": 0.5},
+            "teacher_freeze_below: a live teacher does not follow the student",
+        ),
         ({"teacher": "live", "teacher_dtype": "bfloat16"}, "teacher_dtype: the teacher has no weights of its own"),
         ({"teacher": "nobody"}, "teacher: 'nobody' is none of live, frozen, ema, sync, trust_region"),
         ({"teacher_dtype": "float16"}, "teacher_dtype: 'float16' is none of float32, bfloat16"),

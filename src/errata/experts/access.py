@@ -1,12 +1,13 @@
-"""At which states a dear expert is asked, and what a local distribution says when only some of it is to be had.
+"""Which states an expensive expert is queried at, and the sparse answer of a distribution that is known in full.
 
-The student's loss is a sum over all its states. Access at each with a known probability p and counting every answer 1/p
-times keeps that sum right on average (Horvitz and Thompson, 1952), in DistIL's local term and in its future credit alike.
+The student's loss is a sum over all its states. If state t is queried with a known probability p_t and its answer counted
+1/p_t times, the sum stays unbiased (Horvitz and Thompson, 1952), in DistIL's local term and in its future credit alike.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,32 +15,32 @@ import torch
 from torch import Tensor
 
 GIVES = ("samples", "topk", "full")
-"""What of an expert's distribution is to be had, the least first."""
+"""Forms of an expert's answer, the least informative first."""
 WHERE = ("every", "entropy", "disagreement")
 _UNIFORM = 0.1
-"""Share of the questions that is spread over all states alike, so that none is never asked."""
+"""Share of the queries that is spread evenly over all states, so that each has a positive probability."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """How an expert is asked. Raises ``ValueError`` naming the setting."""
+    """How an expert is queried. Raises ``ValueError`` naming the setting."""
 
     gives: str = "full"
-    """full: its whole distribution (a model held here). topk: its likeliest tokens' log-probabilities. samples: tokens
-    it draws."""
+    """``full``: the whole distribution, of a model on this machine. ``topk``: log-probabilities of the most likely tokens.
+    ``samples``: sampled tokens."""
     top_k: int = 20
-    """Tokens of a ``topk`` answer; the rest of the mass is one further bucket."""
+    """Tokens of a ``topk`` answer; the remaining probability is one further bucket."""
     samples: int = 1
-    """Draws at each state asked, of ``samples``."""
+    """Samples at each queried state, for ``samples``."""
     where: str = "every"
-    """Which states are asked, where ``share`` is below 1. every: evenly spaced from a random start. entropy: in proportion to
-    the student's entropy. disagreement: in proportion to how far the policy itself, shown the context, departs from the
-    student there (one more forward of the policy, no call)."""
+    """Which states are queried if ``share`` is below 1. ``every``: evenly spaced from a random start. ``entropy``: in
+    proportion to the student's entropy. ``disagreement``: in proportion to the KL divergence of the policy with the context
+    from the policy without it (one more forward pass of the policy, no query)."""
     share: float = 1.0
-    """Share of a rollout's states that is asked."""
+    """Share of a rollout's states that is queried, in (0, 1]."""
     unbiased: bool = True
-    """Count an answer 1/p times, p its state's chance to be asked. False: ask exactly the states that rank highest and count
-    each once, which is less noisy and no longer the objective's sum."""
+    """Count the answer at state t 1/p_t times, p_t its probability of being queried. ``False``: query the states with the
+    highest scores and count each once, which has less variance but is biased."""
 
     def __post_init__(self) -> None:
         for name, allowed in (("gives", GIVES), ("where", WHERE)):
@@ -51,22 +52,24 @@ class Access:
         if not 0 < self.share <= 1:
             raise ValueError(f"expert_args: share {self.share} is not in (0, 1]")
         if self.share < 1 and self.gives != "samples":
-            raise ValueError(f"expert_args: share {self.share} asks at some states alone, which is for gives: samples")
+            raise ValueError(
+                f"expert_args: share {self.share} needs gives: samples; leave share out to query all states"
+            )
 
     @classmethod
-    def split(cls, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Arguments of this class, and the others."""
+    def split(cls, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """``arguments`` split into those that are fields of this class, and the others."""
         own = {f.name for f in fields(cls)}
         return {k: v for k, v in arguments.items() if k in own}, {k: v for k, v in arguments.items() if k not in own}
 
 
-def chosen_states(score: Tensor, *, share: float, unbiased: bool = True, rng: random.Random) -> dict[int, float]:
-    """States to ask about, each with what its answer counts for.
+def sample_states(score: Tensor, *, share: float, unbiased: bool = True, rng: random.Random) -> dict[int, float]:
+    """The states to query, each with the weight of its answer in sums over all states.
 
     Args:
-        score: (T,) >= 0, what the chance to be asked is in proportion to; of equal scores every (1/share)-th is asked.
-        share: expected share of the T states; 1 asks all.
-        unbiased: systematic sampling with unequal probabilities, answers counted 1/p times; else the top ``share``.
+        score: (T,) >= 0, to which the probabilities are proportional (see ``inclusion_probabilities``).
+        share: expected share of the T states; 1 selects all.
+        unbiased: systematic sampling with unequal probabilities, with weights 1/p_t; else the top ``share``, with weight 1.
         rng: draws the start.
     """
     length = score.shape[0]
@@ -75,36 +78,39 @@ def chosen_states(score: Tensor, *, share: float, unbiased: bool = True, rng: ra
     if not unbiased:
         top = score.topk(max(round(share * length), 1)).indices.tolist()
         return dict.fromkeys(sorted(top), 1.0)
-    chance = inclusion(score, share)
-    steps = (chance.cumsum(0) + rng.random()).floor()
-    asked = (steps - torch.cat([steps.new_zeros(1), steps[:-1]])) > 0
-    return {t: 1.0 / float(chance[t]) for t in asked.nonzero().squeeze(1).tolist()}
+    probability = inclusion_probabilities(score, share)
+    steps = (probability.cumsum(0) + rng.random()).floor()
+    selected = (steps - torch.cat([steps.new_zeros(1), steps[:-1]])) > 0
+    return {t: 1.0 / float(probability[t]) for t in selected.nonzero().squeeze(1).tolist()}
 
 
-def inclusion(score: Tensor, share: float) -> Tensor:
-    """(T,) chances to be asked, float64, at most 1 and summing to ``share``·T: in proportion to ``score``, but for a tenth
-    that is spread evenly."""
+def inclusion_probabilities(score: Tensor, share: float) -> Tensor:
+    """(T,) float64 probabilities of being queried, each in (0, 1], that sum to ``share``·T.
+
+    Nine tenths of the queries are distributed in proportion to ``score`` (T,), one tenth evenly.
+    """
     score, length = score.double().clamp(min=0), score.shape[0]
     even = torch.full_like(score, 1.0 / length)
-    wish = even if not score.sum() > 0 else (1 - _UNIFORM) * score / score.sum() + _UNIFORM * even
-    chance = torch.zeros_like(score)
+    wanted = even if not score.sum() > 0 else (1 - _UNIFORM) * score / score.sum() + _UNIFORM * even
+    probability = torch.zeros_like(score)
     certain = torch.zeros(length, dtype=torch.bool)
-    while True:  # whoever would get more than 1 gets 1, and the others share what is left
+    while True:  # cap probabilities at 1 and distribute the rest over the other states, until none is above 1
         left = share * length - int(certain.sum())
-        chance = torch.where(certain, 1.0, wish * (left / wish[~certain].sum()))
-        over = (chance > 1) & ~certain
+        probability = torch.where(certain, 1.0, wanted * (left / wanted[~certain].sum()))
+        over = (probability > 1) & ~certain
         if not over.any():
-            return chance
+            return probability
         certain |= over
 
 
 @torch.no_grad()
-def named(logits: Tensor, *, gives: str, top_k: int, samples: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Ids and log-weights (P, K) of what distributions (P, V) would say through a narrower door.
+def sparse_distribution(logits: Tensor, *, gives: str, top_k: int, samples: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Token ids and log-weights (P, K), float32, of a ``topk`` or ``samples`` answer for ``logits`` (P, V).
 
     Args:
         logits: of the expert, temperature applied.
-        gives: ``topk`` or ``samples``.
+        gives: ``topk``: its ``top_k`` most likely tokens and their log-probabilities. ``samples``: ``samples`` draws, each
+            with log-weight log(1/``samples``).
         seed: of the draws.
     """
     logp = logits.float().log_softmax(-1)

@@ -1,9 +1,8 @@
-"""DAgger's data set aggregation (Ross et al., 2011): past states keep teaching, with the answers that were given there.
+"""DAgger's data set aggregation (Ross et al., 2011, arXiv 1011.0686): a store of past rollouts with the expert's answers.
 
-What is kept of a rollout is its tokens, the expert's answers at its states as sparse distributions, and the probabilities
-its tokens had when they were sampled. Replayed, each state counts for how likely the policy of today is to come there, up
-to a limit: min(prod_{i<t} pi_now(y_i) / pi_then(y_i), limit) corrects the states' distribution, at the price of what the
-limit cuts off.
+Stored of a rollout are its tokens, the expert's sparse distributions at its states, and its tokens' log-probabilities when they
+were sampled. When it is replayed, state t has the importance weight min(prod_{i<t} pi_now(y_i) / pi_then(y_i), limit), which
+corrects the distribution of states to today's policy; clipping at the limit makes it biased.
 """
 
 from __future__ import annotations
@@ -18,67 +17,78 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
-    """One rollout of T tokens as it was marked."""
+class PastRollout:
+    """One rollout of T tokens with the expert's answers."""
 
     prompt_ids: Tensor
-    """(P,) what the student was asked, in tokens."""
+    """(P,) the student's prompt."""
     completion_ids: Tensor
-    """(T,)."""
+    """(T,) the student's completion."""
     mask: Tensor
     """(T,) bool: tokens the student generated."""
     logp: Tensor
-    """(T,) their log-probabilities when sampled."""
+    """(T,) log-probabilities of the completion when it was sampled."""
     tokens: Tensor
-    """(T, K) what the expert named."""
+    """(T, K) ids of the expert's tokens at each state."""
     weights: Tensor
-    """(T, K) its log-weights; -inf pads."""
+    """(T, K) their log-weights, padded with -inf."""
     query_weight: Tensor
-    """(T,) what each state's answer counts for, 0 where none was given."""
+    """(T,) query weight: how often each state's answer is counted, 0 where there is none."""
 
 
 class Aggregate:
-    """A bounded store of past rollouts; the oldest go first.
+    """A bounded store of past rollouts, of which the oldest are dropped first.
 
     Args:
-        capacity: rollouts kept.
+        capacity: largest number of rollouts.
+    Raises:
+        ValueError: ``capacity`` below 1.
     """
 
     def __init__(self, capacity: int) -> None:
         if capacity < 1:
             raise ValueError(f"replay_capacity: {capacity} rollouts; keep at least 1")
         self.capacity = capacity
-        self._kept: list[Past] = []
+        self._rollouts: list[PastRollout] = []
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._rollouts)
 
-    def add(self, rollouts: Sequence[Past]) -> None:
-        self._kept = (self._kept + list(rollouts))[-self.capacity :]
+    def add(self, rollouts: Sequence[PastRollout]) -> None:
+        """Append rollouts, the oldest first."""
+        self._rollouts = (self._rollouts + list(rollouts))[-self.capacity :]
 
-    def draw(self, n: int, rng: random.Random) -> list[Past]:
-        """``n`` different ones, uniformly; all there are if fewer."""
-        return rng.sample(self._kept, min(n, len(self._kept)))
+    def draw(self, n: int, rng: random.Random) -> list[PastRollout]:
+        """``n`` different rollouts, uniformly at random; all if there are fewer."""
+        return rng.sample(self._rollouts, min(n, len(self._rollouts)))
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values, for ``torch.save``."""
-        return {"kept": [asdict(past) for past in self._kept]}
+        return {"kept": [asdict(past) for past in self._rollouts]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What fits of a larger store's state is the newest."""
-        self._kept = [Past(**past) for past in state["kept"]][-self.capacity :]
+        """Restore a ``state_dict``; of a larger store's, the newest ``capacity`` rollouts."""
+        self._rollouts = [PastRollout(**past) for past in state["kept"]][-self.capacity :]
 
 
-def reach(logp: Tensor, then: Tensor, mask: Tensor, limit: float) -> Tensor:
-    """min(prod_{i<t} pi_now / pi_then, ``limit``) of each state, (B,T) of (B,T) log-probabilities, without gradient; 1 at the
-    first, 0 where masked."""
+def prefix_importance(logp: Tensor, then: Tensor, mask: Tensor, limit: float) -> Tensor:
+    """Clipped importance weights of states: min(prod_{i<t} pi_now(y_i) / pi_then(y_i), ``limit``), (B,T), without gradient.
+
+    Args:
+        logp: (B,T) the tokens' log-probabilities now.
+        then: (B,T) their log-probabilities when sampled.
+        mask: (B,T) bool; mquery_weight tokens have weight 0 and do not change the product.
+    """
     ratio = ((logp - then) * mask).detach()
     before = ratio.cumsum(1) - ratio
     return before.clamp(max=20.0).exp().clamp(max=limit) * mask
 
 
-def padded(pasts: Sequence[Past], pad: int) -> dict[str, Tensor]:
-    """A batch: prompts (B,P) padded left, the rest (B,T,...) right, and the masks of both."""
+def pad_rollouts(pasts: Sequence[PastRollout], pad: int) -> dict[str, Tensor]:
+    """A batch of the rollouts' fields: prompts (B,P) padded on the left with ``pad``, the rest (B,T,...) on the right.
+
+    Beside the fields it has ``prompt_mask`` (B,P) and ``completion_mask`` (B,T).
+    """
     prompt = max(p.prompt_ids.shape[0] for p in pasts)
     length = max(p.completion_ids.shape[0] for p in pasts)
     width = max(p.tokens.shape[1] for p in pasts)

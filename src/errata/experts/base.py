@@ -1,4 +1,4 @@
-"""What the trainer asks of a teacher that gives its whole distribution: hidden states and the head that reads them."""
+"""The interface of a teacher that gives its whole distribution: hidden states, and the output head that reads them."""
 
 from __future__ import annotations
 
@@ -12,58 +12,72 @@ from torch import Tensor, nn
 
 from errata.ops.scores import Head
 
-HeadOf = Callable[[Any], Head]
-"""A model, unwrapped -> its output head."""
+HeadOf = Callable[[nn.Module], Head]
+"""A function from an unwrapped model to its output head."""
 
 
 class Teacher:
-    """A teacher of one or more parts, each a module that is run over the student's tokens.
+    """A teacher made of one or more models ("parts") that are run over the student's tokens.
 
-    For every part, ``with teacher.acting(student, part) as module`` runs it; ``join`` makes one of the parts' states, and
-    ``head`` what turns those into the teacher's logits.
+    For every part, run the model of ``with teacher.acting(student, part) as model``. ``join`` combines the parts' hidden states,
+    and ``head`` turns the combined states into the teacher's logits.
     """
 
     kind: str
-    """What the recipe calls it."""
+    """The teacher's name in a recipe, e.g. ``"ema"``; a checkpoint can only be resumed with the same kind."""
     parts: int = 1
-    """Modules to run."""
+    """Number of models to run."""
     frozen_early: bool = False
     """Whether ``freeze`` was called."""
 
     @property
     def separate(self) -> nn.Module | None:
-        """The teacher's own weights where it has any, unwrapped; ``None`` where it shares the student's."""
+        """The teacher's own weights, unwrapped; ``None`` where it uses the student's."""
         raise NotImplementedError
 
     def acting(self, student: nn.Module, part: int = 0) -> AbstractContextManager[nn.Module]:
-        """A part's module, in evaluation mode and without gradients; ``student`` is the wrapped student."""
+        """A context in which the part's model is ready to run, in evaluation mode and without gradients.
+
+        Args:
+            student: the student as wrapped for training.
+            part: number of the part, below ``parts``.
+        """
         raise NotImplementedError
 
     def generating(self, student: nn.Module) -> AbstractContextManager[nn.Module]:
-        """The module whose ``generate`` samples the teacher; ``student`` is unwrapped."""
+        """A context with the model whose ``generate`` samples from the teacher; ``student`` is unwrapped."""
         return self.acting(student)
 
     def join(self, states: Sequence[list[Tensor]]) -> list[Tensor]:
-        """States (T, H') of rollouts, of the parts' states (T, H) of the same rollouts."""
+        """Combine the parts' hidden states.
+
+        Args:
+            states: for each part, a (T, H) tensor per rollout.
+        Returns:
+            A (T, H') tensor per rollout, for the head of width H' that ``head`` returns.
+        """
         return states[0]
 
     def head(self, student_head: Head, head_of: HeadOf) -> Head:
-        """The head of the joined states, whole, over the student's vocabulary and on its device."""
+        """The head of the joined states, over the student's V tokens, on the device of ``student_head``.
+
+        Collective where weights are sharded: call it on every rank.
+        """
         raise NotImplementedError
 
     def update(self) -> None:
-        """Follow the student. Call after every optimizer step."""
+        """Update the teacher from the student's current weights. Call it after every optimizer step."""
 
     def freeze(self) -> None:
-        """Stop following the student from here on."""
+        """Stop updating the teacher."""
         self.frozen_early = True
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps besides weights, JSON-serialisable."""
+        """The state of a checkpoint besides weights, JSON-serialisable."""
         return {"kind": self.kind, "frozen_early": self.frozen_early}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ``ValueError`` where the checkpoint was written with another kind of teacher."""
+        """Restore a ``state_dict``. Raises ``ValueError`` if another kind of teacher wrote it."""
         if state.get("kind") != self.kind:
             raise ValueError(
                 f"teacher: the checkpoint's was {state.get('kind')}, this run's is {self.kind}; set --teacher"
@@ -71,15 +85,15 @@ class Teacher:
         self.frozen_early = bool(state["frozen_early"])
 
     def save(self, folder: Path) -> None:
-        """Write the weights that only this run has."""
+        """Write the weights that training changed to ``folder``; nothing for a teacher that has none."""
 
     def load(self, folder: Path) -> None:
-        """Read what ``save`` wrote."""
+        """Read the weights that ``save`` wrote."""
 
 
 @contextmanager
-def marking(model: nn.Module) -> Iterator[nn.Module]:
-    """``model`` in evaluation mode, without gradients."""
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """A context with ``model`` in evaluation mode and without gradients; its mode is restored afterwards."""
     training = model.training
     model.eval()
     try:
@@ -90,33 +104,33 @@ def marking(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def visiting(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """The model's tensors on ``device`` inside and where they were after; nothing is copied back, for nothing changes."""
-    home = [
+def moved_to(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """A context with copies of the model's tensors on ``device``; the originals are put back afterwards, unchanged."""
+    originals = [
         (module, name, tensor)
         for module in model.modules()
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
     ]
-    away: dict[int, Tensor] = {}  # tied weights stay tied
+    copies: dict[int, Tensor] = {}  # by the original's id, so that tied weights stay tied
     try:
-        for module, name, tensor in home:
-            if id(tensor) not in away:
+        for module, name, tensor in originals:
+            if id(tensor) not in copies:
                 moved = tensor.detach().to(device)
-                away[id(tensor)] = nn.Parameter(moved, False) if isinstance(tensor, nn.Parameter) else moved
-            setattr(module, name, away[id(tensor)])
+                copies[id(tensor)] = nn.Parameter(moved, False) if isinstance(tensor, nn.Parameter) else moved
+            setattr(module, name, copies[id(tensor)])
         yield
     finally:
-        for module, name, tensor in home:
+        for module, name, tensor in originals:
             setattr(module, name, tensor)
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's weights are."""
+    """The device of the model's first parameter."""
     return next(model.parameters()).device
 
 
-def unwrapped(model: Any) -> nn.Module:
-    """The model inside whatever parallelism wraps it."""
-    while hasattr(model, "module"):
-        model = model.module
-    return model  # type: ignore[no-any-return]
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside its parallelism wrappers (DDP, DeepSpeed)."""
+    while isinstance(inner := getattr(model, "module", None), nn.Module):
+        model = inner
+    return model

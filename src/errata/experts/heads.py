@@ -1,9 +1,8 @@
-"""Output heads of teachers: over the student's vocabulary, and of two models at once."""
+"""Output heads of teachers: over the student's vocabulary, and of two models combined."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +11,11 @@ from errata.ops.scores import Head
 
 
 def matched_head(head: Head, vocabulary: int) -> Head:
-    """``head`` over exactly the first ``vocabulary`` tokens: the student's head stays as it is.
+    """``head`` (V', H) over exactly the first ``vocabulary`` = V tokens of the student.
 
-    Models of one family pad their vocabularies differently (Qwen3: 151,936 rows; Qwen2.5-7B: 152,064). A longer head is
-    cut, which is a view: the distribution given that the token is one of the student's. A shorter one is padded with rows
-    of bias -inf, which is a copy: tokens it never says.
+    Models of one family pad their vocabularies differently (Qwen3: 151,936 rows; Qwen2.5-7B: 152,064). A longer head is cut,
+    which is a view: the distribution conditional on the student's tokens. A shorter one is padded with rows of bias -inf, which
+    is a copy: those tokens get probability 0.
     """
     rows = head.weight.shape[0]
     if rows >= vocabulary:
@@ -29,9 +28,12 @@ def matched_head(head: Head, vocabulary: int) -> Head:
 
 
 def stacked_head(live: Head, base: Head, base_weight: float) -> Head:
-    """The head (V, 2H) of states [(1 - w)·h_live, w·h_base]: logits (1 - w)·z_live + w·z_base, exactly.
+    """The head (V, 2H) of states [(1 - w)·h_live, w·h_base], whose logits are exactly (1 - w)·z_live + w·z_base.
 
-    Both of one architecture, so their ``scale`` is the same; neither softcapped, for that is not linear.
+    Args:
+        live, base: heads (V, H) of models of one architecture, so with the same ``scale``; without a soft cap, which is not
+            linear.
+        base_weight: w.
     """
     bias = None
     if live.bias is not None and base.bias is not None:
@@ -41,16 +43,16 @@ def stacked_head(live: Head, base: Head, base_weight: float) -> Head:
     return Head(weight, bias, scale=live.scale)
 
 
-def whole_head(head: Head, device: torch.device) -> Head:
-    """``head`` without gradient, gathered where it is sharded, on ``device``."""
+def gathered_head(head: Head, device: torch.device) -> Head:
+    """``head`` without gradient on ``device``. Collective where it is sharded: call it on every rank."""
     return replace(
         head,
-        weight=_whole(head.weight).to(device),
-        bias=None if head.bias is None else _whole(head.bias).to(device),
+        weight=gathered(head.weight).to(device),
+        bias=None if head.bias is None else gathered(head.bias).to(device),
     )
 
 
-def _whole(tensor: Any) -> Tensor:
+def gathered(tensor: Tensor) -> Tensor:
+    """``tensor`` without gradient, whole where it is sharded. Collective where it is: call it on every rank."""
     detached = tensor.detach()
-    whole: Tensor = detached.full_tensor() if hasattr(detached, "full_tensor") else detached
-    return whole
+    return detached.full_tensor() if hasattr(detached, "full_tensor") else detached

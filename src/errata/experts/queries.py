@@ -1,7 +1,8 @@
-"""What is asked of an expert that is not held in memory whole, and what it says: sparse next-token distributions."""
+"""Queries to an expert that does not give its whole distribution, and its answers: sparse next-token distributions."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,50 +12,54 @@ from errata.records import Messages
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """One rollout's states to be asked about."""
+class Query:
+    """The states of one rollout at which an expert is queried."""
 
     prompt: Messages | str
-    """What the expert is shown: chat messages or raw text."""
+    """The expert's prompt: chat messages or raw text."""
     prompt_ids: tuple[int, ...]
-    """The same in the policy's tokens, chat template and generation prompt included."""
+    """The same prompt in the policy's tokens, chat template and generation prompt included."""
     completion_ids: tuple[int, ...]
-    """The student's own tokens."""
+    """The student's completion, T tokens."""
     positions: tuple[int, ...]
-    """States asked about: t is the state before completion token t."""
+    """The queried states, each in [0, T): state t is the one before completion token t."""
     seed: int
-    """Of this rollout in this step, so that draws are fresh and a resumed run asks the very same."""
+    """Seed of this rollout in this step: draws differ between steps, and a resumed run makes the same query."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the expert would write at those states."""
+    """The expert's next-token distributions at P of the queried states, each given by K tokens."""
 
     positions: tuple[int, ...]
-    """States that were answered, P of those asked; may be none."""
+    """The P states that were answered, a subset of the queried ones; may be empty."""
     tokens: Tensor
     """(P, K) ids in the policy's vocabulary."""
     logp: Tensor
-    """(P, K) float32 log-weights: of n samples log(1/n) each, of a top-k the expert's log-probabilities; -inf pads."""
+    """(P, K) float32 log-weights: log(1/n) for each of n samples, or the expert's top-k log-probabilities; padded with -inf."""
 
 
-def spread(answers: list[Answer | None], weights: list[dict[int, float]], length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Answers of B rollouts over their T tokens: ids (B,T,K), log-weights (B,T,K) and what each state counts (B,T).
+def pad_answers(
+    answers: Sequence[Answer | None], weights: Sequence[Mapping[int, float]], length: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Answers of B rollouts as dense tensors over T = ``length`` completion tokens.
 
     Args:
-        answers: one per rollout; ``None`` where nothing could be had.
-        weights: of each rollout, what a state that was asked about counts for in sums over all states.
+        answers: one per rollout; ``None`` for a rollout without an answer.
+        weights: for each rollout, the weight of each queried state in sums over all states, by position.
         length: T.
+    Returns:
+        Token ids (B,T,K), log-weights (B,T,K) padded with -inf, and query weights (B,T), 0 where there is no answer.
     """
     width = max((a.tokens.shape[1] for a in answers if a is not None and a.positions), default=1)
     tokens = torch.zeros(len(answers), length, width, dtype=torch.long)
     logp = torch.full((len(answers), length, width), -torch.inf)
-    counts = torch.zeros(len(answers), length)
+    query_weight = torch.zeros(len(answers), length)
     for row, (answer, weight) in enumerate(zip(answers, weights, strict=True)):
         if answer is None or not answer.positions:
             continue
         at = torch.tensor(answer.positions)
         k = answer.tokens.shape[1]
         tokens[row, at, :k], logp[row, at, :k] = answer.tokens, answer.logp.float()
-        counts[row, at] = torch.tensor([weight[t] for t in answer.positions])
-    return tokens, logp, counts
+        query_weight[row, at] = torch.tensor([weight[t] for t in answer.positions])
+    return tokens, logp, query_weight

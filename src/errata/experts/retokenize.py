@@ -1,48 +1,52 @@
-"""Reading what an expert wrote with the policy's tokenizer."""
+"""Converting text that an expert wrote into tokens of the policy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from errata.experts.queries import Question
+from errata.experts.queries import Query
 
-__all__ = ["HALF", "Reply", "draws", "text_of", "tokens_after"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-HALF = "\ufffd"
-"""What decoding makes of a token that ends within a character."""
+__all__ = ["REPLACEMENT", "Reply", "sampled_tokens", "text_of", "tokens_after"]
+
+REPLACEMENT = "\ufffd"
+"""The Unicode replacement character, to which a token decodes that ends within a character of several bytes."""
 
 
 class Reply(NamedTuple):
-    """One continuation."""
+    """One continuation written by an expert."""
 
     text: str
     ended: bool
-    """Whether the expert ended its answer after ``text``, rather than being cut."""
+    """Whether the expert ended its answer after ``text``; ``False`` if it was cut at a length limit."""
 
 
-def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of token ids, special tokens included, nothing tidied."""
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of token ids, special tokens included, spaces not cleaned up."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def tokens_after(tokenizer: Any, prefix: Sequence[int], reply: Reply) -> list[int]:
-    """The policy's tokens that spell an expert's ``reply`` after ``prefix``, as far as they are complete; none where that is
-    not known.
+def tokens_after(tokenizer: PreTrainedTokenizerBase, prefix: Sequence[int], reply: Reply) -> list[int]:
+    """The policy's tokens that spell ``reply`` after ``prefix``, without a last one that further text could change.
 
-    The whole text is tokenised anew. Where its tokens begin with ``prefix``, the others are the answer. Where they do not
-    (the policy's own tokens of ``prefix`` were not the tokenizer's, or the texts merge across the boundary), the
-    reply is tokenised alone, and counts only if prefix and it decode to the very same text. The last token might have
-    grown, unless the expert ended there; then the end of the sequence follows it.
+    The whole text is tokenised again. If its tokens begin with ``prefix``, the rest is the result. If not (the policy split
+    ``prefix`` differently, or the texts merge across the boundary), ``reply`` is tokenised alone, and used only if ``prefix``
+    and the result decode to the same text. The last token is dropped, because further text could have extended it, unless
+    the expert ended there; then the end-of-sequence token is appended.
 
     Args:
         tokenizer: the policy's.
-        prefix: the policy's own tokens so far.
-        reply: what the expert wrote next.
+        prefix: the policy's tokens so far.
+        reply: the expert's continuation.
+    Returns:
+        Token ids; empty if they cannot be determined.
     """
     text, ended = reply
-    if text.endswith(HALF):  # within a character: what comes next decides what this is
-        text, ended = text.rstrip(HALF), False
+    if text.endswith(REPLACEMENT):  # the text ends within a character, which is not known
+        text, ended = text.rstrip(REPLACEMENT), False
     if not text:
         return [tokenizer.eos_token_id] if ended else []
     before = text_of(tokenizer, prefix)
@@ -57,17 +61,21 @@ def tokens_after(tokenizer: Any, prefix: Sequence[int], reply: Reply) -> list[in
     return [*rest, tokenizer.eos_token_id]
 
 
-def draws(tokenizer: Any, question: Question, t: int, reply: Reply, most: int) -> list[tuple[int, int]]:
-    """The draws ``(state, token)`` of the policy's next token that a reply at state ``t`` is good for.
+def sampled_tokens(
+    tokenizer: PreTrainedTokenizerBase, query: Query, t: int, reply: Reply, most: int
+) -> list[tuple[int, int]]:
+    """The samples ``(state, token)`` of the expert's next token that a reply at state ``t`` contains.
 
-    The first token is one at ``t``. Further ones are draws at the later states, as long as all before them are the
-    student's own tokens, and only the first ``most``: of an answer of n tokens n - 2 are whole whatever they are, if
-    the expert's tokens are the policy's. Later ones would be whole more often if they are not followed by the end,
-    which biases the draws.
+    The first token is a sample at ``t``. Each further token is a sample at the next state, as long as all tokens before it
+    equal the student's.
+
+    Args:
+        most: number of tokens used at most. Of a reply of n tokens, n - 2 are complete whatever they are, if the expert's
+            tokens are the policy's; whether later ones are complete depends on what follows them, which biases the samples.
     """
-    own = question.completion_ids
+    own = query.completion_ids
     found: list[tuple[int, int]] = []
-    tokens = tokens_after(tokenizer, [*question.prompt_ids, *own[:t]], reply)
+    tokens = tokens_after(tokenizer, [*query.prompt_ids, *own[:t]], reply)
     for at, token in enumerate(tokens[:most], start=t):
         found.append((at, token))
         if at >= len(own) or token != own[at]:
@@ -75,5 +83,5 @@ def draws(tokenizer: Any, question: Question, t: int, reply: Reply, most: int) -
     return found
 
 
-def _encode(tokenizer: Any, text: str) -> list[int]:
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])

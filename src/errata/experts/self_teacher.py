@@ -1,17 +1,17 @@
-"""The policy as its own teacher: live, frozen at its first weights, following itself, or held near its first weights.
+"""The policy as its own teacher: its current weights, its initial weights, an average of them, or a mixture.
 
 ======================  ====================================================  ==========================================
-kind                    what it is                                            memory beside the student's
+kind                    teacher                                               memory beside the student's
 ======================  ====================================================  ==========================================
-``live``                the student as it stands                              0
-``frozen``              its first weights                                     one set of weights; LoRA: 0, adapter off
-``ema``                 an exponential moving average of it                   one set of weights; LoRA: one adapter
-``sync``                a copy, taken anew every so many steps                one set of weights; LoRA: one adapter
+``live``                the student's current weights                         0
+``frozen``              the student's initial weights                         one set of weights; LoRA: 0, adapter off
+``ema``                 an exponential moving average of its weights          one set of weights; LoRA: one adapter
+``sync``                a copy of its weights, renewed every N steps          one set of weights; LoRA: one adapter
 ``trust_region``        π ∝ π_live^(1-w) · π_base^w                           as ``frozen``, and a head twice as wide
-                                                                              during the loss (LoRA: not that)
+                                                                              during the loss (not with LoRA)
 ======================  ====================================================  ==========================================
 
-A set of weights is without gradients or optimizer state, and may be kept in bfloat16 or on the CPU.
+A set of weights has no gradients or optimizer state, and can be kept in bfloat16 or on the CPU.
 """
 
 from __future__ import annotations
@@ -26,33 +26,36 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from errata.experts.base import HeadOf, Teacher, device_of, marking, unwrapped, visiting
-from errata.experts.ema import follow, generator_of
-from errata.experts.heads import stacked_head, whole_head
+from errata.experts.base import HeadOf, Teacher, device_of, evaluating, moved_to, unwrapped
+from errata.experts.ema import ema_update, update_generator
+from errata.experts.heads import gathered, gathered_head, stacked_head
 from errata.experts.mixing import mixed_logits
 from errata.ops.scores import Head
 
 KINDS = ("live", "frozen", "ema", "sync", "trust_region")
 ADAPTER = "teacher"
+"""Name of the LoRA adapter that holds the teacher's weights."""
 FILE = "teacher.safetensors"
+"""File of the teacher's weights in a checkpoint."""
 
 
 class SelfTeacher(Teacher):
-    """One of the ``KINDS`` of teacher over a student ``model``.
+    """The student ``model`` as its own teacher, of one of the ``KINDS``.
 
     Args:
-        model: the student, unwrapped, as it stands before the first step.
+        model: the student, unwrapped, before the first optimizer step; a Hugging Face or PEFT model.
         kind: one of ``KINDS``.
-        rate: of ``ema``, per optimizer step: teacher <- (1 - rate) teacher + rate student.
-        prepare: wraps a separate teacher for the run's parallelism; identity unless given.
-        sync_steps: of ``sync``: optimizer steps between copies.
-        base_weight: w of ``trust_region`` (arXiv 2601.20802), logits (1 - w)·z_live + w·z_base.
-        dtype: of a separate copy; the student's own unless given. In bfloat16 ``ema`` rounds at random, so as not to stall.
-        device: where a separate copy is kept between its forwards; the student's unless given.
-        seed: of that rounding.
+        rate: for ``ema``, per optimizer step: teacher <- (1 - rate) teacher + rate student.
+        prepare: wraps a separate copy for the run's parallelism.
+        sync_steps: for ``sync``, optimizer steps between copies.
+        base_weight: for ``trust_region`` (arXiv 2601.20802), w of the logits (1 - w)·z_live + w·z_base.
+        dtype: of a separate copy; the student's by default. In bfloat16 ``ema`` rounds stochastically (see ``ema_update``).
+        device: device of a separate copy between forward passes; the student's by default.
+        seed: of the stochastic rounding.
     Raises:
-        ValueError: an unknown kind, a setting out of range or without weights to apply to, a model whose weights cannot be
-            copied in memory or whose logits cannot be mixed.
+        ValueError: an unknown kind; a setting out of range; ``dtype`` or ``device`` for a teacher without a separate copy;
+            weights sharded by DeepSpeed ZeRO-3, which cannot be copied; for ``trust_region``, logits that are not linear in
+            the hidden states.
     """
 
     def __init__(
@@ -75,8 +78,8 @@ class SelfTeacher(Teacher):
         self.updates = 0
         self._student, self._lora = model, lora
         self._copy: nn.Module | None = None
-        self._visits = device is not None
-        if lora and self._follows:
+        self._offloaded = device is not None
+        if lora and self._tracks_student:
             _add_adapter_copy(model)
         elif not lora and kind != "live":
             self._copy = prepare(_copy_of(model, dtype, device))
@@ -86,11 +89,12 @@ class SelfTeacher(Teacher):
         return None if self._copy is None else unwrapped(self._copy)
 
     @property
-    def _follows(self) -> bool:
+    def _tracks_student(self) -> bool:
+        """Whether ``update`` changes the teacher's weights."""
         return self.kind in ("ema", "sync")
 
     def _is_student(self, part: int) -> bool:
-        """Whether a part is the student as it stands; a trust region's first part is."""
+        """Whether a part is the student's current model; the first part of a trust region is."""
         return self.kind == "live" or (self.kind == "trust_region" and part == 0)
 
     @contextmanager
@@ -100,11 +104,11 @@ class SelfTeacher(Teacher):
             if not self._is_student(part):
                 if self._copy is not None:
                     model = self._copy
-                if self._visits:
-                    stack.enter_context(visiting(model, device_of(student)))
+                if self._offloaded:
+                    stack.enter_context(moved_to(model, device_of(student)))
                 if self._lora:
                     stack.enter_context(self._adapter())
-            yield stack.enter_context(marking(model))
+            yield stack.enter_context(evaluating(model))
 
     @contextmanager
     def generating(self, student: nn.Module) -> Iterator[nn.Module]:
@@ -125,7 +129,8 @@ class SelfTeacher(Teacher):
 
     @contextmanager
     def _adapter(self) -> Iterator[None]:
-        if not self._follows:
+        """A context in which the PEFT student runs the teacher's adapter, or none for a teacher at the initial weights."""
+        if not self._tracks_student:
             with self._student.disable_adapter():
                 yield
             return
@@ -141,7 +146,7 @@ class SelfTeacher(Teacher):
         if self.kind != "trust_region":
             return states[0]
         w = self.base_weight
-        if self._lora:  # one head reads both, and it is linear
+        if self._lora:  # both parts have the same head, which is linear, so mixing states mixes logits
             return [torch.lerp(live, base.to(live), w) for live, base in zip(*states, strict=True)]
         return [torch.cat([(1 - w) * live, w * base], dim=-1) for live, base in zip(*states, strict=True)]
 
@@ -151,17 +156,17 @@ class SelfTeacher(Teacher):
                 return student_head
             if not hasattr(self._student.get_output_embeddings(), "modules_to_save"):
                 return student_head
-            with self._adapter():  # a head trained beside the adapter: the teacher has its own
+            with self._adapter():  # `modules_to_save` trains a copy of the head: the teacher has its own
                 return head_of(self._student)
         device = student_head.weight.device
-        own = whole_head(head_of(self.separate), device)
+        own = gathered_head(head_of(unwrapped(self._copy)), device)
         if self.kind != "trust_region":
             return own
-        return stacked_head(whole_head(student_head, device), own, self.base_weight)
+        return stacked_head(gathered_head(student_head, device), own, self.base_weight)
 
     @torch.no_grad()
     def update(self) -> None:
-        if not self._follows or self.frozen_early:
+        if not self._tracks_student or self.frozen_early:
             return
         self.updates += 1
         if self.kind == "ema":
@@ -174,10 +179,11 @@ class SelfTeacher(Teacher):
         generator: torch.Generator | None = None
         for teacher, student in self._pairs():
             if generator is None:
-                generator = generator_of(self.seed, self.updates, teacher.device)
-            follow(teacher, student, self.rate, generator)
+                generator = update_generator(self.seed, self.updates, teacher.device)
+            ema_update(teacher, student, self.rate, generator)
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(teacher, student) tensors of each parameter that the teacher tracks."""
         if self._lora:
             named = dict(self._student.named_parameters())
             for name, parameter in named.items():
@@ -196,32 +202,37 @@ class SelfTeacher(Teacher):
         self.updates = int(state.get("updates", 0))
 
     def own_weights(self) -> dict[str, Tensor]:
-        """What a checkpoint must keep: the weights of a teacher that follows, in their own precision. Shared tensors once."""
-        if not self._follows:
+        """The weights a checkpoint must hold, by name, in their own precision; empty unless ``update`` changes them.
+
+        Tied tensors are listed once.
+        """
+        if not self._tracks_student:
             return {}
-        named = dict((self._student if self._lora else unwrapped(self._copy)).named_parameters())
-        return {name: p.data for name, p in named.items() if not self._lora or f".{ADAPTER}." in name}
+        if self._copy is not None:
+            return {name: p.data for name, p in unwrapped(self._copy).named_parameters()}
+        return {name: p.data for name, p in self._student.named_parameters() if f".{ADAPTER}." in name}
 
     def save(self, folder: Path) -> None:
         weights = self.own_weights()
         if weights:
-            save_file({name: _whole(tensor) for name, tensor in weights.items()}, folder / FILE)
+            save_file({name: gathered(tensor).cpu().contiguous() for name, tensor in weights.items()}, folder / FILE)
 
     def load(self, folder: Path) -> None:
-        """Raises ``ValueError`` where the checkpoint holds no teacher or one of another shape."""
+        """Read the weights that ``save`` wrote. Raises ``ValueError`` if the checkpoint has none, or another model's."""
         weights = self.own_weights()
         if not weights:
             return
         path = folder / FILE
         if not path.is_file():
             raise ValueError(
-                f"{path}: missing, this checkpoint was written without an EMA teacher; start afresh or set teacher: frozen"
+                f"{path}: missing, this checkpoint was written without a teacher of kind {self.kind}; start a new run or set "
+                "teacher: frozen"
             )
         saved = load_file(path)
         if saved.keys() != weights.keys():
             raise ValueError(f"{path}: holds another model's weights; resume with the model it was trained from")
         for name, tensor in weights.items():
-            tensor.copy_(_like(saved[name], tensor))
+            tensor.copy_(_placed_like(saved[name], tensor))
 
 
 def _check(
@@ -237,22 +248,22 @@ def _check(
         raise ValueError(f"teacher: {kind!r} is none of {', '.join(KINDS)}")
     if kind == "sync" and (sync_steps is None or sync_steps < 1):
         raise ValueError(
-            f"teacher_sync_steps: {sync_steps}; teacher: sync needs the optimizer steps between its copies"
+            f"teacher_sync_steps: {sync_steps}; teacher: sync needs a number of optimizer steps between copies"
         )
     if not 0 <= base_weight <= 1:
         raise ValueError(f"teacher_base_weight: {base_weight} is not in [0, 1]")
     for name, value in {"teacher_dtype": dtype, "teacher_device": device}.items():
         if value is not None and (lora or kind == "live"):
-            why = "with LoRA it shares the student's base" if lora else "a live one is the student"
-            raise ValueError(f"{name}: the teacher has no weights of its own to keep elsewhere, {why}; leave it out")
+            why = "with LoRA it shares the student's base" if lora else "teacher: live is the student"
+            raise ValueError(f"{name}: the teacher has no weights of its own, {why}; leave it out")
     if kind == "trust_region":
         _check_mixable(model)
 
 
 def _check_mixable(model: Any) -> None:
-    """Raise ``ValueError`` unless mixing hidden states mixes logits."""
+    """Raise ``ValueError`` unless a mixture of hidden states gives the mixture of the logits."""
     if getattr(model.config.get_text_config(), "final_logit_softcapping", None) is not None:
-        raise ValueError("teacher: trust_region mixes logits, and this model's softcapped head is not linear; use ema")
+        raise ValueError("teacher: trust_region mixes logits, but this model's soft-capped head is not linear; use ema")
     layer = model.get_output_embeddings()
     if hasattr(layer, "base_layer") or hasattr(layer, "modules_to_save"):
         raise ValueError(
@@ -264,14 +275,14 @@ def _check_mixable(model: Any) -> None:
 def _copy_of(model: Any, dtype: torch.dtype | None, device: torch.device | str | None) -> nn.Module:
     if any(p.numel() == 0 and getattr(p, "ds_id", None) is not None for p in model.parameters()):
         raise ValueError(
-            "teacher: this kind needs the weights whole, DeepSpeed ZeRO-3 shards them; use FSDP, LoRA or teacher: live"
+            "teacher: this kind copies the weights, which DeepSpeed ZeRO-3 shards; use FSDP, LoRA or teacher: live"
         )
-    # Each tensor goes straight where and in what type it is kept: never a second set of the student's own.
+    # Each tensor is copied to its device and type at once, so that no second copy on the student's device is made.
     memo: dict[int, Any] = {}
     for p in model.parameters():
         if p.is_floating_point():
-            kept = p.detach().to(device or p.device, dtype or p.dtype, copy=True)
-            memo[id(p)] = nn.Parameter(kept, requires_grad=False)
+            copied = p.detach().to(device or p.device, dtype or p.dtype, copy=True)
+            memo[id(p)] = nn.Parameter(copied, requires_grad=False)
     for b in model.buffers():
         memo[id(b)] = b.detach().to(device or b.device, copy=True)
     # A forward patched onto the instance would still run the student's weights.
@@ -301,12 +312,8 @@ def _freeze_teacher_adapter(model: Any) -> None:
             parameter.requires_grad_(False)
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return full.detach().cpu().contiguous()
-
-
-def _like(saved: Tensor, tensor: Any) -> Tensor:
+def _placed_like(saved: Tensor, tensor: Any) -> Tensor:
+    """``saved`` on the device of ``tensor``, and sharded as it is."""
     if hasattr(tensor, "device_mesh"):
         from torch.distributed.tensor import distribute_tensor
 

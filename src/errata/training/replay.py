@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from errata.experts.access import named
-from errata.experts.aggregate import Aggregate, Past, padded, reach
+from errata.experts.access import sparse_distribution
+from errata.experts.aggregate import Aggregate, PastRollout, pad_rollouts, prefix_importance
 from errata.ops.scores import Head, ModelStates, SparseTeacher, Streams, TokenScores, fused_loss, token_scores
 from errata.training.batch import GenerationBatch, TokenBatch
 from errata.training.forward import at_completion
@@ -25,7 +25,7 @@ TOP_K = 20
 
 @dataclass(frozen=True, slots=True)
 class PastBatch:
-    """R past rollouts as padded tensors, see ``errata.experts.aggregate.padded``."""
+    """R past rollouts as padded tensors, see ``errata.experts.aggregate.pad_rollouts``."""
 
     tokens: dict[str, Tensor]
 
@@ -72,7 +72,7 @@ class Replay:
         pasts = self.store.draw(count, random.Random(f"{seed}-replay"))
         if not pasts:
             return None
-        return PastBatch({name: x.to(fresh.device) for name, x in padded(pasts, self._pad).items()})
+        return PastBatch({name: x.to(fresh.device) for name, x in pad_rollouts(pasts, self._pad).items()})
 
     @staticmethod
     def joined(fresh: TokenBatch, past: PastBatch) -> dict[str, Tensor]:
@@ -107,7 +107,7 @@ class Replay:
         tokens, mask = t["completion_ids"], t["mask"]
         with torch.no_grad():
             now = token_scores(hidden.detach(), head, None, None, tokens, mask=mask, temperature=self._temperature)
-        count = t["query_weight"] * reach(now.student_logp, t["logp"], mask, self._limit)
+        count = t["query_weight"] * prefix_importance(now.student_logp, t["logp"], mask, self._limit)
         metrics = {
             "replay/reach": float(count.sum() / t["query_weight"].sum().clamp(min=1e-9)),
             "replay/rollouts": float(len(self.store)),
@@ -134,11 +134,11 @@ class Replay:
             else:
                 assert state is not None
                 logits = teacher_head().logits(state) / self._temperature
-                ids, weights = named(logits, gives="topk", top_k=TOP_K, samples=1, seed=0)
+                ids, weights = sparse_distribution(logits, gives="topk", top_k=TOP_K, samples=1, seed=0)
                 query_weight = tokens.mask[row, :length].float()
             parts = (prompt, tokens.completion_ids[row, :length], tokens.mask[row, :length])
             logp = scores.student_logp[row, :length]
-            kept.append(Past(*(x.cpu().clone() for x in (*parts, logp, ids, weights, query_weight))))
+            kept.append(PastRollout(*(x.cpu().clone() for x in (*parts, logp, ids, weights, query_weight))))
         self.store.add(kept)
 
     def save(self, folder: Path, rank: int) -> None:

@@ -16,10 +16,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from errata.contexts import Rendered
-from errata.experts import Access, Answer, SelfTeacher, Teacher
-from errata.experts import Question as Query
-from errata.experts.access import chosen_states, named
-from errata.experts.queries import spread
+from errata.experts import Access, Answer, Query, SelfTeacher, Teacher
+from errata.experts.access import sample_states, sparse_distribution
+from errata.experts.queries import pad_answers
 from errata.ops.scores import Head
 from errata.records import Messages, TeacherContext
 from errata.training.batch import SparseValues, TeacherOutputs, TokenBatch
@@ -117,7 +116,7 @@ class TeacherPass:
             queries = [self._query(i, prompts, tokens, weights[i], place) for i in with_teacher]
             for i, answer in zip(with_teacher, self.expert.answer(queries), strict=True):
                 answers[i] = answer
-        ids, logp, counts = (x.to(tokens.device) for x in spread(answers, weights, tokens.mask.shape[1]))
+        ids, logp, counts = (x.to(tokens.device) for x in pad_answers(answers, weights, tokens.mask.shape[1]))
         metrics |= self._expert_metrics(answers, with_teacher, counts, tokens)
         failed: list[int] = []
         if self.expert is not None and self.self_on_failure:
@@ -212,7 +211,7 @@ class TeacherPass:
         for i in rows:
             own = tokens.mask[i].nonzero().squeeze(1)
             rng = place.rng(i)
-            chosen = chosen_states(score[i, own].cpu(), share=share, unbiased=self.access.unbiased, rng=rng)
+            chosen = sample_states(score[i, own].cpu(), share=share, unbiased=self.access.unbiased, rng=rng)
             weights[i] = {int(own[t]): weight for t, weight in chosen.items()}
         return weights
 
@@ -228,7 +227,7 @@ class TeacherPass:
                 continue
             positions = tuple(sorted(weight))
             logits = head.logits(state[list(positions)]) / self.temperature
-            ids, logp = named(
+            ids, logp = sparse_distribution(
                 logits,
                 gives=self.access.gives,
                 top_k=self.access.top_k,

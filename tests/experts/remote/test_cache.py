@@ -1,4 +1,4 @@
-"""Answers on disk: what is put in comes out, to the last bit, whoever shares the file."""
+"""The cache returns what was stored, to the last bit, also when several processes share the file."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def test_a_fingerprint_tells_neighbouring_numbers_apart(number):
 
 
 @given(st.dictionaries(st.text(max_size=4), st.integers(), min_size=2, max_size=4))
-def test_a_fingerprint_does_not_hang_on_the_keys_order(content):
+def test_a_fingerprint_does_not_depend_on_the_keys_order(content):
     assert fingerprint(content) == fingerprint(dict(reversed(content.items())))
 
 
@@ -67,7 +67,7 @@ def test_processes_write_at_once_and_none_loses_an_answer(tmp_path):
     assert all(cache.get(f"{name}-{i}") == [name, i] for name in "abc" for i in range(40))
 
 
-def test_what_lies_in_the_file_is_the_answer_and_a_hash_of_the_question(tmp_path):
+def test_the_file_holds_the_answer_and_a_hash_of_the_query(tmp_path):
     cache = AnswerCache(tmp_path / "answers.sqlite")
     cache.put(fingerprint({"prompt": "a private prompt"}), ["an answer"])
     cache.close()

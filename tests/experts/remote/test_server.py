@@ -1,4 +1,4 @@
-"""A remote expert: what it gives is what the server's policy would write, and a server's misery costs answers, not runs."""
+"""A remote expert gives the distribution of the server's model, and a server's failure costs answers, not the run."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 import torch
 from tests.experts.remote.fake_server import FakeServer, PolicyAnswers, completion
 
-from errata.experts.queries import Question
+from errata.experts.queries import Query
 from errata.experts.remote.cache import AnswerCache, fingerprint
-from errata.experts.remote.client import in_own_loop
+from errata.experts.remote.client import run_in_thread
 from errata.experts.remote.server import ServerExpert, ServerSettings
 
 PROMPT, ATTEMPT = "<|user|>7a+3b*4=?<|assistant|>", "7a+3=0b*4=3<|end|>"
@@ -31,9 +31,9 @@ def ids(house_tokenizer):
 
 
 @pytest.fixture
-def question(ids):
+def make_query(ids):
     def build(*positions, prompt=PROMPT, attempt=ATTEMPT, seed=0):
-        return Question(prompt, ids(prompt), ids(attempt), positions, seed)
+        return Query(prompt, ids(prompt), ids(attempt), positions, seed)
 
     return build
 
@@ -97,7 +97,7 @@ def truth(model, ids):
         ({"max_tokens": 0.5}, "max_tokens: must be a whole number"),
         ({"on_failure": "raise"}, "on_failure: 'raise' is none of skip, pause"),
         ({"extra_body": {"n": 2}}, "extra_body: 'n' is set by the expert itself"),
-        ({"extra_body": {"a": object()}}, "extra_body: is not JSON"),
+        ({"extra_body": {"a": object()}}, "extra_body: cannot be written as JSON"),
         ({"extra_body": []}, "extra_body: must be a mapping"),
         ({"base_url": "localhost:8000/v1"}, "base_url: must be an address such as http://"),
         ({"model": ""}, "model: must be the model's name"),
@@ -125,7 +125,7 @@ def test_a_secret_in_the_settings_is_refused_and_not_repeated(setting):
 def test_an_unknown_setting_and_a_missing_one_are_named(house_tokenizer):
     with pytest.raises(ValueError, match=r"topk: no such setting of a remote expert; it has .*top_k"):
         ServerExpert(ANYWHERE, "house", house_tokenizer, gives="topk", topk=5)
-    with pytest.raises(ValueError, match="gives: say topk"):
+    with pytest.raises(ValueError, match="gives: missing; set topk"):
         ServerExpert(ANYWHERE, "house", house_tokenizer)
 
 
@@ -136,44 +136,48 @@ def test_without_the_client_the_extra_is_named(house_tokenizer, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("position", "words"), [(12, "row 0 asks position 12 of a completion of 12"), (-1, "position -1")]
+    ("position", "words"),
+    [
+        (12, "row 0 has position 12 in a completion of 12 tokens; positions are from 0 to 11"),
+        (-1, "row 0 has position -1 in a completion of 12 tokens"),
+    ],
 )
-def test_a_state_that_is_not_there_is_refused(expert, question, position, words):
+def test_a_state_that_is_not_there_is_refused(expert, make_query, position, words):
     with pytest.raises(ValueError, match=words):
-        expert(ANYWHERE).answer([question(position)])
+        expert(ANYWHERE).answer([make_query(position)])
 
 
 # ── top-k ──
 
 
-def test_topk_is_the_policys_own(expert, policy, question, house_model):
-    asked = question(11, 0, 5, 6, 6)
+def test_topk_is_the_policys_own(expert, policy, make_query, house_model):
+    query = make_query(11, 0, 5, 6, 6)
     with FakeServer(policy) as server:
-        (answer,) = expert(server, gives="topk", top_k=7).answer([asked])
+        (answer,) = expert(server, gives="topk", top_k=7).answer([query])
     assert len(server.requests) == 1
-    assert server.requests[0]["prompt"] == [*asked.prompt_ids, *asked.completion_ids]
+    assert server.requests[0]["prompt"] == [*query.prompt_ids, *query.completion_ids]
     assert answer.positions == (0, 5, 6, 11)
     assert answer.tokens.shape == answer.logp.shape == (4, 7)
     assert answer.tokens.dtype == torch.long
     assert answer.logp.dtype == torch.float32
     for position, tokens, logp in zip(answer.positions, answer.tokens, answer.logp, strict=True):
-        expected = truth(house_model, [*asked.prompt_ids, *asked.completion_ids[:position]]).topk(7)
+        expected = truth(house_model, [*query.prompt_ids, *query.completion_ids[:position]]).topk(7)
         assert tokens.tolist() == expected.indices.tolist()
         assert logp.double() == pytest.approx(expected.values, abs=1e-4)
 
 
-def test_the_prompts_own_token_beyond_the_k_best_is_left_out(expert, policy, question, house_model, ids):
-    asked = question(5, attempt="7a+3=zb*4=3<|end|>")  # the student's z is no digit
+def test_the_prompts_own_token_beyond_the_k_best_is_left_out(expert, policy, make_query, house_model, ids):
+    query = make_query(5, attempt="7a+3=zb*4=3<|end|>")  # the student's z is no digit
     (z,) = ids("z")
     with FakeServer(policy) as server:
-        (answer,) = expert(server, gives="topk", top_k=2).answer([asked])
+        (answer,) = expert(server, gives="topk", top_k=2).answer([query])
     assert answer.tokens.shape == (1, 2)
     assert z not in answer.tokens.tolist()[0]
 
 
-def test_impossible_and_unknown_tokens_are_left_out_of_topk(expert, question):
+def test_impossible_and_unknown_tokens_are_left_out_of_topk(expert, make_query):
     entries = {"22": {"logprob": -0.5}, "23": {"logprob": -9999.0}, "101": {"logprob": -0.1}, "24": {"logprob": -2.0}}
-    asked = question(0, 1)
+    query = make_query(0, 1)
 
     def table(path, body):
         document = completion("x")
@@ -185,18 +189,18 @@ def test_impossible_and_unknown_tokens_are_left_out_of_topk(expert, question):
         return document
 
     with FakeServer(table) as server:
-        (answer,) = expert(server, gives="topk").answer([asked])
+        (answer,) = expert(server, gives="topk").answer([query])
     assert answer.tokens.tolist() == [[22, 24], [7, 0]]
     assert answer.logp.tolist() == [[-0.5, -2.0], [0.0, -math.inf]]
 
 
-def test_a_server_that_ignores_prompt_logprobs_is_named_with_the_mend(expert, question):
+def test_a_server_that_ignores_prompt_logprobs_is_named_with_the_mend(expert, make_query):
     with FakeServer(lambda path, body: completion("x")) as server:
         one = expert(server, gives="topk")
         with pytest.raises(ValueError, match="use gives: samples"):
             one.check()
         with pytest.raises(ValueError, match="use gives: samples"):
-            one.answer([question(0)])
+            one.answer([make_query(0)])
 
 
 def test_topk_of_another_tokenizer_is_refused_at_the_start(expert, policy):
@@ -215,16 +219,16 @@ def test_topk_of_another_tokenizer_is_refused_at_the_start(expert, policy):
 # ── samples ──
 
 
-def test_samples_are_distributed_as_the_policy(expert, policy, question, house_model):
-    asked, n = question(5, 6), 500
+def test_samples_are_distributed_as_the_policy(expert, policy, make_query, house_model):
+    query, n = make_query(5, 6), 500
     with FakeServer(policy) as server:
-        (answer,) = expert(server, samples=n).answer([asked])
+        (answer,) = expert(server, samples=n).answer([query])
     assert len(server.requests) == 2
     rows = drawn(answer)
     assert len(rows[5]) == n
-    assert len(rows[6]) == n + rows[5].count(asked.completion_ids[5])
+    assert len(rows[6]) == n + rows[5].count(query.completion_ids[5])
     for position, tokens in rows.items():
-        p = truth(house_model, [*asked.prompt_ids, *asked.completion_ids[:position]]).exp()
+        p = truth(house_model, [*query.prompt_ids, *query.completion_ids[:position]]).exp()
         # Pearson's statistic, tokens expected less than five times together; its 99.9 % quantile by Wilson and Hilferty.
         big = [i for i in range(len(p)) if p[i] * len(tokens) >= 5]
         counts = Counter(tokens)
@@ -236,18 +240,18 @@ def test_samples_are_distributed_as_the_policy(expert, policy, question, house_m
     assert len(set(rows[5])) >= 4  # or the test above would say nothing
 
 
-def test_a_server_that_ignores_n_is_asked_for_the_rest(expert, house_model, house_tokenizer, question):
+def test_a_server_that_ignores_n_gets_further_requests(expert, house_model, house_tokenizer, make_query):
     with FakeServer(PolicyAnswers(house_model, house_tokenizer, gives_n=False)) as server:
-        (answer,) = expert(server, samples=12).answer([question(5)])
+        (answer,) = expert(server, samples=12).answer([make_query(5)])
     assert len(drawn(answer)[5]) == 12
     assert [body.get("n") for body in server.requests] == [*range(12, 1, -1), None]
     assert len({body["seed"] for body in server.requests}) == 12
     assert len(set(drawn(answer)[5])) > 1
 
 
-def test_a_state_is_asked_by_the_text_of_its_tokens(expert, question):
+def test_a_state_is_queried_by_the_text_of_its_tokens(expert, make_query):
     with FakeServer(lambda path, body: completion("0b*4")) as server:
-        expert(server, temperature=0.5, extra_body={"top_p": 0.9}).answer([question(0, 5)])
+        expert(server, temperature=0.5, extra_body={"top_p": 0.9}).answer([make_query(0, 5)])
     bodies = {body["prompt"]: body for body in server.requests}
     assert set(bodies) == {PROMPT, PROMPT + "7a+3="}
     seeds = [bodies[prompt].pop("seed") for prompt in (PROMPT, PROMPT + "7a+3=")]
@@ -258,7 +262,7 @@ def test_a_state_is_asked_by_the_text_of_its_tokens(expert, question):
 
 def test_chat_goes_on_with_the_students_begun_answer(expert, ids):
     prompt = [{"role": "user", "content": "7a+3b*4=?"}]
-    asked = Question(prompt, ids(PROMPT), ids(ATTEMPT), (0, 5), 0)
+    query = Query(prompt, ids(PROMPT), ids(ATTEMPT), (0, 5), 0)
 
     def table(path, body):
         assert path == "/v1/chat/completions"
@@ -270,9 +274,9 @@ def test_chat_goes_on_with_the_students_begun_answer(expert, ids):
         }
 
     with FakeServer(table) as server:
-        (answer,) = expert(server, api="chat").answer([asked])
-        with pytest.raises(ValueError, match="row 0 has a text for a prompt"):
-            expert(server, api="chat").answer([Question(PROMPT, ids(PROMPT), ids(ATTEMPT), (0,), 0)])
+        (answer,) = expert(server, api="chat").answer([query])
+        with pytest.raises(ValueError, match="row 0 has text as prompt"):
+            expert(server, api="chat").answer([Query(PROMPT, ids(PROMPT), ids(ATTEMPT), (0,), 0)])
     first, second = sorted(server.requests, key=lambda body: len(body["messages"]))
     assert first["messages"] == prompt
     assert "continue_final_message" not in first
@@ -294,13 +298,13 @@ def test_chat_goes_on_with_the_students_begun_answer(expert, ids):
         ("", "length", {}),
     ],
 )
-def test_what_a_continuation_is_good_for(expert, question, ids, text, reason, expected):
+def test_the_samples_that_a_continuation_contains(expert, make_query, ids, text, reason, expected):
     # At states 1 and 2 themselves the expert is cut at once, which says nothing.
     def table(path, body):
         return completion(text, reason=reason) if body["prompt"] == PROMPT else completion("")
 
     with FakeServer(table) as server:
-        (answer,) = expert(server).answer([question(0, 1, 2)])
+        (answer,) = expert(server).answer([make_query(0, 1, 2)])
     assert (drawn(answer) if answer else {}) == {at: list(ids(token)) for at, token in expected.items()}
 
 
@@ -314,20 +318,20 @@ def merging_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<e>")
 
 
-def test_a_text_that_melts_into_the_students_last_token_is_read_by_itself():
+def test_a_text_that_merges_with_the_students_last_token_is_tokenised_alone():
     with FakeServer(lambda path, body: completion({"c": "cab", "ca": "bcc", "cac": "aab"}[body["prompt"]])) as server:
         one = ServerExpert(server.url, "m", merging_tokenizer(), gives="samples")
         # c | a c ...: after "ca" the expert's "bcc" makes c ab c c of it, but the student has written its a.
-        (answer,) = one.answer([Question("c", (2,), (0, 2, 1), (0, 1, 2), 0)])
+        (answer,) = one.answer([Query("c", (2,), (0, 2, 1), (0, 1, 2), 0)])
     assert drawn(answer) == {0: [2], 1: [1], 2: [0]}
     assert one.counters["misaligned"] == 0
 
 
-def test_states_behind_a_split_that_no_text_has_are_asked_too():
+def test_states_after_tokens_that_are_not_the_tokenizers_own_are_queried_too():
     with FakeServer(lambda path, body: completion("cc")) as server:
         one = ServerExpert(server.url, "m", merging_tokenizer(), gives="samples")
         # The student wrote a, b, c; its text is read ab, c.
-        (answer,) = one.answer([Question("c", (2,), (0, 1, 2), (0, 1, 2), 0)])
+        (answer,) = one.answer([Query("c", (2,), (0, 1, 2), (0, 1, 2), 0)])
     assert sorted(body["prompt"] for body in server.requests) == ["c", "ca", "cab"]
     assert drawn(answer) == {0: [2], 1: [2], 2: [2]}
     assert one.counters["misaligned"] == 0
@@ -343,59 +347,59 @@ def tokenizer_of_bytes():
     return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<e>")
 
 
-def test_states_within_a_character_are_not_asked_but_counted():
+def test_states_within_a_character_are_not_queried_but_counted():
     tokenizer = tokenizer_of_bytes()
     prompt, (c, first, second, d) = tokenizer("?")["input_ids"], tokenizer("c\u00e9d")["input_ids"]
     with FakeServer(
         lambda path, body: completion({"?": "cd", "?c": "d\u00e9", "?c\u00e9": "dd"}[body["prompt"]])
     ) as server:
         one = ServerExpert(server.url, "m", tokenizer, gives="samples")
-        (answer,) = one.answer([Question("?", tuple(prompt), (c, first, second, d), (0, 1, 2, 3), 0)])
+        (answer,) = one.answer([Query("?", tuple(prompt), (c, first, second, d), (0, 1, 2, 3), 0)])
     assert drawn(answer) == {0: [c], 1: [d], 3: [d]}
     assert one.counters["misaligned"] == 1
 
 
-def test_nothing_asked_is_an_empty_answer(expert, question):
+def test_a_query_without_positions_has_an_empty_answer(expert, make_query):
     one = expert(ANYWHERE)
-    (answer,) = one.answer([question()])
+    (answer,) = one.answer([make_query()])
     assert answer.positions == ()
     assert one.answer([]) == []
     assert one.counters["calls"] == 0
 
 
-def test_it_works_inside_a_running_loop(expert, policy, question):
+def test_it_works_inside_a_running_loop(expert, policy, make_query):
     async def notebook():
-        return expert(server).answer([question(5)])
+        return expert(server).answer([make_query(5)])
 
     with FakeServer(policy) as server:
         (answer,) = asyncio.run(notebook())
     assert answer.positions == (5,)
 
 
-def test_as_many_at_a_time_as_said(expert, question):
+def test_requests_run_concurrently_up_to_the_limit(expert, make_query):
     with FakeServer(lambda path, body: completion("0b*4"), always="slow", delay_s=0.1) as server:
-        expert(server, concurrency=3).answer([question(0, 1, 2, 3), question(4, 5, 6, 7, 8)])
+        expert(server, concurrency=3).answer([make_query(0, 1, 2, 3), make_query(4, 5, 6, 7, 8)])
     assert server.busiest == 3
     assert len(server.requests) == 9
 
 
-def test_requests_are_spaced_to_the_rate(expert, question):
+def test_requests_are_spaced_to_the_rate(expert, make_query):
     with FakeServer(lambda path, body: completion("0b*4")) as server:
-        expert(server, requests_per_minute=600).answer([question(0, 1, 2, 3)])
+        expert(server, requests_per_minute=600).answer([make_query(0, 1, 2, 3)])
     assert len(server.arrivals) == 4
     assert (
         max(server.arrivals) - min(server.arrivals) >= 0.25
     )  # three spaces of a tenth, less what the first took longer
 
 
-# ── a server's misery ──
+# ── failures of the server ──
 
 
 @pytest.mark.parametrize("act", ["429", "500", "garbage", "schema", "truncated", "drop", "slow"])
-def test_one_misfortune_is_asked_again(expert, question, ids, act):
+def test_one_failure_is_retried(expert, make_query, ids, act):
     with FakeServer(lambda path, body: completion("0b*4"), script=[act], delay_s=1.5) as server:
         one = expert(server, timeout_s=0.5)
-        (answer,) = one.answer([question(5)])
+        (answer,) = one.answer([make_query(5)])
     assert drawn(answer) == {5: list(ids("0"))}
     assert len(server.requests) == 2
     assert one.counters["failed"] == 0
@@ -404,66 +408,66 @@ def test_one_misfortune_is_asked_again(expert, question, ids, act):
 
 
 @pytest.mark.parametrize("act", ["429", "500", "garbage", "schema", "truncated", "slow"])
-def test_what_fails_for_good_is_none_and_counted(expert, question, act, caplog):
+def test_a_request_that_always_fails_has_no_answer_and_is_counted(expert, make_query, act, caplog):
     with FakeServer(lambda path, body: completion("0b*4"), always=act, delay_s=0.3) as server:
         one = expert(server, retries=0, timeout_s=0.1)
-        assert one.answer([question(5), question(6)]) == [None, None]
+        assert one.answer([make_query(5), make_query(6)]) == [None, None]
         assert one.counters["failed"] == 2
-        assert len([r for r in caplog.records if "going on without its answers" in r.message]) == 1
+        assert len([r for r in caplog.records if "continuing without its answers" in r.message]) == 1
         server.always = "ok"
-        assert None not in one.answer([question(5), question(6)])
+        assert None not in one.answer([make_query(5), make_query(6)])
     assert "answers again" in caplog.text
 
 
-def test_a_dead_server_does_not_cost_every_request_its_retries(expert, question):
+def test_a_dead_server_does_not_cost_every_request_its_retries(expert, make_query):
     with FakeServer(lambda path, body: completion("0b*4"), always="500") as server:
         one = expert(server, concurrency=1, retries=2)
-        assert one.answer([question(*range(12))]) == [None]
+        assert one.answer([make_query(*range(12))]) == [None]
         assert len(server.requests) == 3 + 1  # the first with its retries, the second once, the others not
         assert one.counters["failed"] == 12
         server.always = "ok"
-        (answer,) = one.answer([question(*range(12))])
+        (answer,) = one.answer([make_query(*range(12))])
         assert answer.positions == tuple(range(12))
 
 
-def test_what_did_arrive_is_kept(expert, question, ids):
+def test_what_did_arrive_is_kept(expert, make_query, ids):
     with FakeServer(lambda path, body: completion("9b*4"), script=["ok", "429", "ok"]) as server:
         one = expert(server, concurrency=1, retries=0)
-        (answer,) = one.answer([question(5, 6, 8)])
+        (answer,) = one.answer([make_query(5, 6, 8)])
     assert answer.positions == (5, 8)
     assert one.counters["failed"] == 1
 
 
-def test_a_killed_server_is_skipped_and_after_its_restart_asked_again(expert, policy, question):
+def test_a_killed_server_is_skipped_and_queried_again_after_its_restart(expert, policy, make_query):
     with FakeServer(policy) as server:
         one = expert(server, retries=0)
-        assert None not in one.answer([question(5)])
+        assert None not in one.answer([make_query(5)])
         server.stop()
-        assert one.answer([question(6), question(7)]) == [None, None]
+        assert one.answer([make_query(6), make_query(7)]) == [None, None]
         server.start()
-        assert None not in one.answer([question(6), question(7)])
+        assert None not in one.answer([make_query(6), make_query(7)])
     assert one.counters["calls"] == 3
     assert one.counters["failed"] == 2
 
 
-def test_paused_it_waits_for_the_restart(expert, policy, question, caplog):
+def test_paused_it_waits_for_the_restart(expert, policy, make_query, caplog):
     with FakeServer(policy) as server:
         one = expert(server, retries=0, on_failure="pause", samples=3)
         server.stop()
         restart = threading.Timer(0.5, server.start)
         restart.start()
-        answers = one.answer([question(5), question(6)])
+        answers = one.answer([make_query(5), make_query(6)])
         restart.join()
-        fresh = expert(server, samples=3).answer([question(5), question(6)])
+        fresh = expert(server, samples=3).answer([make_query(5), make_query(6)])
     assert [drawn(answer) for answer in answers] == [drawn(answer) for answer in fresh]
     assert one.counters["failed"] == 0
     assert caplog.text.count("waiting for it") == caplog.text.count("answers again") == 1
 
 
-def test_a_request_called_wrong_pauses_nothing(expert, question):
+def test_a_rejected_request_pauses_nothing(expert, make_query):
     with FakeServer(lambda path, body: (400, {"error": {"message": "prompt is too long"}})) as server:
         one = expert(server, on_failure="pause")
-        assert one.answer([question(5)]) == [None]
+        assert one.answer([make_query(5)]) == [None]
     assert len(server.requests) == 1
     assert one.counters["failed"] == 1
 
@@ -481,7 +485,7 @@ def test_an_interrupt_ends_the_work_at_once():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
     try:
         with pytest.raises(KeyboardInterrupt):
-            in_own_loop(forever)
+            run_in_thread(forever)
     finally:
         signal.signal(signal.SIGINT, before)
     assert cancelled.is_set()
@@ -494,20 +498,20 @@ def test_an_interrupt_ends_the_work_at_once():
     ("status", "words"),
     [
         (401, r"key_env: house at http://127.*\$ERRATA_KEY"),
-        (404, "model: house at .* is not there .* models listed: house; base_url usually ends in /v1"),
-        (422, "refuses what would be asked .* mend model or extra_body"),
-        (503, "base_url: house at .* gives no answer"),
+        (404, "model: house at .* was not found .* models listed: house; base_url usually ends in /v1"),
+        (422, "rejects this expert's requests .* correct model or extra_body"),
+        (503, "base_url: house at .* does not answer"),
     ],
 )
-def test_the_check_names_what_to_mend(expert, status, words):
+def test_the_check_names_the_setting_and_a_remedy(expert, status, words):
     refuse = FakeServer(lambda path, body: (status, {"error": {"message": "no"}}))
     with refuse as server, pytest.raises(ValueError, match=words):
         expert(server, key_env="ERRATA_KEY").check()
     assert len(server.requests) == 1
 
 
-def test_the_check_says_that_nobody_is_there(expert):
-    with pytest.raises(ValueError, match=r"base_url: .* start the server or mend base_url"):
+def test_the_check_names_an_address_without_a_server(expert):
+    with pytest.raises(ValueError, match=r"base_url: .* start the server or correct base_url"):
         expert(ANYWHERE).check()
 
 
@@ -515,14 +519,14 @@ def test_the_check_says_that_nobody_is_there(expert):
 
 
 @pytest.mark.parametrize("gives", ["topk", "samples"])
-def test_a_resumed_run_asks_nothing_twice(expert, policy, question, tmp_path, gives):
+def test_a_resumed_run_repeats_no_request(expert, policy, make_query, tmp_path, gives):
     settings = {"gives": gives, "samples": 3, "cache": str(tmp_path / "run" / "expert.sqlite")}
-    asked = [question(0, 5, seed=1), question(6, seed=2)]
+    queries = [make_query(0, 5, seed=1), make_query(6, seed=2)]
     with FakeServer(policy) as server:
-        before = expert(server, **settings).answer(asked)
+        before = expert(server, **settings).answer(queries)
         url = server.url
     one = expert(url, **settings)
-    after = one.answer(asked)
+    after = one.answer(queries)
     for a, b in zip(before, after, strict=True):
         assert a.positions == b.positions
         assert a.tokens.equal(b.tokens)
@@ -531,21 +535,21 @@ def test_a_resumed_run_asks_nothing_twice(expert, policy, question, tmp_path, gi
     assert one.counters["cached"] == (9 if gives == "samples" else 2)
 
 
-def test_draws_are_fresh_by_seed_and_topk_is_not(expert, policy, question, tmp_path):
+def test_draws_are_fresh_by_seed_and_topk_is_not(expert, policy, make_query, tmp_path):
     with FakeServer(policy) as server:
         for gives in ("samples", "topk"):
             one = expert(server, gives=gives, cache=str(tmp_path / f"{gives}.sqlite"))
             for seed in (1, 2):
-                one.answer([question(5, seed=seed)])
+                one.answer([make_query(5, seed=seed)])
     by_kind = Counter("prompt_logprobs" in body for body in server.requests)
     assert by_kind == {False: 2, True: 1}
 
 
-def test_more_draws_later_ask_only_for_the_missing(expert, policy, question, tmp_path):
+def test_more_draws_later_request_only_the_missing_ones(expert, policy, make_query, tmp_path):
     cache = str(tmp_path / "cache.sqlite")
     with FakeServer(policy) as server:
-        first = drawn(expert(server, samples=2, cache=cache).answer([question(5)])[0])[5]
-        more = drawn(expert(server, samples=5, cache=cache).answer([question(5)])[0])[5]
+        first = drawn(expert(server, samples=2, cache=cache).answer([make_query(5)])[0])[5]
+        more = drawn(expert(server, samples=5, cache=cache).answer([make_query(5)])[0])[5]
     assert [body["n"] for body in server.requests] == [2, 3]
     assert more[:2] == first
     assert len(more) == 5
@@ -580,60 +584,60 @@ def test_a_fingerprint_is_of_the_content():
 # ── budget ──
 
 
-def test_the_budget_of_calls_ends_the_asking(expert, question, tmp_path, caplog):
+def test_no_requests_are_made_when_the_budget_of_calls_is_spent(expert, make_query, tmp_path, caplog):
     with FakeServer(lambda path, body: completion("0b*4")) as server:
         one = expert(server, max_calls=3, cache=str(tmp_path / "cache.sqlite"))
-        (answer,) = one.answer([question(5, 6, 8, 9, 11)])
+        (answer,) = one.answer([make_query(5, 6, 8, 9, 11)])
         assert len(answer.positions) == 3
         assert one.counters["refused"] == 2
-        assert one.answer([question(0)]) == [None]
+        assert one.answer([make_query(0)]) == [None]
         assert one.counters["refused"] == 3
-        (again,) = one.answer([question(*answer.positions)])  # what is known stays free
+        (again,) = one.answer([make_query(*answer.positions)])  # what is known stays free
         assert again.positions == answer.positions
     assert len(server.requests) == one.counters["calls"] == 3
     assert caplog.text.count("the budget of calls is spent") == 1
 
 
-def test_the_budget_of_tokens_counts_what_the_server_says_or_a_guess(expert, question):
+def test_the_budget_of_tokens_counts_what_the_server_says_or_a_guess(expert, make_query):
     for usage, spent in (((100, 4), (100, 4)), (None, (11 + 5, 4))):
         with FakeServer(lambda path, body, usage=usage: completion("0b*4", usage=usage)) as server:
             one = expert(server, max_tokens=20)
-            assert one.answer([question(5)]) != [None]
+            assert one.answer([make_query(5)]) != [None]
             assert (one.counters["tokens_in"], one.counters["tokens_out"]) == spent
-            assert one.answer([question(6)]) == [None]
+            assert one.answer([make_query(6)]) == [None]
         assert len(server.requests) == 1
 
 
-def test_what_was_spent_survives_a_resume(expert, question):
+def test_what_was_spent_survives_a_resume(expert, make_query):
     with FakeServer(lambda path, body: completion("0b*4")) as server:
         before = expert(server, max_calls=2)
-        before.answer([question(5)])
+        before.answer([make_query(5)])
         after = expert(server, max_calls=2)
         after.load_state_dict(before.state_dict())
         assert after.counters == before.counters
-        assert after.answer([question(5), question(6)]).count(None) == 1
+        assert after.answer([make_query(5), make_query(6)]).count(None) == 1
     with pytest.raises(ValueError, match="state: has no 'counters'"):
         after.load_state_dict({})
 
 
-def test_failures_cost_no_calls_but_time_outs_do(expert, question):
+def test_failures_cost_no_calls_but_time_outs_do(expert, make_query):
     with FakeServer(lambda path, body: completion("0b*4"), script=["429", "slow"], delay_s=0.5) as server:
         one = expert(server, retries=0, timeout_s=0.2, concurrency=1)
-        assert one.answer([question(5), question(6)]) == [None, None]
+        assert one.answer([make_query(5), make_query(6)]) == [None, None]
     assert one.counters["calls"] == 1
 
 
 # ── the key ──
 
 
-def test_the_key_is_sent_and_seen_nowhere(expert, question, tmp_path, monkeypatch, caplog, capfd):
+def test_the_key_is_sent_and_seen_nowhere(expert, make_query, tmp_path, monkeypatch, caplog, capfd):
     monkeypatch.setenv("ERRATA_KEY", SECRET)
     caplog.set_level(logging.DEBUG)
     echo = (401, {"error": {"message": f"Incorrect API key provided: {SECRET}", "code": "Bearer " + SECRET}})
     answers = iter([completion("0b*4"), echo, echo])
     with FakeServer(lambda path, body: next(answers)) as server:
         one = expert(server, key_env="ERRATA_KEY", cache=str(tmp_path / "cache.sqlite"), concurrency=1)
-        assert None in one.answer([question(5), question(6)])
+        assert None in one.answer([make_query(5), make_query(6)])
         with pytest.raises(ValueError, match=r"\*\*\*") as caught:
             one.check()
     assert server.keys == [f"Bearer {SECRET}"] * 3

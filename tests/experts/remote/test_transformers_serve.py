@@ -15,7 +15,7 @@ from collections import Counter
 import pytest
 import torch
 
-from errata.experts.queries import Question
+from errata.experts.queries import Query
 from errata.experts.remote.server import ServerExpert
 from errata.house import HOUSE_PATH
 
@@ -70,7 +70,7 @@ def serve(tmp_path_factory):
 @pytest.fixture
 def question(house_tokenizer):
     ids = {text: tuple(house_tokenizer(text)["input_ids"]) for text in (PROMPT, ATTEMPT)}
-    return lambda *positions, seed=0: Question(PROMPT, ids[PROMPT], ids[ATTEMPT], positions, seed)
+    return lambda *positions, seed=0: Query(PROMPT, ids[PROMPT], ids[ATTEMPT], positions, seed)
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_what_it_can_and_cannot_is_said_before_the_run(serve, expert, house_toke
         expert(serve.url, gives="topk").check()
     with pytest.raises(ValueError, match=r"use api: completions"):
         expert(serve.url, api="chat").check()
-    with pytest.raises(ValueError, match=r"pinned to .* mend model"):
+    with pytest.raises(ValueError, match=r"pinned to .* correct model"):
         ServerExpert(serve.url, "another", house_tokenizer, gives="samples").check()
 
 

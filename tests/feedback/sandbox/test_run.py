@@ -20,7 +20,7 @@ def works(how):
     return sandbox._run(how, "print('ready')", "", 10.0, 256).stdout == "ready\n"
 
 
-NAMESPACES = next((how for how in sandbox._ways() if how != "landlock" and works(how)), "")
+NAMESPACES = next((how for how in sandbox._methods() if how != "landlock" and works(how)), "")
 isolated = pytest.mark.skipif(not NAMESPACES, reason="no namespaces on this machine")
 confined = pytest.mark.skipif(not works("landlock"), reason="no Landlock on this machine")
 everywhere = pytest.mark.parametrize(
@@ -408,7 +408,7 @@ def test_landlocks_scratch_is_watched_and_removed(write, monkeypatch):
 
 
 def test_without_isolation_nothing_is_run(monkeypatch, tmp_path):
-    monkeypatch.setattr(sandbox, "_ways", list)
+    monkeypatch.setattr(sandbox, "_methods", list)
     sandbox._isolation.cache_clear()
     try:
         assert isolation() == ""
@@ -422,7 +422,7 @@ def test_without_isolation_nothing_is_run(monkeypatch, tmp_path):
 
 
 def test_a_way_that_fails_is_passed_over_and_named(monkeypatch):
-    monkeypatch.setattr(sandbox, "_ways", lambda: ["bubblewrap"])
+    monkeypatch.setattr(sandbox, "_methods", lambda: ["bubblewrap"])
     monkeypatch.setattr(sandbox, "_bubblewrap", lambda: "/bin/false")
     sandbox._isolation.cache_clear()
     try:

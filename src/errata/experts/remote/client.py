@@ -1,9 +1,9 @@
-"""Asking a server that speaks the OpenAI protocol: patience, budget, and the key that nobody sees.
+"""Requests to a server of the OpenAI protocol, with a rate limit, retries and a budget.
 
-One batch of requests is one `Session`: as many at a time as `ServerSettings.concurrency`, spaced to the rate limit, each
-retried by the maintained ``openai`` client (429, 5xx, lost connections, time-outs; ``Retry-After`` is honoured). What comes
-back as garbage is asked for again as often. Nothing raises for a server's failure: the request goes without an answer, or
-waits for the server, as `ServerSettings.on_failure` says.
+All requests of one batch go through a `Session`: at most ``concurrency`` at a time, evenly spaced to the rate limit, each
+retried by the ``openai`` client (429, 5xx, lost connections, time-outs; it honours ``Retry-After``). Malformed responses are
+retried here. A server's failure raises nothing: the request has no result, or waits for the server, as
+`ServerSettings.on_failure` says.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from errata.experts.remote.settings import ServerSettings
 
-__all__ = ["Asker", "GarbledError", "NoAnswerError", "Session", "WrongRequestError", "in_own_loop"]
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+__all__ = ["Client", "MalformedResponseError", "NoAnswerError", "RejectedRequestError", "Session", "run_in_thread"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,86 +34,90 @@ T = TypeVar("T")
 
 COUNTERS = ("calls", "tokens_in", "tokens_out", "cached", "failed", "refused", "misaligned", "seconds")
 
-_WRONG_REQUEST = (400, 413, 422)
-"""Statuses by which a server says that this request is wrong, and would be at any time."""
+_REJECTED = (400, 413, 422)
+"""Statuses by which a server says that a request is invalid, so that a retry would fail too."""
 _LONGEST_PAUSE_S = 60.0
 _LONGEST_RETRY_AFTER_S = 120.0
 """The openai client obeys ``Retry-After`` up to this."""
-_LAST_WORDS_S = 10.0
-"""How long cancelled work may take to end."""
+_CANCEL_TIMEOUT_S = 10.0
+"""How long cancelled requests may take to end."""
 
 
-class GarbledError(Exception):
-    """An answer that is not what the protocol says; the message says why, the text itself is added where it is shown."""
+class MalformedResponseError(Exception):
+    """A response that does not follow the protocol; the message says how, without the response's text."""
 
 
 class NoAnswerError(Exception):
-    """A request that went without an answer; asked later, it may be answered."""
+    """A request that failed with all its retries; ``status`` is the HTTP status, ``None`` if there was no response."""
 
     def __init__(self, reason: str, status: int | None = None) -> None:
         super().__init__(reason)
         self.status = status
 
     @property
-    def lost(self) -> bool:
-        """Whether the server seems to be down, so that asking on would only cost time-outs."""
+    def server_down(self) -> bool:
+        """Whether the server seems to be down, so that further requests would only wait for time-outs."""
         return self.status is None or self.status >= 500
 
 
-class WrongRequestError(NoAnswerError):
-    """A request that the server calls wrong."""
+class RejectedRequestError(NoAnswerError):
+    """A request that the server calls invalid."""
 
 
-class Asker:
-    """What outlives a batch: the account, the rate limit, and what the log was told."""
+class Client:
+    """The state that is shared by all batches: counters, the rate limit, and which warnings were logged."""
 
     def __init__(self, settings: ServerSettings) -> None:
         _openai()
         self.settings = settings
         self.counters: dict[str, float] = dict.fromkeys(COUNTERS, 0.0)
-        self._next_turn = 0.0
-        self._told: set[str] = set()
+        self._next_request = 0.0
+        self._warned: set[str] = set()
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
-        """A client for one batch, on the running loop. The key is read here, from the environment, and kept nowhere else."""
+        """A session for one batch on the running event loop. It reads the key from the environment and stores it nowhere else."""
         settings = self.settings
         async with _openai().AsyncOpenAI(
             base_url=settings.base_url, api_key=self._key() or "none", timeout=settings.timeout_s
-        ) as client:
-            yield Session(self, client)
+        ) as openai_client:
+            yield Session(self, openai_client)
 
     def within_budget(self) -> bool:
+        """Whether calls and tokens are below their limits; logs once when they are not."""
         settings, spent = self.settings, self.counters
         calls = settings.max_calls is None or spent["calls"] < settings.max_calls
         tokens = settings.max_tokens is None or spent["tokens_in"] + spent["tokens_out"] < settings.max_tokens
         if not (calls and tokens):
-            self.tell("budget", f"{settings}: the budget of {'tokens' if calls else 'calls'} is spent; asking no more")
+            self.warn_once(
+                "budget", f"{settings}: the budget of {'tokens' if calls else 'calls'} is spent; no more requests"
+            )
         return calls and tokens
 
-    async def turn(self) -> None:
-        """Wait for this request's place under the rate limit."""
+    async def wait_for_rate_limit(self) -> None:
+        """Wait until the rate limit allows the next request."""
         if self.settings.requests_per_minute is None:
             return
         now = time.monotonic()
-        self._next_turn = max(now, self._next_turn)
-        wait = self._next_turn - now
-        self._next_turn += 60.0 / self.settings.requests_per_minute
+        self._next_request = max(now, self._next_request)
+        wait = self._next_request - now
+        self._next_request += 60.0 / self.settings.requests_per_minute
         await asyncio.sleep(wait)
 
-    def tell(self, matter: str, text: str) -> None:
-        """Warn once of a matter; a server that is back may be reported missing again."""
-        if matter not in self._told:
-            self._told.add(matter)
+    def warn_once(self, topic: str, text: str) -> None:
+        """Log a warning unless one of this topic was logged; ``note_success`` allows ``"down"`` again."""
+        if topic not in self._warned:
+            self._warned.add(topic)
             logger.warning("expert %s", text)
 
-    def answered(self) -> None:
-        if "down" in self._told:
-            self._told.remove("down")
+    def note_success(self) -> None:
+        """Log that the server answers again, if it was reported down."""
+        if "down" in self._warned:
+            self._warned.remove("down")
             logger.warning("expert %s: answers again", self.settings)
 
-    def readable(self, text: str) -> str:
-        """A server's words, short and without the key, should it have echoed it."""
+    def redacted(self, text: str) -> str:
+        """A server's text, shortened, and with the key masked in case the server repeated it."""
         key = self._key()
         return " ".join((text.replace(key, "***") if key else text).split())[:300]
 
@@ -118,85 +126,90 @@ class Asker:
 
 
 class Session:
-    """One batch's requests.
+    """The requests of one batch.
 
-    In ``skip`` mode a server that is down must not cost every request its time-outs: after the first that failed with
-    all its retries the rest of the batch is asked once each, and after one of those has failed not at all. The next
-    batch begins anew.
+    In ``skip`` mode a server that is down should not cost every request its time-outs. After the first request that fails with
+    all its retries, the others are tried without retries; after the next failure, no more are made. The next batch starts anew.
     """
 
-    def __init__(self, asker: Asker, client: Any) -> None:
-        self._asker, self._client = asker, client
-        self._settings, self._counters = asker.settings, asker.counters
+    def __init__(self, client: Client, openai_client: AsyncOpenAI) -> None:
+        self._client, self._openai_client = client, openai_client
+        self._settings, self._counters = client.settings, client.counters
         self._slots = asyncio.Semaphore(self._settings.concurrency)
-        self._wary = self._given_up = False
+        self._without_retries = self._given_up = False
 
-    async def ask(self, body: dict[str, Any], read: Callable[[Any], T], estimate: tuple[int, int]) -> T | None:
-        """One request's answer as ``read`` makes it of the JSON document; ``None``: it failed, or nothing is left to spend.
+    async def request(
+        self, body: dict[str, Any], read: Callable[[dict[str, Any]], T], estimate: tuple[int, int]
+    ) -> T | None:
+        """The result of one request; ``None`` if it failed or the budget is spent.
 
-        ``read`` raises `GarbledError` for a document that is not as it should be. ``estimate`` is the tokens in and out, for
-        servers that do not say.
+        Args:
+            body: the request's fields.
+            read: converts the JSON response; raises `MalformedResponseError` for one that is not as expected.
+            estimate: tokens in and out, for servers that do not report them.
         """
         async with self._slots:
             for pauses in itertools.count():
-                if not self._asker.within_budget():
+                if not self._client.within_budget():
                     self._counters["refused"] += 1
                     return None
                 if self._given_up:
                     break
-                wary = self._wary
+                without_retries = self._without_retries
+                retries = 0 if without_retries else self._settings.retries
                 try:
-                    value = await self.attempt(body, read, estimate, retries=0 if wary else self._settings.retries)
-                except NoAnswerError as trouble:
-                    if not await self._again(trouble, wary, pauses):
+                    value = await self.attempt(body, read, estimate, retries=retries)
+                except NoAnswerError as error:
+                    if not await self._repeats_after(error, without_retries, pauses):
                         break
                 else:
-                    self._wary = False
-                    self._asker.answered()
+                    self._without_retries = False
+                    self._client.note_success()
                     return value
         self._counters["failed"] += 1
         return None
 
-    async def _again(self, trouble: NoAnswerError, wary: bool, pauses: int) -> bool:
-        """Whether to ask once more; if so, after a pause."""
-        if isinstance(trouble, WrongRequestError):
-            self._asker.tell("refused", f"{self._settings}: refuses requests ({trouble}); they go without an answer")
+    async def _repeats_after(self, error: NoAnswerError, without_retries: bool, pauses: int) -> bool:
+        """Whether to repeat the request; returns after the pause if so."""
+        if isinstance(error, RejectedRequestError):
+            self._client.warn_once("rejected", f"{self._settings}: rejects requests ({error}); they have no answer")
             return False
         pause = self._settings.on_failure == "pause"
-        going_on = "waiting for it" if pause else "going on without its answers"
-        self._asker.tell("down", f"{self._settings}: {trouble}; {going_on}")
+        consequence = "waiting for it" if pause else "continuing without its answers"
+        self._client.warn_once("down", f"{self._settings}: {error}; {consequence}")
         if pause:
-            self._wary = True
+            self._without_retries = True
             await asyncio.sleep(min(2.0**pauses, _LONGEST_PAUSE_S))
-        elif trouble.lost:
-            self._given_up, self._wary = self._given_up or wary, True
+        elif error.server_down:
+            self._given_up, self._without_retries = self._given_up or without_retries, True
         return pause
 
     async def attempt(
-        self, body: dict[str, Any], read: Callable[[Any], T], estimate: tuple[int, int], retries: int
+        self, body: dict[str, Any], read: Callable[[dict[str, Any]], T], estimate: tuple[int, int], retries: int
     ) -> T:
-        """One request with its retries. Raises `NoAnswerError`."""
-        for garbled in itertools.count():
-            await self._asker.turn()
+        """The result of one request with its retries; arguments as of ``request``. Raises `NoAnswerError`."""
+        for malformed in itertools.count():
+            await self._client.wait_for_rate_limit()
             text = await self._send(body, retries)
             try:
                 document = _document(text)
-                self._account(document, estimate)
+                self._count_tokens(document, estimate)
                 return read(document)
-            except GarbledError as error:
-                if garbled >= retries:
-                    reason = self._asker.readable(f"garbage instead of an answer, {error}: {text}")
+            except MalformedResponseError as error:
+                if malformed >= retries:
+                    reason = self._client.redacted(f"malformed response, {error}: {text}")
                     raise NoAnswerError(reason, 200) from None
-            await asyncio.sleep(min(0.5 * 2.0**garbled, 8.0))
+            await asyncio.sleep(min(0.5 * 2.0**malformed, 8.0))
         raise AssertionError
 
     async def _send(self, body: dict[str, Any], retries: int) -> str:
+        """The text of the response. Raises `NoAnswerError`."""
         openai, settings = _openai(), self._settings
-        client = self._client.with_options(max_retries=retries)
-        resource = client.chat.completions if settings.api == "chat" else client.completions
+        openai_client = self._openai_client.with_options(max_retries=retries)
+        resource: Any = openai_client.chat.completions if settings.api == "chat" else openai_client.completions
         named = {name: body[name] for name in ("model", "prompt", "messages") if name in body}
         rest = {name: value for name, value in body.items() if name not in named}
-        # The client's own time-out starts anew with each byte; this one ends a server that drips.
+        # The openai client's time-out starts again with each byte, so a slow trickle of bytes needs this total limit.
         limit = (retries + 1) * settings.timeout_s + retries * _LONGEST_RETRY_AFTER_S
         self._counters["calls"] += 1
         try:
@@ -204,30 +217,32 @@ class Session:
                 raw = await resource.with_raw_response.create(**named, extra_body=rest)
             return str(raw.http_response.text)
         except (TimeoutError, openai.APITimeoutError):
-            # Paid for, perhaps: it stays in the account.
+            # Still counted as a call, because the provider may charge for it.
             raise NoAnswerError(f"no answer within {settings.timeout_s:g} s") from None
         except openai.APIStatusError as error:
             self._counters["calls"] -= 1
-            kind = WrongRequestError if error.status_code in _WRONG_REQUEST else NoAnswerError
-            raise kind(self._asker.readable(f"{error.status_code}: {error.response.text}"), error.status_code) from None
+            kind = RejectedRequestError if error.status_code in _REJECTED else NoAnswerError
+            reason = self._client.redacted(f"{error.status_code}: {error.response.text}")
+            raise kind(reason, error.status_code) from None
         except openai.OpenAIError as error:
             self._counters["calls"] -= 1
-            raise NoAnswerError(self._asker.readable(f"{error} {error.__cause__ or ''}")) from None
+            raise NoAnswerError(self._client.redacted(f"{error} {error.__cause__ or ''}")) from None
 
-    def _account(self, document: dict[str, Any], estimate: tuple[int, int]) -> None:
+    def _count_tokens(self, document: dict[str, Any], estimate: tuple[int, int]) -> None:
+        """Add the tokens that the response reports, else the estimate, to the counters."""
         usage = document.get("usage")
-        said = usage if isinstance(usage, dict) else {}
+        reported = usage if isinstance(usage, dict) else {}
         for counter, name, guess in zip(
             ("tokens_in", "tokens_out"), ("prompt_tokens", "completion_tokens"), estimate, strict=True
         ):
-            tokens = said.get(name)
+            tokens = reported.get(name)
             self._counters[counter] += tokens if isinstance(tokens, int) and tokens >= 0 else guess
 
     async def models(self) -> list[str]:
-        """What the server says it has; empty if it does not say."""
+        """Names of the server's models; empty if it does not list them."""
         try:
-            return [str(model.id) async for model in self._client.with_options(max_retries=0).models.list()]
-        except Exception:  # a list for an error message: whatever prevents it, that message matters more
+            return [str(model.id) async for model in self._openai_client.with_options(max_retries=0).models.list()]
+        except Exception:  # only used in the message of another error, which must not be lost
             return []
 
 
@@ -235,16 +250,16 @@ def _document(text: str) -> dict[str, Any]:
     try:
         document = json.loads(text)
     except ValueError:
-        raise GarbledError("it is not JSON") from None
+        raise MalformedResponseError("it is not JSON") from None
     if not isinstance(document, dict):
-        raise GarbledError("it is not an object")
+        raise MalformedResponseError("it is not an object")
     return document
 
 
-def in_own_loop(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run ``work`` in an event loop of a thread of its own: the caller's thread may have one running, as in a notebook.
+def run_in_thread(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run the coroutine of ``work`` in an event loop of a new thread, because the caller's may be running (in a notebook).
 
-    Interrupted, it cancels the work before it lets go.
+    If the caller is interrupted, the coroutine is cancelled before this raises.
     """
     outcome: Future[T] = Future()
     cancel: list[Callable[[], object]] = []
@@ -269,10 +284,10 @@ def in_own_loop(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         if not outcome.done():
             for stop in cancel:
                 stop()
-        thread.join(_LAST_WORDS_S)
+        thread.join(_CANCEL_TIMEOUT_S)
 
 
-def _openai() -> Any:
+def _openai() -> ModuleType:
     try:
         import openai
     except ImportError:

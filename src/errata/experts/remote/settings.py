@@ -1,4 +1,4 @@
-"""How a remote expert is asked."""
+"""Settings of a remote expert."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 __all__ = ["ServerSettings"]
 
-OURS = (
+RESERVED = (
     "model",
     "prompt",
     "messages",
@@ -24,53 +24,56 @@ OURS = (
     "prompt_logprobs",
     "echo",
 )
+"""Request fields that the expert sets itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
-    """How a remote expert is asked. Every refusal names the setting and the mend."""
+    """Settings of a remote expert. Raises ``ValueError`` naming the setting and a remedy."""
 
     base_url: str
-    """Where the protocol begins, usually ending in ``/v1``: ``"http://localhost:8000/v1"``. No user name, password or query."""
+    """Address of the API, usually ending in ``/v1``: ``"http://localhost:8000/v1"``. Without user name, password or query."""
     model: str
-    """The model's name on the server. It stands for the expert in the cache: give another model another name."""
+    """The model's name on the server. The cache identifies the model by it, so different models need different names."""
     gives: Literal["topk", "samples"]
-    """``topk``: log-probabilities of the likeliest tokens (vLLM 0.5.5 and later; same tokenizer as the policy).
-    ``samples``: drawn text (any server, any tokenizer)."""
+    """``topk``: log-probabilities of the most likely tokens (vLLM 0.5.5 and later; same tokenizer as the policy).
+    ``samples``: sampled text (any server, any tokenizer)."""
     api: Literal["completions", "chat"] = "completions"
-    """``completions`` sends what the policy's tokenizer renders. ``chat`` sends messages, the last one the student's begun
-    answer, with ``continue_final_message`` (vLLM, SGLang)."""
+    """``completions`` sends text, with the policy's chat template. ``chat`` sends messages, the last of which is the student's
+    partial answer, with ``continue_final_message`` (vLLM, SGLang)."""
     top_k: int = 20
-    """Tokens per state for ``topk``; 20 is the most that vLLM gives unless started with ``--max-logprobs``."""
+    """Tokens per state for ``topk``; vLLM gives at most 20 unless started with ``--max-logprobs``."""
     samples: int = 1
-    """Draws per state for ``samples``."""
+    """Samples per state for ``samples``."""
     answer_tokens: int = 4
-    """Length in the server's tokens of the short continuation asked for at a state, at least 3: a token, the one that shows
-    it to be whole, and an end."""
+    """Length of a continuation in the server's tokens, at least 3: one token, a further one that shows the first to be complete,
+    and an end-of-sequence token."""
     temperature: float = 1.0
-    """Of the draws; 1 is the expert's own distribution, which the estimate of forward cross-entropy needs (METHODS section 7)."""
+    """Of the samples. Only at 1 are they samples of the expert's own distribution, for which the estimate of the forward
+    cross-entropy is unbiased."""
     concurrency: int = 8
-    """Requests under way at a time."""
+    """Largest number of concurrent requests."""
     requests_per_minute: float | None = None
-    """Requests are spaced evenly to this; None: no spacing."""
+    """Rate limit, to which requests are evenly spaced; ``None``: no limit."""
     timeout_s: float = 60.0
-    """Seconds the server may be silent within a request."""
+    """Seconds without a byte from the server after which a request times out."""
     retries: int = 4
-    """Further attempts at a request, with growing waits."""
+    """Retries of a failed request, with exponential backoff."""
     max_calls: int | None = None
-    """Answered or timed-out requests of the whole run, after which no more is asked and training goes on; None: no limit.
-    Each process keeps its own account."""
+    """Budget of answered or timed-out requests for the whole run, in each process; when it is spent, training continues without
+    further requests. ``None``: no limit."""
     max_tokens: int | None = None
-    """The same for tokens, prompt and answer together; requests under way may overrun it."""
+    """Budget of tokens, prompts and answers together; requests in flight may exceed it. ``None``: no limit."""
     on_failure: Literal["skip", "pause"] = "skip"
-    """``skip``: what failed goes without an answer. ``pause``: it is asked again, after 1 to 60 s, until the server answers."""
+    """If all retries fail: ``skip`` leaves the query without an answer, ``pause`` repeats it every 1 to 60 s until the server
+    answers."""
     key_env: str = "OPENAI_API_KEY"
-    """Name of the environment variable that holds the key, in capitals; may be unset where the server wants none."""
+    """Name of the environment variable with the API key, in capitals; may be unset if the server needs no key."""
     cache: str | None = None
-    """SQLite file of answers, on a local disk; None: none is kept."""
+    """SQLite file of the cache of answers, on a local disk; ``None``: no cache."""
     extra_body: Mapping[str, Any] = field(default_factory=dict)
-    """A server's own options, added to each request. ``{"add_special_tokens": false}`` where the server (vLLM) would put a
-    second beginning-of-sequence token before the text; ``{"skip_special_tokens": false}`` where answers hold such tokens."""
+    """The server's own options, added to each request. ``{"add_special_tokens": false}`` if the server (vLLM) would add a second
+    beginning-of-sequence token before the text; ``{"skip_special_tokens": false}`` if answers contain special tokens."""
 
     def __post_init__(self) -> None:
         _check_url(self.base_url)
@@ -80,9 +83,11 @@ class ServerSettings:
         _one_of("api", self.api, "completions", "chat")
         _one_of("on_failure", self.on_failure, "skip", "pause")
         if self.gives == "topk" and self.api != "completions":
-            raise ValueError("api: top-k is asked for by token ids, which chat has not; use api: completions")
+            raise ValueError(
+                "api: a top-k query is sent as token ids, which chat does not accept; use api: completions"
+            )
         if self.gives == "topk" and self.temperature != 1:
-            raise ValueError("temperature: a server's top-k log-probabilities are those at 1; leave it at 1")
+            raise ValueError("temperature: a server gives top-k log-probabilities at temperature 1; leave it at 1")
         for name, least in (("top_k", 1), ("samples", 1), ("answer_tokens", 3), ("concurrency", 1), ("retries", 0)):
             _whole(name, getattr(self, name), least)
         for name in ("max_calls", "max_tokens"):
@@ -104,13 +109,13 @@ def _check_url(url: object) -> None:
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("base_url: must be an address such as http://localhost:8000/v1")
     if "@" in parts.netloc or parts.query or parts.fragment:
-        # Not shown: what stands there is likely a secret.
-        raise ValueError("base_url: holds a user name, password or query; keep keys in the variable that key_env names")
+        # The address is not shown, because that part of it is probably a secret.
+        raise ValueError("base_url: has a user name, password or query; put the key in the variable that key_env names")
 
 
 def _check_name(name: object) -> None:
-    # Whoever wrote the key itself here must not find it in a traceback or in the run's config; many keys (hf_..., sk_...) are
-    # identifiers, few are in capitals.
+    # If a user writes the key itself here, it must not appear in a traceback or in the run's config. Many keys (hf_..., sk_...)
+    # are identifiers, few are in capitals.
     if not isinstance(name, str) or not name.isidentifier() or not name.isupper():
         raise ValueError(
             "key_env: must be the name of an environment variable, in capitals such as OPENAI_API_KEY, not a key"
@@ -136,9 +141,9 @@ def _check_extra(extra: object) -> None:
     if not isinstance(extra, Mapping):
         raise ValueError(f"extra_body: must be a mapping of the server's own options, got {type(extra).__name__}")
     for name in extra:
-        if name in OURS:
-            raise ValueError(f"extra_body: {name!r} is set by the expert itself; use its own settings")
+        if name in RESERVED:
+            raise ValueError(f"extra_body: {name!r} is set by the expert itself; use the expert's settings")
     try:
         json.dumps(dict(extra))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"extra_body: is not JSON ({error})") from None
+        raise ValueError(f"extra_body: cannot be written as JSON ({error})") from None

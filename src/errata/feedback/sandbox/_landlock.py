@@ -1,8 +1,9 @@
-"""Confinement without namespaces, for containers that forbid them: Landlock for files, seccomp for the rest.
+"""Isolation without namespaces, for containers that forbid them: Landlock for files, seccomp for system calls.
 
-Used by ``_runner.py`` in the program's own process, before it becomes the program. Landlock (Linux 6.2 or newer, see
-landlock(7)) leaves it the interpreter and its scratch folder. Seccomp refuses sockets, new processes, signals to others,
-shared memory, changes of owner or mode, and what a program has no business with in the kernel; threads are allowed.
+``_runner.py`` applies it in the program's process, before it executes the program. Landlock (Linux 6.2 or newer, see landlock(7))
+restricts file access to the readable paths and the scratch folder. Seccomp (see seccomp(2)) rejects system calls for sockets, new
+processes, signals to other processes, shared memory, changes of owner or mode, and kernel features that programs do not need.
+Threads are allowed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _NUMBER, _ARCHITECTURE, _ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data; 
 _ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 
 # System calls by number on x86_64 and aarch64; -1 where there is none.
-_REFUSED = {
+_REJECTED = {
     "socket": (41, 198),
     "socketpair": (53, 199),
     "fork": (57, -1),
@@ -102,8 +103,13 @@ _TGKILL, _PRLIMIT, _CLONE, _CLONE3 = (234, 131), (302, 261), (56, 220), 435
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def confine(readable: list[str], scratch: str) -> None:
-    """Confines this process and what it executes for good. Raises ``OSError`` where the kernel cannot."""
+def isolate(readable: list[str], scratch: str) -> None:
+    """Isolate this process and the programs it executes, permanently. Raises ``OSError`` if the kernel cannot.
+
+    Args:
+        readable: files and folders that may be read and executed.
+        scratch: the folder that may be written to.
+    """
     _drop_capabilities()
     _landlock(readable, scratch)
     _seccomp()
@@ -153,21 +159,25 @@ def _seccomp() -> None:
 
 
 def _filter(architecture: int, column: int, *, pid: int) -> list[tuple[int, int, int, int]]:
-    """Lines ``(operation, jump if true, jump if false, value)``; jumps count the lines that are passed over."""
-    allow, refuse, absent = (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | _EPERM), (_RETURN, 0, 0, _ERRNO | _ENOSYS)
+    """The BPF program: (operation, jump if true, jump if false, value); a jump is the number of lines skipped."""
+    allow, reject, missing = (
+        (_RETURN, 0, 0, _ALLOW),
+        (_RETURN, 0, 0, _ERRNO | _EPERM),
+        (_RETURN, 0, 0, _ERRNO | _ENOSYS),
+    )
     lines = [
         (_LOAD, 0, 0, _ARCHITECTURE),
         (_EQUAL, 1, 0, architecture),
         (_RETURN, 0, 0, _KILL),
         (_LOAD, 0, 0, _NUMBER),
         (_GREATER, 0, 1, 0x40000000),  # x86_64's second table of numbers
-        refuse,
+        reject,
     ]
-    for numbers in _REFUSED.values():
+    for numbers in _REJECTED.values():
         if numbers[column] >= 0:
-            lines += [(_EQUAL, 0, 1, numbers[column]), refuse]
-    lines += [(_EQUAL, 0, 1, _CLONE3), absent]  # its flags are out of reach; libraries then use clone
-    lines += [(_EQUAL, 0, 4, _CLONE[column]), (_LOAD, 0, 0, _ARGUMENT), (_SET, 0, 1, _CLONE_THREAD), allow, refuse]
+            lines += [(_EQUAL, 0, 1, numbers[column]), reject]
+    lines += [(_EQUAL, 0, 1, _CLONE3), missing]  # BPF cannot read its flags; libraries then use clone
+    lines += [(_EQUAL, 0, 4, _CLONE[column]), (_LOAD, 0, 0, _ARGUMENT), (_SET, 0, 1, _CLONE_THREAD), allow, reject]
     for numbers, own in ((_TGKILL, pid), (_PRLIMIT, 0)):  # only on itself
-        lines += [(_EQUAL, 0, 4, numbers[column]), (_LOAD, 0, 0, _ARGUMENT), (_EQUAL, 0, 1, own), allow, refuse]
+        lines += [(_EQUAL, 0, 4, numbers[column]), (_LOAD, 0, 0, _ARGUMENT), (_EQUAL, 0, 1, own), allow, reject]
     return [*lines, allow]

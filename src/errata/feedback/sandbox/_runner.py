@@ -1,20 +1,20 @@
-"""The inner half of :mod:`errata.feedback.sandbox`, a script of its own that needs nothing but the standard library.
+"""The script that isolates and runs one program for :mod:`errata.feedback.sandbox.run`.
 
-``python -I -S _runner.py KEY=VALUE ...`` shuts itself off from the machine, runs one program and writes what became of it
-to a pipe. It is started for every program, so it imports next to nothing. Its stages, each in a process of its own:
+``python -I -S _runner.py KEY=VALUE ...`` isolates itself from the machine, runs one program and writes its outcome to a pipe. It
+is started for every program, so it imports as little as possible, and only from the standard library. It has three processes:
 
-    warden   enters new namespaces (user, mount, pid, network, ...) and waits, so that it can pass on a kill
-    keeper   is process 1 in there: builds a root of read-only system folders and a small scratch, watches the clock and
-             the memory; when it ends, the kernel kills all that is left
-    program  an unprivileged user with resource limits; a fresh Python interpreter
+    outer       enters new namespaces (user, mount, pid, network, ...) and waits, so that it can pass on a kill
+    supervisor  is process 1 of the namespaces: makes a root of read-only system folders and a small scratch folder, and watches
+                time and memory; when it ends, the kernel kills all processes that are left
+    program     an unprivileged user with resource limits, running a new Python interpreter
 
-With ``mode`` "inside" (under bubblewrap) the first stage is already done. With "landlock" there is none: the program is
-confined by ``_landlock.py``; with "local" it is not.
+With ``mode`` "inside" (under bubblewrap) the namespaces exist already. With "landlock" there are none, and the program is
+isolated by ``_landlock.py``; with "local" it is not isolated.
 """
 
 from __future__ import annotations
 
-import _signal as signal  # type: ignore[import-not-found]  # what signal itself adds is enums, slow to import
+import _signal as signal  # type: ignore[import-not-found]  # `signal` adds only enums to it, which are slow to import
 import ctypes
 import os
 import resource
@@ -27,16 +27,17 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 NOBODY = 65534
-BOX = "/box"
+SCRATCH = "/box"
 _NAMESPACED = ("namespaces", "inside")
-_NEW_ROOT = "/proc"  # an empty place to mount the new root on that exists everywhere and hides no file we need
+_NEW_ROOT = "/proc"  # a mount point that exists everywhere and hides no file that is needed
 _NAMESPACES = 0x10000000 | 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000  # user mount pid net ipc uts
 _RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT, _BIND, _REC, _PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 _PDEATHSIG, _DUMPABLE, _SUBREAPER, _NO_NEW_PRIVS = 1, 4, 36, 38
 _MOUNT_SETATTR = 442
 _PIVOT_ROOT = {"x86_64": 155}.get(os.uname().machine, 41)
 
-# Without ``site`` a program starts five times faster and sees no installed packages; ``exit`` and ``quit`` it may want.
+# Without ``site`` a program starts five times faster and has no installed packages. ``exit`` and ``quit``, which ``site``
+# defines, are defined here.
 _START = """
 def code():
     import _sitebuiltins, builtins, sys
@@ -74,7 +75,7 @@ def _mount(source: str | None, target: str, kind: str | None, flags: int, data: 
 
 
 def _read_only(target: str) -> None:
-    """Also all mounts below it, which a plain remount would leave writable."""
+    """Make ``target`` read-only with all mounts below it, which a plain remount would leave writable."""
     attributes = (ctypes.c_uint64 * 4)(_RDONLY | _NOSUID | _NODEV, 0, 0, 0)
     result = _libc.syscall(_MOUNT_SETATTR, -100, target.encode(), 0x8000, ctypes.byref(attributes), 32)
     _check(result, f"make {target} read-only (needs Linux 5.12 or bubblewrap)")
@@ -92,21 +93,21 @@ def _try(action: Callable[..., None], *arguments: object) -> None:
         return
 
 
-# -- the warden --
+# -- the outer process --
 
 
 def enter_namespaces() -> None:
-    """Returns in the keeper, process 1 of new namespaces; the warden stays behind and never returns."""
+    """Return in the supervisor, process 1 of new namespaces. The outer process waits for it and exits."""
     root = os.geteuid() == 0
-    warden = os.getpid()
+    outer = os.getpid()
     ready = os.pipe()
     helper = os.fork() if root else 0
     if root and helper == 0:
-        # Only from outside can root map the second user, as whom the program will run: limits do not bind root itself.
+        # The program will run as a second user, because limits do not apply to root. Only a process outside can map it.
         try:
             os.read(ready[0], 1)
             for kind in ("uid", "gid"):
-                _write(f"/proc/{warden}/{kind}_map", f"0 0 1\n{NOBODY} {NOBODY} 1\n")
+                _write(f"/proc/{outer}/{kind}_map", f"0 0 1\n{NOBODY} {NOBODY} 1\n")
         except OSError:
             os._exit(1)
         os._exit(0)
@@ -120,23 +121,23 @@ def enter_namespaces() -> None:
         _write("/proc/self/setgroups", "deny")
         _write("/proc/self/uid_map", f"{NOBODY} {uid} 1\n")
         _write("/proc/self/gid_map", f"{NOBODY} {gid} 1\n")
-    _try(_write, "/proc/sys/user/max_user_namespaces", "0")  # none inside this one; a hardening only
+    _try(_write, "/proc/sys/user/max_user_namespaces", "0")  # none inside this one, where possible
     for fd in ready:
         os.close(fd)
-    keeper = os.fork()
-    if keeper == 0:
+    supervisor = os.fork()
+    if supervisor == 0:
         _prctl(_PDEATHSIG, signal.SIGKILL)
         return
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(keeper, signal.SIGKILL))
-    os.waitpid(keeper, 0)
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(supervisor, signal.SIGKILL))
+    os.waitpid(supervisor, 0)
     os._exit(0)
 
 
-# -- the keeper --
+# -- the supervisor --
 
 
 def build_root(paths: list[str], scratch_bytes: int) -> None:
-    """A root with ``paths`` of the old one read-only, ``/box`` to write in, a minimal ``/dev``, and nothing else."""
+    """Change to a root with only ``paths`` (read-only), ``/box`` (writable) and a minimal ``/dev``."""
     _mount(None, "/", None, _REC | _PRIVATE)
     _mount("tmpfs", _NEW_ROOT, "tmpfs", _NOSUID | _NODEV, "mode=755,size=1m")
     for path in paths:
@@ -155,11 +156,11 @@ def build_root(paths: list[str], scratch_bytes: int) -> None:
         os.symlink(f"/proc/self/fd/{number}", f"{_NEW_ROOT}/dev/{name}")
     os.symlink("/proc/self/fd", f"{_NEW_ROOT}/dev/fd")
     for name in ("tmp", "dev/shm"):
-        os.symlink(BOX, f"{_NEW_ROOT}/{name}")
-    os.mkdir(_NEW_ROOT + BOX)
-    _mount("tmpfs", _NEW_ROOT + BOX, "tmpfs", _NOSUID | _NODEV, f"mode=777,size={scratch_bytes},nr_inodes=4096")
+        os.symlink(SCRATCH, f"{_NEW_ROOT}/{name}")
+    os.mkdir(_NEW_ROOT + SCRATCH)
+    _mount("tmpfs", _NEW_ROOT + SCRATCH, "tmpfs", _NOSUID | _NODEV, f"mode=777,size={scratch_bytes},nr_inodes=4096")
     os.mkdir(_NEW_ROOT + "/proc")
-    # Some containers forbid it; programs hardly ever miss it.
+    # Some containers forbid it; programs rarely need it.
     _try(_mount, "proc", _NEW_ROOT + "/proc", "proc", _NOSUID | _NODEV | _NOEXEC | _RDONLY)
     _mount(None, _NEW_ROOT, None, _REMOUNT | _BIND | _RDONLY | _NOSUID | _NODEV)
     os.chdir(_NEW_ROOT)
@@ -176,14 +177,14 @@ def _bind(source: str, target: str) -> None:
     _mount(source, target, None, _BIND | _REC)
 
 
-def keep(settings: dict[str, str], box: str) -> dict[str, float]:
-    """Runs the program and watches it until it ends, its time is up or its processes take too much memory together."""
+def supervise(settings: dict[str, str], scratch: str) -> dict[str, float]:
+    """Run the program until it ends, its time is over or its processes take too much memory; the outcome by name."""
     start = time.monotonic()
     if sys.platform == "linux":
-        _prctl(_DUMPABLE, 0)  # the program may have our user: it must not attach to us
+        _prctl(_DUMPABLE, 0)  # the program may have the same user: it must not attach a debugger to this process
     program = os.fork()
     if program == 0:
-        become_program(settings, box)
+        become_program(settings, scratch)
     for fd in (0, 1, 2):
         os.close(fd)
     outcome: dict[str, float] = {}
@@ -201,7 +202,7 @@ def keep(settings: dict[str, str], box: str) -> dict[str, float]:
             next_look = now + 0.1
             if settings["mode"] in _NAMESPACED and _memory_of_all() > memory_bytes:
                 outcome["memory"] = 1
-            elif settings["mode"] not in _NAMESPACED and _bytes_in(box) > int(settings["scratch_bytes"]):
+            elif settings["mode"] not in _NAMESPACED and _bytes_in(scratch) > int(settings["scratch_bytes"]):
                 outcome["output"] = 1
         if outcome:
             os.kill(program, signal.SIGKILL)
@@ -216,7 +217,7 @@ def keep(settings: dict[str, str], box: str) -> dict[str, float]:
 
 
 def _memory_of_all() -> int:
-    """Bytes that all processes of this namespace but us hold together, shared pages counted once; 0 if unknown."""
+    """Memory of all other processes of this namespace in bytes, shared pages counted once; 0 if unknown."""
     total = 0
     for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
         if name.isdigit() and name != "1":
@@ -229,7 +230,7 @@ def _memory_of_all() -> int:
 
 
 def _bytes_in(folder: str) -> int:
-    """What its files take, 16 KB each at least; an ordinary folder knows no limit of its own."""
+    """Size of the folder's files in bytes, each counted as at least 16 KiB, so that their number is limited too."""
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:
@@ -243,7 +244,7 @@ def _bytes_in(folder: str) -> int:
 # -- the program --
 
 
-def become_program(settings: dict[str, str], box: str) -> NoReturn:
+def become_program(settings: dict[str, str], scratch: str) -> NoReturn:
     try:
         if settings["mode"] not in _NAMESPACED:
             os.setsid()
@@ -265,13 +266,13 @@ def become_program(settings: dict[str, str], box: str) -> NoReturn:
         for name, value in limits.items():
             if sys.platform == "linux" or name != "AS":  # elsewhere address space cannot be limited
                 resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
-        os.chdir(box)
+        os.chdir(scratch)
         if settings["mode"] == "landlock":
             sys.path.append(os.path.dirname(os.path.abspath(__file__)))
-            from _landlock import confine  # type: ignore[import-not-found]
+            from _landlock import isolate  # type: ignore[import-not-found]
 
-            confine(settings["paths"].split(":"), box)
-        environment = {"PATH": "/usr/bin:/bin", "HOME": box, "TMPDIR": box, "LANG": "C.UTF-8"}
+            isolate(settings["paths"].split(":"), scratch)
+        environment = {"PATH": "/usr/bin:/bin", "HOME": scratch, "TMPDIR": scratch, "LANG": "C.UTF-8"}
         os.closerange(3, 256)
         os.execve(settings["python"], ["python", "-I", "-S", "-B", "-X", "utf8", "-c", _START], environment)
     except BaseException as error:
@@ -281,7 +282,7 @@ def become_program(settings: dict[str, str], box: str) -> NoReturn:
 
 
 def _kill_descendants() -> None:
-    """Kills what a program without namespaces left behind; orphans come to us, for we are their reaper."""
+    """Kill the processes left by a program without namespaces; orphans become children of this process, their subreaper."""
     me = str(os.getpid())
     for _ in range(100):
         children = []
@@ -301,7 +302,7 @@ def _kill_descendants() -> None:
 
 def main() -> None:
     settings: dict[str, str] = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    box = BOX
+    scratch = SCRATCH
     try:
         if sys.platform == "linux":
             _prctl(_PDEATHSIG, signal.SIGKILL)
@@ -311,16 +312,16 @@ def main() -> None:
         elif settings["mode"] not in _NAMESPACED:
             import tempfile
 
-            box = tempfile.mkdtemp(prefix="errata-")
+            scratch = tempfile.mkdtemp(prefix="errata-")
             if sys.platform == "linux":
                 _prctl(_SUBREAPER, 1)
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)  # which process 1 does not hear from inside
+            signal.signal(number, signal.SIG_DFL)  # the kernel ignores these for process 1 when sent from inside
         if settings["mode"] not in _NAMESPACED:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        with open(int(settings["source_fd"]), "rb") as source, open(f"{box}/solution.py", "wb") as file:
+        with open(int(settings["source_fd"]), "rb") as source, open(f"{scratch}/solution.py", "wb") as file:
             file.write(source.read())
-        report = "\n".join(f"{key}={value}" for key, value in keep(settings, box).items())
+        report = "\n".join(f"{key}={value}" for key, value in supervise(settings, scratch).items())
     except OSError as error:
         report = f"setup={error}"
     finally:
@@ -328,7 +329,7 @@ def main() -> None:
             import shutil
 
             _kill_descendants()
-            shutil.rmtree(box, ignore_errors=True)
+            shutil.rmtree(scratch, ignore_errors=True)
     os.write(int(settings["status_fd"]), report.encode())
     os._exit(0)
 

@@ -1,4 +1,4 @@
-"""Calling a verifier so that its failures cost rollouts and never the run."""
+"""Calling a verifier so that its failures leave rollouts without a verdict but never stop the run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from errata.records import Verdict
 
 __all__ = ["judge"]
 
-# Each guilty rollout of a failed batch may take the whole limit again; a verifier that hangs on everything must not.
 _RETRY_LIMITS = 4
+"""After a batch fails, its rollouts are tried one by one for at most this many time limits, in case the verifier always hangs."""
 
 
 def judge(
@@ -32,18 +32,24 @@ def judge(
     columns: Mapping[str, Any],
     timeout_s: float | None,
 ) -> list[Verdict]:
-    """Calls a verifier on a batch; the rollouts it fails on get ``Verdict(None, kind="error", info={"error": ...})``.
+    """The verifier's verdicts on a batch; ``Verdict(None, kind="error", info={"error": ...})`` for rollouts it fails on.
 
-    If the call on the batch raises or exceeds ``timeout_s`` seconds, each rollout is tried alone, so that only the
-    guilty are lost (and all that remain, once these retries took four times the limit). ``timeout_s=None``, or a
-    verifier with an attribute ``limits_own_time = True``, is called in this thread without a limit: for verifiers that
-    need the main thread, or bound each rollout's time themselves. ``columns`` are TRL's keyword arguments: the rows'
-    columns (lists, one value per completion) and, as TRL passes them, ``trainer_state``, ``log_extra``, ``log_metric``
-    and ``environments``.
+    If the call on the whole batch raises or takes longer than ``timeout_s``, each rollout is tried alone, so that only those
+    that cause a failure are lost (and those left over when the retries have taken four times the limit).
 
-    A hung verifier is asked to stop; where it sits in C code it cannot hear that, and its daemon thread is left behind.
-    Raises ``ValueError`` as :func:`~errata.feedback.custom.as_verdicts` does, or if ``prompts`` or ``completion_ids``
-    are not one per completion: these are errors of the program, not of a rollout.
+    Args:
+        verifier: called as TRL calls a reward function. With a true attribute ``limits_own_time`` it is called without a limit.
+        prompts, completions, completion_ids: one per rollout.
+        columns: TRL's other keyword arguments: the rows' columns (lists, one value per completion) and, as TRL passes them,
+            ``trainer_state``, ``log_extra``, ``log_metric`` and ``environments``.
+        timeout_s: limit in seconds; ``None`` calls the verifier in this thread without a limit, for one that needs the main
+            thread.
+    Raises:
+        ValueError: ``prompts`` or ``completion_ids`` that are not one per completion, or an invalid return value (see
+            :func:`~errata.feedback.custom.as_verdicts`): errors of the program, not of a rollout.
+
+    A verifier that hangs in Python code is stopped by an exception in its thread. One that hangs in C code cannot be stopped;
+    its daemon thread is left running.
     """
     name, n = verifier_name(verifier), len(completions)
     arguments = {"prompts": prompts, "completions": completions, **columns}
@@ -54,12 +60,12 @@ def judge(
             raise ValueError(f"{argument}: {len(arguments[argument])} for {n} completions; give one each")
     if getattr(verifier, "limits_own_time", False):
         timeout_s = None
-    kept: list[_Call] = []
+    completed: list[_Call] = []
 
     def attempt(which: Sequence[int]) -> list[Verdict]:
         call = _Call(which, arguments)
         verdicts = as_verdicts(_within(timeout_s, verifier, call.arguments), n=len(which), name=name)
-        kept.append(call)
+        completed.append(call)
         return verdicts
 
     try:
@@ -76,7 +82,7 @@ def judge(
                 verdicts += attempt([index])
             except _CallFailedError as single:
                 verdicts.append(_failed(name, str(single)))
-    _pass_on_logs(kept, arguments, n)
+    _forward_logs(completed, arguments, n)
     return verdicts
 
 
@@ -95,7 +101,7 @@ def _failed(name: str, error: str) -> Verdict:
 class _Call:
     """One call on some of the batch's rollouts: its arguments, and what it logs through TRL's callbacks.
 
-    Logs are held back until it is known which calls count: one that failed or was abandoned must not have logged.
+    Logs are collected here first, because those of a call that fails must not be forwarded.
     """
 
     def __init__(self, which: Sequence[int], arguments: Mapping[str, Any]) -> None:
@@ -113,8 +119,8 @@ class _Call:
             self.arguments["log_metric"] = lambda name, value: self.metrics.setdefault(name, []).append(value)
 
 
-def _pass_on_logs(calls: Sequence[_Call], arguments: Mapping[str, Any], n: int) -> None:
-    """Extra columns go on complete, with ``None`` where a call failed; of each metric the mean over the calls."""
+def _forward_logs(calls: Sequence[_Call], arguments: Mapping[str, Any], n: int) -> None:
+    """Forward extra columns, with ``None`` for failed calls, and the mean over calls of each metric."""
     for column in dict.fromkeys(c for call in calls for c in call.extra):
         logged = {i: value for call in calls for i, value in zip(call.which, call.extra.get(column, ()), strict=False)}
         arguments["log_extra"](column, [logged.get(i) for i in range(n)])
@@ -124,8 +130,8 @@ def _pass_on_logs(calls: Sequence[_Call], arguments: Mapping[str, Any], n: int) 
 
 
 def _within(timeout_s: float | None, verifier: Verifier, arguments: dict[str, Any]) -> Any:
-    """The verifier's return value, awaited; raises ``_CallFailedError`` if it raises or takes longer."""
-    outcome: list[tuple[Any, BaseException | None]] = []  # one (value, error), once there is one
+    """The verifier's return value, awaited. Raises ``_CallFailedError`` if it raises or takes longer than ``timeout_s``."""
+    outcome: list[tuple[Any, BaseException | None]] = []  # (value, error), once the call has returned
 
     def call() -> None:
         try:
@@ -141,7 +147,7 @@ def _within(timeout_s: float | None, verifier: Verifier, arguments: dict[str, An
         thread.start()
         thread.join(timeout_s)
         if not outcome:
-            _ask_to_stop(thread)
+            _stop(thread)
             raise _CallFailedError(f"took longer than {timeout_s:g} s")
     value, error = outcome[0]
     if error is not None:
@@ -156,7 +162,7 @@ def _within(timeout_s: float | None, verifier: Verifier, arguments: dict[str, An
         if future.done() and not future.cancelled():
             raise _CallFailedError(_describe(failure)) from failure
         future.cancel()
-        _leave_blocked_loop()
+        _abandon_blocked_loop()
         raise _CallFailedError(f"took longer than {timeout_s:g} s") from None
 
 
@@ -166,22 +172,22 @@ async def _awaited(value: Awaitable[Any]) -> Any:
 
 @functools.cache
 def _event_loop() -> asyncio.AbstractEventLoop:
-    # One loop for all calls: clients that a verifier keeps between batches belong to the loop that made them.
+    # One loop for all calls: a client that a verifier keeps between batches works only in the loop it was made in.
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="verifiers' event loop", daemon=True).start()
     return loop
 
 
-def _leave_blocked_loop() -> None:
-    """A coroutine that blocks its loop cannot be cancelled: the next call gets a new loop."""
+def _abandon_blocked_loop() -> None:
+    """Use a new loop for the next call if this one is blocked, because a coroutine that blocks its loop cannot be cancelled."""
     try:
         asyncio.run_coroutine_threadsafe(asyncio.sleep(0), _event_loop()).result(1.0)
     except TimeoutError:
         _event_loop.cache_clear()
 
 
-def _ask_to_stop(thread: threading.Thread) -> None:
-    # Left alone, a thread that loops in Python would share the interpreter lock with the training for ever.
+def _stop(thread: threading.Thread) -> None:
+    # A thread left running a Python loop would compete with the training for the interpreter lock.
     if thread.ident is not None:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_StopCall))
 
@@ -191,5 +197,5 @@ def _describe(error: BaseException) -> str:
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     text = f"{type(error).__name__}: {error}{place}"
     if "main thread" in text:
-        text += "; this verifier wants the main thread: set its time limit to none"
+        text += "; this verifier needs the main thread: set its time limit to none"
     return text

@@ -1,10 +1,10 @@
-"""Runs untrusted Python programs shut off from the machine.
+"""Running untrusted Python programs isolated from the machine.
 
-A program sees no network, no home directory, no environment, a read-only system and a scratch folder of its own; its
-CPU time, wall time, memory, processes, file sizes and output are limited, and all it started dies with it. On Linux
-this is done by bubblewrap where it is installed (Debian package ``bubblewrap``, 0.8 or newer), else by user namespaces
-directly (see ``_runner.py``), else, as in most containers, by Landlock and seccomp (see ``_landlock.py``). Where none of them
-works nothing is run, unless the caller says ``unsafe_local=True``, which keeps only the limits.
+A program has no network, no home directory, no environment variables, read-only system folders and a scratch folder of its own.
+Its CPU time, wall time, memory, processes, file sizes and output are limited, and all processes it started are killed with it.
+On Linux the isolation is by bubblewrap if it is installed (Debian package ``bubblewrap``, 0.8 or newer), else by user namespaces
+(``_runner.py``), else, as in most containers, by Landlock and seccomp (``_landlock.py``). If none of them works, no program is
+run, unless the caller passes ``unsafe_local=True``, which applies the limits only.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ __all__ = ["SandboxResult", "Status", "isolation", "run_python"]
 Status = Literal["ok", "error", "timeout", "memory", "output", "refused"]
 
 OUTPUT_BYTES = 8 << 20
-"""At most so much standard output and error together; the program is killed at more."""
+"""Limit of standard output and error together; the program is killed above it."""
 SCRATCH_BYTES = 64 << 20
+"""Size of the scratch folder."""
 FILE_BYTES = 16 << 20
+"""Limit of one file."""
 PROCESSES = 16
+"""Limit of processes and threads."""
 
 _RUNNER = str(Path(__file__).with_name("_runner.py"))
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache")
@@ -41,16 +44,16 @@ _INSTALL = "install bubblewrap (Debian: apt-get install bubblewrap), allow user 
 
 @dataclass(frozen=True, slots=True)
 class SandboxResult:
-    """What became of a program."""
+    """The outcome of a program."""
 
     status: Status
-    """``ok`` (ended with code 0), ``error`` (any other end), ``timeout``, ``memory``, ``output`` (too much of it, or in the
-    scratch folder) or ``refused`` (not run, because it cannot be isolated here; ``stderr`` says why)."""
+    """``ok`` (exit code 0), ``error`` (another exit code or a signal), ``timeout``, ``memory``, ``output`` (too much output or
+    too large a scratch folder) or ``refused`` (not run, because it cannot be isolated here; ``stderr`` says why)."""
     stdout: str
     stderr: str
     """Both as UTF-8, other bytes replaced."""
     returncode: int | None
-    """The exit code, or minus the signal that ended it; ``None`` if it was not run or killed from outside."""
+    """The exit code, or minus the signal that ended it; ``None`` if it was not run or was killed from outside."""
     seconds: float
     """Wall time of the program."""
 
@@ -58,11 +61,16 @@ class SandboxResult:
 def run_python(
     source: str, *, stdin: str = "", timeout_s: float = 10.0, memory_mb: float = 512, unsafe_local: bool = False
 ) -> SandboxResult:
-    """Runs ``source`` as a script with ``stdin`` as its input, by our own interpreter; standard library only.
+    """Run ``source`` as a script in this Python version, with the standard library only.
 
-    ``timeout_s`` is wall time, ``memory_mb`` the address space of each of its at most 16 processes and the memory of
-    all together. ``unsafe_local`` allows running without isolation where there is none; it is not needed otherwise.
-    Raises ``ValueError`` for a limit that is not positive.
+    Args:
+        source: the program's text.
+        stdin: its standard input.
+        timeout_s: limit of the wall time, in seconds.
+        memory_mb: limit of the address space of each of its processes, and of the memory of all together, in MiB.
+        unsafe_local: run the program without isolation if this machine offers none.
+    Raises:
+        ValueError: a limit that is not positive.
     """
     if timeout_s <= 0 or memory_mb <= 0:
         raise ValueError(f"timeout_s and memory_mb must be positive, not {timeout_s:g} and {memory_mb:g}")
@@ -73,31 +81,32 @@ def run_python(
 
 
 def isolation() -> str:
-    """How programs are isolated here: by ``"bubblewrap"``, ``"namespaces"`` or ``"landlock"``; ``""`` is not at all."""
+    """The method of isolation on this machine: ``"bubblewrap"``, ``"namespaces"`` or ``"landlock"``; ``""`` if there is none."""
     return _isolation()[0]
 
 
 @functools.cache
 def _isolation() -> tuple[str, str]:
-    """The first way that works, tried out once a process; and why the others do not."""
+    """The first method that works, and else why each does not. Tested once in a process."""
     reasons = []
-    for how in _ways():
+    for how in _methods():
         result = _run(how, "print('ready')", "", 10.0, 512)
         if (result.status, result.stdout) == ("ok", "ready\n"):
             return how, ""
         reasons.append(f"{how}: {result.stderr.strip().splitlines()[-1] if result.stderr.strip() else result.status}")
-    return "", "; ".join(reasons) or f"no way known on {sys.platform}"
+    return "", "; ".join(reasons) or f"no method for {sys.platform}"
 
 
-def _ways() -> list[str]:
+def _methods() -> list[str]:
     if sys.platform != "linux":
         return []
-    # As root, bubblewrap could not limit processes: our own way runs the program as another user, for limits bind not root.
+    # The kernel's limit of processes does not apply to root. `_runner.py` runs the program as another user, bubblewrap cannot.
     return [*(["bubblewrap"] if os.geteuid() != 0 and _bubblewrap() else []), "namespaces", "landlock"]
 
 
 @functools.cache
 def _bubblewrap() -> str | None:
+    """Path of a bubblewrap that is new enough."""
     path = shutil.which("bwrap")
     if path is None:
         return None
@@ -108,7 +117,7 @@ def _bubblewrap() -> str | None:
 
 @functools.cache
 def _paths() -> list[str]:
-    """What a program may read: the system's folders, and the interpreter's where it is not one of them."""
+    """The paths that a program may read: the system's folders, and the interpreter's if it is elsewhere."""
     python = os.path.realpath(sys.executable)
     wanted = [*_SYSTEM, os.path.realpath(sys.base_prefix), python]
     paths: list[str] = []
@@ -165,7 +174,7 @@ def _run(how: str, source: str, stdin: str, timeout_s: float, memory_mb: float) 
         with process:
             assert process.stdout is not None
             assert process.stderr is not None
-            # The keeper inside holds the limit itself; the grace is for a machine too busy to let it.
+            # The supervisor enforces the limit itself; the extra seconds are for a machine too busy to run it in time.
             texts, ended = _read([process.stdout, process.stderr, status], deadline=start + timeout_s + 5.0)
             if ended != "closed":
                 _kill(process)
@@ -175,14 +184,14 @@ def _run(how: str, source: str, stdin: str, timeout_s: float, memory_mb: float) 
 
 def _file(text: str) -> IO[bytes]:
     file = tempfile.TemporaryFile()  # noqa: SIM115
-    os.fchmod(file.fileno(), 0o444)  # a program may open /dev/stdin, and is not our user
+    os.fchmod(file.fileno(), 0o444)  # the program may open /dev/stdin, as another user
     file.write(text.encode("utf-8", "replace"))
     file.seek(0)
     return file
 
 
 def _read(pipes: list[IO[bytes]], *, deadline: float) -> tuple[list[bytes], str]:
-    """Reads all pipes until they are ``"closed"``, there is too much ``"output"`` or the ``"deadline"`` has passed."""
+    """The pipes' contents, and why reading ended: ``"closed"``, ``"output"`` (too much) or ``"deadline"``."""
     texts = [bytearray() for _ in pipes]
     with selectors.DefaultSelector() as selector:
         for index, pipe in enumerate(pipes):
@@ -205,7 +214,7 @@ def _read(pipes: list[IO[bytes]], *, deadline: float) -> tuple[list[bytes], str]
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()  # the warden passes it on and waits, so that no zombie is left to a machine without a reaper
+    process.terminate()  # the outer process kills the supervisor and waits for it, so that no zombie process is left
     with suppress(subprocess.TimeoutExpired):
         process.wait(2.0)
     with suppress(ProcessLookupError):

@@ -1,7 +1,7 @@
-"""A function in a process of its own, for code that may hang where nothing else can stop it: deep in a C library.
+"""Calling a trusted function in another process, for code that may hang in a C library, where only a kill can stop it.
 
-The process is started once and answers call after call. One that takes too long is killed by the kernel's own clock,
-wherever it is, and the next call starts a new process.
+The process is started once and serves many calls. If a call takes too long, a kernel timer kills the process, whatever it is
+doing, and the next call starts a new one.
 """
 
 from __future__ import annotations
@@ -20,17 +20,23 @@ from typing import Any
 __all__ = ["Worker", "processors", "serve"]
 
 _MEMORY_BYTES = 4 << 30
+"""Limit of the worker's address space."""
 
 
 def processors() -> int:
-    """This machine's, shared with the other processes that train on it (torchrun and accelerate say how many)."""
+    """Number of this machine's processors for this process: all, divided by the training processes on this machine.
+
+    torchrun and accelerate set ``LOCAL_WORLD_SIZE`` to their number.
+    """
     return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class Worker:
-    """Calls ``"package.module:function"``, which takes and returns a JSON object, in another process, one call at a time.
+    """A process that calls one function, one call at a time.
 
-    ``preload`` are modules to import before the first call, so that their import does not count as the call's time.
+    Args:
+        target: ``"package.module:function"``, which takes and returns a JSON object.
+        preload: modules to import before the first call, so that their import does not count towards its time limit.
     """
 
     def __init__(self, target: str, *, preload: Sequence[str] = ()) -> None:
@@ -38,7 +44,7 @@ class Worker:
         self._process: subprocess.Popen[str] | None = None
 
     def call(self, argument: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
-        """The function's value. Raises ``TimeoutError`` if it takes longer, ``RuntimeError`` if it raises or its process dies."""
+        """The function's value. ``TimeoutError`` after ``timeout_s``, ``RuntimeError`` if it raises or its process dies."""
         process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -61,7 +67,7 @@ class Worker:
         return value
 
     def close(self) -> None:
-        """Ends the process; the next call starts a new one."""
+        """End the process; the next call starts a new one."""
         if self._process is not None:
             _end(self._process)
             self._process = None
@@ -89,14 +95,14 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def serve(target: str, preload: Sequence[str] = ()) -> None:
-    """Answers calls on standard input until it ends; what the function prints goes to standard error."""
+    """Serve calls from standard input until it is closed. The function's own output is redirected to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     module, _, name = target.partition(":")
     function = getattr(importlib.import_module(module), name)
-    for needed in preload:
-        importlib.import_module(needed)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # whose default is to end the process, even in the midst of C code
+    for name in preload:
+        importlib.import_module(name)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the default action ends the process, even within C code
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     for line in sys.stdin:
