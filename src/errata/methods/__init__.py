@@ -33,20 +33,46 @@ class Preset:
     """Fields that differ from the method's defaults."""
     trainer: Mapping[str, Any] = field(default_factory=dict)
     """What the source sets in the trainer (TRL's names); printed and used in recipes, never applied silently."""
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    """How the source evaluates: samples of each problem (k), sampling, tokens."""
+    setup: str = ""
+    """The source's models and data."""
     source: str = ""
 
 
 _MATH = {"learning_rate": 5e-6, "lora_r": 64, "lora_alpha": 128}
 _SCIENCE = {"per_step": "32 problems x 8", "max_prompt_length": 2048, "max_completion_length": 8192}
+_SCIENCE_EVALUATION = {"k": 16, "temperature": 0.6}
+_GRPO = {"scale_rewards": "none", "epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.0, "loss_type": "dapo"}
+_OPSD = {
+    **_MATH,
+    "lora_target_modules": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "max_grad_norm": 0.1,
+    "temperature": 1.1,
+    "top_p": 0.95,
+    "top_k": 20,
+    "per_step": "32 problems x 1",
+    "max_completion_length": 1024,
+    "max_steps": 100,
+}
+_NO_THINKING = {"chat_template_kwargs": {"enable_thinking": False}}
+_OPSD_EVALUATION = {"k": 12, "temperature": 1.0, "max_completion_length": 38912}
+_OPSD_SETUP = "Qwen3-1.7B, 4B and 8B; OpenThoughts mathematics; AIME24, AIME25, HMMT25"
 
 PRESETS: dict[str, Preset] = {
     "grpo": Preset(
         GRPO,
-        trainer={"scale_rewards": "none", "epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.0, "loss_type": "dapo"},
+        trainer=_GRPO,
         source="arXiv 2402.03300; the settings of the baseline in arXiv 2601.20802 and 2606.05152",
     ),
     "sdpo": Preset(SDPO, trainer={"learning_rate": 1e-5}, source="arXiv 2601.20802, exact full vocabulary"),
-    "opsd": Preset(OPSD, trainer=_MATH, source="arXiv 2601.18734"),
+    "opsd": Preset(
+        OPSD,
+        trainer={**_OPSD, **_NO_THINKING},
+        evaluation=_OPSD_EVALUATION,
+        setup=f"{_OPSD_SETUP}, thinking",
+        source="arXiv 2601.18734 as released (teacher thinks, student does not)",
+    ),
     "srpo": Preset(SRPO, trainer={"learning_rate": 5e-6}, source="arXiv 2604.02288"),
     "distil": Preset(DistIL, source="arXiv 2606.05152; unbiased and centred, docs/theory.md"),
     "drift": Preset(DRIFT, source="arXiv 2606.30345; released routing, our documented defaults"),
@@ -60,7 +86,7 @@ PRESETS: dict[str, Preset] = {
             "sources": ("sibling", "feedback"),
         },
         {"learning_rate": 1e-5, **_SCIENCE},
-        "arXiv 2601.20802, science",
+        source="arXiv 2601.20802, science",
     ),
     "sdpo-code": Preset(
         SDPO,
@@ -72,7 +98,7 @@ PRESETS: dict[str, Preset] = {
             "sources": ("sibling", "feedback"),
         },
         {"learning_rate": 1e-6},
-        "arXiv 2601.20802, coding",
+        source="arXiv 2601.20802, coding",
     ),
     "distil-science": Preset(
         DistIL,
@@ -87,7 +113,7 @@ PRESETS: dict[str, Preset] = {
             "surrogate": "importance",
         },
         {"learning_rate": 5e-5, "warmup_steps": 10, **_SCIENCE},
-        "arXiv 2606.05152, science, as released",
+        source="arXiv 2606.05152, science, as released",
     ),
     "distil-code": Preset(
         DistIL,
@@ -102,7 +128,7 @@ PRESETS: dict[str, Preset] = {
             "surrogate": "importance",
         },
         {"learning_rate": 1e-6},
-        "arXiv 2606.05152, coding, as released",
+        source="arXiv 2606.05152, coding, as released",
     ),
     "distil-math": Preset(
         DistIL,
@@ -117,7 +143,23 @@ PRESETS: dict[str, Preset] = {
             "surrogate": "importance",
         },
         _MATH,
-        "arXiv 2606.05152, mathematics, as released",
+        source="arXiv 2606.05152, mathematics, as released",
+    ),
+    "opsd-nonthinking": Preset(
+        OPSD,
+        {"entry_clip": 1e-6, "teacher_chat_template_kwargs": {"enable_thinking": False}},
+        {**_OPSD, **_NO_THINKING},
+        {"k": 12, "temperature": 1.0},
+        f"{_OPSD_SETUP}, without thinking; entry_clip 1e-7 for 8B",
+        source="arXiv 2601.18734 as released (neither thinks)",
+    ),
+    "opsd-paper": Preset(
+        OPSD,
+        {"entry_clip": None},
+        {**_OPSD, "max_completion_length": 2048},
+        _OPSD_EVALUATION,
+        f"{_OPSD_SETUP}, thinking",
+        source="arXiv 2601.18734, first version: no clip",
     ),
     "drift-paper": Preset(
         DRIFT,

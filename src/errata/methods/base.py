@@ -18,6 +18,7 @@ from torch import Tensor
 from errata.contexts import SOURCES, Source
 from errata.contexts import choose as choose_context
 from errata.experience import Experience, FeedbackHistory, Memory
+from errata.ops.divergence import check_entry_clip
 from errata.ops.scores import DivergenceSettings, Objective, TokenScores
 from errata.records import Group, Rollout, TeacherContext
 
@@ -238,10 +239,20 @@ class TeacherMethod(Method):
     """live, frozen, ema, sync or trust_region, unless the recipe says otherwise."""
     teacher_rate: float = 0.05
     """EMA rate per optimizer step."""
+    context_template: str = "sdpo"
+    """Wording of the teacher's prompt, unless the recipe says otherwise."""
+    teacher_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the chat template in the teacher's prompts, over the run's chat_template_kwargs: {enable_thinking: true}."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "sources", tuple(self.sources))
+        if not isinstance(self.teacher_chat_template_kwargs, Mapping):
+            raise ValueError(
+                "teacher_chat_template_kwargs: must be a mapping such as {enable_thinking: true}, "
+                f"got {self.teacher_chat_template_kwargs!r}"
+            )
+        check_entry_clip(self.entry_clip, self.divergence)
         one_of("divergence", self.divergence, ("forward_ce", "forward_kl", "reverse_kl", "js"))
         one_of("support", self.support, ("full", "student_topk", "teacher_topk"))
         one_of("surrogate", self.surrogate, ("clipped", "importance"))

@@ -86,9 +86,9 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
         None, "Freeze an EMA or synced teacher once its own accuracy falls below this share of its best."
     )
     context_template: dict[str, Any] | str | None = _help(
-        "sdpo",
-        "Wording of a teacher's prompt: sdpo, house, a .jinja file or Jinja text; or one for each task, "
-        "{rulebook: house, livecodebench: my.jinja}.",
+        None,
+        "Wording of a teacher's prompt: sdpo, opsd, house, a .jinja file or Jinja text; or one for each task, "
+        "{rulebook: house, livecodebench: my.jinja}; the method's own unless given.",
     )
     max_teacher_prompt_length: int | None = _help(
         None, "Longest teacher prompt in tokens; shown texts lose their middle."
@@ -139,7 +139,8 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
             value = getattr(self, name)
             if value is not None and not isinstance(value, dict):
                 raise ValueError(f"{name}: must be a mapping, got {value!r}")
-        self.context_template = _template(self.context_template)
+        if self.context_template is not None:
+            self.context_template = _template(self.context_template)
         if self.correction is not None and self.critic is not None:
             raise ValueError("critic: a critique would replace what correction says; leave out one of the two")
         if self.critic_max_tokens < 1:

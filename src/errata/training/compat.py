@@ -150,10 +150,20 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
 
-    def encode_prompts(self, prompts: list[Messages | str]) -> list[list[int]]:
-        """Token ids of prompts as the policy sees them, chat template, tools and generation prompt included."""
+    def encode_prompts(
+        self, prompts: list[Messages | str], template_kwargs: Mapping[str, Any] | None = None
+    ) -> list[list[int]]:
+        """Token ids of prompts as the policy sees them, chat template, tools and generation prompt included.
+
+        ``template_kwargs``: arguments of the chat template, over the run's ``chat_template_kwargs``.
+        """
         self._batch_environments = [None] * len(prompts)
-        ids: list[list[int]] = self._tokenize_prompts(prompts)[0] if prompts else []
+        before = self.chat_template_kwargs
+        self.chat_template_kwargs = {**before, **(template_kwargs or {})}
+        try:
+            ids: list[list[int]] = self._tokenize_prompts(prompts)[0] if prompts else []
+        finally:
+            self.chat_template_kwargs = before
         return ids
 
     def sample(self, rows: Sequence[Mapping[str, Any]], *, temperature: float, top_p: float) -> Sampled:

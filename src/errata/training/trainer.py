@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from errata.contexts import Rendered, Renderer
+from errata.contexts import DEFAULT, Rendered, Renderer
 from errata.experts import Access, Teacher
 from errata.methods import Method, TeacherMethod
 from errata.ops.scores import Head, TokenScores
@@ -118,17 +118,19 @@ class ErrataTrainer(compat.TRLHooks):
             access or Access(),
             self.accelerator,
             self.sharded,
-            self.encode_prompts,
+            self._encode_teacher_prompts,
             self._scorer,
             self.temperature,
             args.per_device_train_batch_size,
             self_on_failure=args.expert_on_failure == "self",
         )
         self.replay = self._make_replay()
+        wording = method.context_template if isinstance(method, TeacherMethod) else DEFAULT
         self.renderer = Renderer(
-            args.context_template or "sdpo",
+            wording if args.context_template is None else args.context_template,
+            default=wording,
             max_tokens=args.max_teacher_prompt_length,
-            count_tokens=lambda prompt: len(self.encode_prompts([prompt])[0]),
+            count_tokens=lambda prompt: len(self._encode_teacher_prompts([prompt])[0]),
             history=isinstance(method, TeacherMethod) and method.history > 0,
         )
         self._comments = comments_of(
@@ -158,6 +160,12 @@ class ErrataTrainer(compat.TRLHooks):
             return made
         per_generation = self.args.steps_per_generation * self.num_iterations
         return self_teacher(self.model, self.args, self.method, prepare, per_generation, self.sharded)
+
+    def _encode_teacher_prompts(self, prompts: list[Messages | str]) -> list[list[int]]:
+        method = self.method
+        return self.encode_prompts(
+            prompts, method.teacher_chat_template_kwargs if isinstance(method, TeacherMethod) else {}
+        )
 
     def _make_replay(self) -> Replay | None:
         method, args = self.method, self.args
