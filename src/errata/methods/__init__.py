@@ -19,6 +19,7 @@ from errata.methods.drift import DRIFT
 from errata.methods.grpo import GRPO
 from errata.methods.opsd import OPSD
 from errata.methods.sdpo import SDPO
+from errata.methods.sft import SFT
 from errata.methods.srpo import SRPO
 
 __all__ = ["PRESETS", "Batch", "Method", "Preset", "Scores", "Signals", "TeacherMethod", "get", "names"]
@@ -76,6 +77,17 @@ PRESETS: dict[str, Preset] = {
     "srpo": Preset(SRPO, trainer={"learning_rate": 5e-6}, source="arXiv 2604.02288"),
     "distil": Preset(DistIL, source="arXiv 2606.05152; unbiased and centred, docs/theory.md"),
     "drift": Preset(DRIFT, source="arXiv 2606.30345; released routing, our documented defaults"),
+    "sft": Preset(SFT, source="the likelihood of the reference; a baseline of arXiv 2606.05152 and 2601.18734"),
+    "grpo-mini-8": Preset(
+        GRPO,
+        trainer={**_GRPO, "learning_rate": 1e-6, "per_update": "8 of the 32 problems sampled at a time"},
+        source="arXiv 2606.05152, baselines: mini-batch 8",
+    ),
+    "grpo-mini-32": Preset(
+        GRPO,
+        trainer={**_GRPO, "learning_rate": 1e-5, "per_update": "all 32 problems sampled at a time"},
+        source="arXiv 2606.05152, baselines: mini-batch 32",
+    ),
     "sdpo-science": Preset(
         SDPO,
         {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -150,6 +150,10 @@ class Method:
     """What feedback it needs, in words."""
     uses_teacher: ClassVar[bool] = False
     """Whether rollouts are scored by a teacher: true for every ``TeacherMethod``."""
+    learns_from: ClassVar[Literal["rollouts", "reference"]] = "rollouts"
+    """``rollouts`` that the student samples, or each row's ``reference``, which then stands where a completion would."""
+    trl_loss: ClassVar[bool] = False
+    """Whether TRL's own loss, with all its options, is this method's: GRPO's alone."""
     score_fields: ClassVar[tuple[str, ...]] = ()
     """Which fields of ``batch.scores`` ``signals`` reads: ``teacher_entropy`` alone costs least, ``divergence`` most."""
 

@@ -94,6 +94,7 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
 
     generation: Any = None
     """The generation batch in use, whatever ``on_rollouts`` made of it; saved with a checkpoint that falls inside it."""
+    _targets: list[list[int]] | None = None
     local_scores: list[list[float]]
     """(B, number of reward functions) of this process's last judged completions, NaN where a function gave none."""
 
@@ -105,6 +106,10 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         What it returns is kept as ``generation``.
         """
         raise NotImplementedError
+
+    def targets(self, rows: list[dict[str, Any]]) -> list[list[int]] | None:
+        """Completions, as token ids, that stand in training where sampled ones would; ``None``: sample."""
+        return None
 
     def batch_loss(self, model: nn.Module, rows: Tensor, trl_loss: Callable[[], Tensor]) -> Tensor:
         """The loss of one micro-batch, already divided for gradient accumulation.
@@ -149,6 +154,18 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         """Average values into the next training log. Call on every process or on none."""
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
+
+    @property
+    def turn_end(self) -> int:
+        """The token that ends the policy's turn: the last one of an assistant's message that generation stops at."""
+        tokenizer = self.tokenizer
+        if tokenizer.chat_template:
+            said = [{"role": "user", "content": "."}, {"role": "assistant", "content": "."}]
+            ids = tokenizer.apply_chat_template(said, chat_template=self.chat_template, tokenize=True, return_dict=False)
+            for token in reversed(ids):
+                if token in self.eos_token_ids:
+                    return int(token)
+        return int(tokenizer.eos_token_id)
 
     def encode_prompts(
         self, prompts: list[Messages | str], template_kwargs: Mapping[str, Any] | None = None
@@ -286,9 +303,18 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
     # -- TRL's private methods, overridden ------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        self._targets = self.targets(inputs)
+        try:
+            batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        finally:
+            self._targets = None
         self.generation = self.on_rollouts(inputs, token_batch(batch))
         return {**batch, ROWS: torch.arange(len(inputs), device=batch["completion_ids"].device)}
+
+    def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._targets is not None:
+            return self._targets, None
+        return super()._generate_single_turn(prompt_ids, *args, **kwargs)
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         scores: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)

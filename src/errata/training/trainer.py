@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,11 +76,13 @@ class ErrataTrainer(compat.TRLHooks):
         **kwargs: Any,
     ) -> None:
         self._own_trl_loss = compat.options_beyond_clipping(args)
-        if method.uses_teacher and self._own_trl_loss:
+        if self._own_trl_loss and not method.trl_loss:
             raise ValueError(
-                f"{', '.join(self._own_trl_loss)}: {type(method).__name__} distils beside TRL's clipped surrogate and has no "
-                "such option; leave it at TRL's default (loss_type: dapo, grpo, bnpo or dr_grpo) or use method: grpo"
+                f"{', '.join(self._own_trl_loss)}: the loss of {type(method).__name__} is not TRL's and has no such option; "
+                "leave it at TRL's default (loss_type: dapo, grpo, bnpo or dr_grpo) or use method: grpo"
             )
+        if method.learns_from == "reference":
+            _check_references(method, args, train_dataset, kwargs)
         if isinstance(kwargs.get("environment_factory"), dict):
             raise ValueError(
                 "environment_factory: must be one class; several environments in one run are not supported"
@@ -100,7 +102,7 @@ class ErrataTrainer(compat.TRLHooks):
         for i in range(len(self._judges.functions), len(self.reward_funcs)):
             self._judges.add(self.reward_funcs[i])
             self.reward_funcs[i] = self._judges.functions[i]
-        if method.uses_teacher and self.aux_loss_enabled:
+        if self.aux_loss_enabled and not method.trl_loss:
             raise ValueError("router_aux_loss_coef: not added to a distillation loss; set it to 0 or use method: grpo")
         accept_head_function(self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model)
         made = self._make_teacher(expert)
@@ -108,7 +110,9 @@ class ErrataTrainer(compat.TRLHooks):
         self.expert: Expert | None = None if isinstance(made, Teacher) else made
         objective = replace(method.objective(), clip_low=self.epsilon_low, clip_high=self.epsilon_high)
         routed = isinstance(method, TeacherMethod) and method.denominators == "routed"
-        self._loss_settings = LossSettings(objective, self.temperature, routed)
+        # A reference was not sampled: its likelihood is the policy's own, at temperature 1.
+        temperature = 1.0 if method.learns_from == "reference" else self.temperature
+        self._loss_settings = LossSettings(objective, temperature, routed)
         self._scorer = Scorer(
             self.accelerator, self.sharded, objective.divergence, self.temperature, args.per_device_train_batch_size
         )
@@ -191,8 +195,17 @@ class ErrataTrainer(compat.TRLHooks):
         """Whether the one micro-batch is the whole generation batch, used once: then its own forward can be scored."""
         return bool(self.args.steps_per_generation == 1 and self.num_iterations == 1)
 
+    def targets(self, rows: list[dict[str, Any]]) -> list[list[int]] | None:
+        if self.method.learns_from == "rollouts":
+            return None
+        texts = [row["reference"] for row in rows]
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [[*i, self.turn_end][: self.max_completion_length] for i in ids]
+
     def on_rollouts(self, rows: list[dict[str, Any]], tokens: TokenBatch) -> GenerationBatch:
         """From sampled and judged completions to the batch that the losses of its micro-batches take."""
+        if self.method.learns_from == "reference":
+            tokens = replace(tokens, old_logp=None, sampler_ratio=None)  # nothing was sampled, so there is no ratio
         first, step = self.accelerator.process_index * len(rows), self.state.global_step
         local = self._build(rows, tokens, first)
         local, metrics = self._comments(local, rows, step)
@@ -431,6 +444,25 @@ class ErrataTrainer(compat.TRLHooks):
         if self.teacher is not None:
             self.teacher.load_state_dict(state.get("teacher", {}))
             self.teacher.load(folder)
+
+
+def _check_references(method: Method, args: ErrataConfig, rows: Any, kwargs: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` where there is a row without a reference, or a setting that references have no use for."""
+    name = type(method).__name__
+    given = [k for k in ("tools", "environment_factory", "rollout_func") if kwargs.get(k)]
+    if given:
+        raise ValueError(f"{given[0]}: {name} learns from references and samples no turns; leave it out")
+    if args.use_vllm and args.vllm_importance_sampling_correction:
+        raise ValueError(
+            f"vllm_importance_sampling_correction: {name} learns from references, which no engine sampled; set it to false"
+        )
+    texts = rows["reference"] if "reference" in (getattr(rows, "column_names", None) or ()) else [None] * len(rows)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(
+                f"reference: {name} learns from it, and row {number} ({rows[number]['problem_id']}) has none; "
+                "leave such rows out (strict: false does) or use another method"
+            )
 
 
 class _UpdateTeacher(TrainerCallback):  # type: ignore[misc]
