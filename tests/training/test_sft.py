@@ -1,5 +1,7 @@
 """SFT through the trainer against plain cross-entropy on prompt + reference + end of turn."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -128,8 +130,11 @@ def test_a_row_without_a_reference_is_refused_by_name(tmp_path, monkeypatch):
 def test_strict_false_leaves_out_rows_without_a_reference(tmp_path, capsys, caplog):
     data = tmp_path / "rows"
     data.mkdir()
-    lines = ['{"problem_id": "%s", "prompt": [{"role": "user", "content": "%s"}], "reference": %s}' % three
-             for three in [("a", "7a+3=?", '"7a+3=0"'), ("b", "8a+3=?", "null"), ("c", "9a+3=?", '"9a+3=2"')]]  # fmt: skip
+    problems = [("a", "7a+3=?", "7a+3=0"), ("b", "8a+3=?", None), ("c", "9a+3=?", "9a+3=2")]
+    lines = [
+        json.dumps({"problem_id": name, "prompt": [{"role": "user", "content": asked}], "reference": reference})
+        for name, asked, reference in problems
+    ]
     (data / "train.jsonl").write_text("\n".join(lines))
     check = tmp_path / "check.py"
     check.write_text("def judge(completions, reference, **kw):\n    return [1.0] * len(completions)\n")

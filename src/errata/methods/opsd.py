@@ -19,7 +19,9 @@ class OPSD(SDPO):
     the recipe's ``chat_template_kwargs``.
     """
 
-    idea: ClassVar[str] = "match the frozen base that reads the reference solution, each vocabulary entry's term clipped"
+    idea: ClassVar[str] = (
+        "match the frozen base that reads the reference solution, each vocabulary entry's term clipped"
+    )
     paper: ClassVar[str] = "arXiv 2601.18734"
     needs: ClassVar[str] = "reference solutions"
 

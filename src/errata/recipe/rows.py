@@ -96,7 +96,9 @@ def with_reference(rows: Dataset) -> Dataset:
     texts = rows["reference"] if "reference" in rows.column_names else [None] * len(rows)
     kept = [number for number, text in enumerate(texts) if text and text.strip()]
     if not kept:
-        raise ValueError("reference: the method learns from it, and no row has one; add the column or use another method")
+        raise ValueError(
+            "reference: the method learns from it, and no row has one; add the column or use another method"
+        )
     if len(kept) < len(rows):
         logger.warning("reference: left out %d of %d rows that have none", len(rows) - len(kept), len(rows))
     return rows.select(kept)

@@ -161,7 +161,9 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         tokenizer = self.tokenizer
         if tokenizer.chat_template:
             said = [{"role": "user", "content": "."}, {"role": "assistant", "content": "."}]
-            ids = tokenizer.apply_chat_template(said, chat_template=self.chat_template, tokenize=True, return_dict=False)
+            ids = tokenizer.apply_chat_template(
+                said, chat_template=self.chat_template, tokenize=True, return_dict=False
+            )
             for token in reversed(ids):
                 if token in self.eos_token_ids:
                     return int(token)
