@@ -199,13 +199,14 @@ class DRIFT(TeacherMethod):
             )
         mask = batch.mask.float()
         difficulty = self._difficulty(pass_rate)
+        # A teacher whose scores are not used was not run; one whose context was dropped, or that did not answer, is none.
+        unused = torch.tensor([not c.use_teacher for c in batch.contexts], device=batch.mask.device)
+        with_teacher = batch.has_teacher | (batch.has_context & unused)
         if self.routing == "released":
-            branch = released_weights(
-                difficulty, batch.success, batch.has_context, distil_correct=not self.binary_routing
-            )
+            branch = released_weights(difficulty, batch.success, with_teacher, distil_correct=not self.binary_routing)
         else:
-            branch = paper_weights(difficulty, batch.success, batch.has_context)
-        # A rollout whose context was dropped has no teacher's scores, one that was not judged no reward.
+            branch = paper_weights(difficulty, batch.success, with_teacher)
+        # One that was not judged has no reward.
         rl, sd = branch.rl * batch.judged, branch.sd * (batch.judged & batch.has_teacher)
 
         correct = batch.mask & (batch.success & batch.judged)[:, None]

@@ -95,6 +95,9 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
     generation: Any = None
     """The generation batch in use, whatever ``on_rollouts`` made of it; saved with a checkpoint that falls inside it."""
     _targets: list[list[int]] | None = None
+    sampled_lengths: list[int]
+    """(B,) tokens that the policy itself generated in this process's last completions, also of those that are masked because
+    they were truncated."""
     local_scores: list[list[float]]
     """(B, number of reward functions) of this process's last judged completions, NaN where a function gave none."""
 
@@ -191,12 +194,11 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         with self._sampling(temperature, top_p):
             seen = self.state.num_input_tokens_seen
             try:
-                _, ids, tool_mask, completions, *_ = self._generate(prompts)
+                _, ids, _, completions, *_ = self._generate(prompts)
             finally:
                 self.state.num_input_tokens_seen = seen
                 self._metrics["eval"].clear()
-        lengths = [len(i) for i in ids] if tool_mask is None else [sum(m) for m in tool_mask]
-        return Sampled(prompts, completions, ids, lengths)
+        return Sampled(prompts, completions, ids, self.sampled_lengths)
 
     def judged_scores(
         self,
@@ -312,6 +314,12 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
             self._targets = None
         self.generation = self.on_rollouts(inputs, token_batch(batch))
         return {**batch, ROWS: torch.arange(len(inputs), device=batch["completion_ids"].device)}
+
+    def _generate(self, prompts: Any) -> Any:
+        found = super()._generate(prompts)
+        _, ids, tool_mask, *_ = found
+        self.sampled_lengths = [len(i) for i in ids] if tool_mask is None else [sum(m) for m in tool_mask]
+        return found
 
     def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
         if self._targets is not None:

@@ -30,9 +30,9 @@ from errata.training.comments import comments_of
 from errata.training.evaluation import Evaluator
 from errata.training.forward import accept_head_function, at_completion
 from errata.training.loss import Averaging, LossSettings, two_stream_loss
-from errata.training.metrics import batch_metrics, prompt_metrics, score_metrics
+from errata.training.metrics import StepMeans, batch_metrics, prompt_metrics, score_sums
 from errata.training.replay import PastBatch, Replay
-from errata.training.rollout_log import RolloutLog, WriteRow
+from errata.training.rollout_log import Likeliest, RolloutLog, WriteRow
 from errata.training.rollouts import Completion, Judges, Row, build_rollouts
 from errata.training.scoring import Scorer
 from errata.training.signals import decide
@@ -146,6 +146,7 @@ class ErrataTrainer(compat.TRLHooks):
             self._write_by_policy,
         )
         self.evaluator = Evaluator(args, method, self.renderer, self.teacher, self.sharded)
+        self._means = StepMeans()
         self._keep_row = run
         self._rollout_log = RolloutLog(run, self.tokenizer, args.rollouts_saved, method.success_threshold)
         self.add_callback(_UpdateTeacher(self.teacher))
@@ -243,8 +244,8 @@ class ErrataTrainer(compat.TRLHooks):
             texts = self.tokenizer.batch_decode(tokens.completion_ids, skip_special_tokens=True)
             completions = list(texts)
         verdicts = self._judges.verdicts(self.local_scores, weights)
-        lengths = tokens.mask.sum(1).tolist()
-        return build_rollouts(rows, prompts, completions, verdicts, lengths, range(first, first + len(rows)))
+        indices = range(first, first + len(rows))
+        return build_rollouts(rows, prompts, completions, verdicts, self.sampled_lengths, indices)
 
     def judge(
         self, rows: Sequence[Row], prompts: list[Any], completions: list[Completion], ids: list[list[int]]
@@ -287,10 +288,11 @@ class ErrataTrainer(compat.TRLHooks):
 
     def batch_loss(self, model: nn.Module, rows: Tensor, trl_loss: Any) -> Tensor:
         """The two-stream loss of one micro-batch; TRL's own where its options ask for more than the clipped surrogate."""
-        if self._own_trl_loss or self.aux_loss_enabled:
-            loss: Tensor = trl_loss()
-            return loss
         batch: GenerationBatch = self.generation.select(rows.cpu())
+        if self._own_trl_loss or self.aux_loss_enabled:
+            trls: Tensor = trl_loss()
+            self._write_rollouts(replace(batch, signals=batch.signals or self._decide_ahead(batch)), None)
+            return trls
         place = f"{(self.args.seed, self.state.global_step, self.micro_step, self.accelerator.process_index)}"
         past = None if self.replay is None else self.replay.draw(batch.tokens, place)
         heads: list[Head] = []  # kept aside: what a wrapped model returns may be copied in another type
@@ -379,23 +381,27 @@ class ErrataTrainer(compat.TRLHooks):
     def _after_loss(self, batch: GenerationBatch, scores: TokenScores, head: Head) -> None:
         """Metrics, replay and rollouts.jsonl."""
         samples_only = self.teacher_pass.access.gives == "samples"
-        clip = (self.epsilon_low, self.epsilon_high)
-        self.log_metrics_of_step(
-            score_metrics(self.accelerator, batch, scores, teacher_known=not samples_only, clip=clip)
+        self._means.add(
+            score_sums(batch, scores, teacher_known=not samples_only, objective=self._loss_settings.objective)
         )
+        if self.accelerator.sync_gradients:  # the step's last micro-batch
+            self.log_metrics_of_step(self._means.take(self.accelerator))
         if self.method.uses_teacher:
             self.log_metrics_of_step(prompt_metrics(self.generation.prompts))
         if self.replay is not None:
             self.replay.keep(batch, scores, lambda: self.teacher_pass.reader.head(batch.teacher, head))
+        self._write_rollouts(
+            batch,
+            scores._replace(teacher_logp=None, teacher_entropy=None) if samples_only else scores,
+            # One process alone cannot gather a sharded head.
+            None if self.sharded else lambda row: self.teacher_pass.likeliest(batch.teacher, row, head, 4),
+        )
+
+    def _write_rollouts(
+        self, batch: GenerationBatch, scores: TokenScores | None, likeliest: Likeliest | None = None
+    ) -> None:
         if self.accelerator.is_main_process:
-            self._rollout_log.write(
-                self.state.global_step + 1,
-                batch,
-                scores._replace(teacher_logp=None, teacher_entropy=None) if samples_only else scores,
-                self.generation.rollouts,
-                # One process alone cannot gather a sharded head.
-                None if self.sharded else lambda row: self.teacher_pass.likeliest(batch.teacher, row, head, 4),
-            )
+            self._rollout_log.write(self.state.global_step + 1, batch, scores, self.generation.rollouts, likeliest)
 
     # -- evaluation and state -------------------------------------------------------------------------------------
 
