@@ -145,18 +145,14 @@ def products(d: dict[str, Any], kind: str) -> float:
 
 
 def fused(d: dict[str, Any], kind: str) -> float:
-    from errata.ops.scores import fused_loss
+    from errata.ops.scores import DivergenceSettings, ModelStates, Objective, Streams, fused_loss
 
     loss, _ = fused_loss(
-        d["hidden"],
-        d["head"],
-        d["teacher_hidden"],
-        d["teacher_head"],
+        ModelStates(d["hidden"], d["head"]),
+        ModelStates(d["teacher_hidden"], d["teacher_head"]),
         d["tokens"],
-        advantage=d["advantage"],
-        rl_weight=d["weight"],
-        sd_weight=d["weight"],
-        divergence=kind,
+        Streams(d["advantage"], d["weight"], d["weight"]),
+        objective=Objective(DivergenceSettings(kind)),
     )
     loss.backward()
     return loss.item()

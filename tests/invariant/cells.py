@@ -74,7 +74,7 @@ class Cell:
     micro_batches: int = 1
     """Of an optimizer step (gradient accumulation)."""
     verifier: str = "lenient"
-    """A function of ``tests/invariant/verifier.py``; unused where ``settings`` name a task."""
+    """Name of a function in ``tests/invariant/verifier.py``; unused where ``settings`` name a task."""
     default: bool = False
     """Checked by the default test suite; else marked slow."""
 
@@ -165,8 +165,13 @@ def _one(
     return Cell(name=name, settings=chosen, micro_batches=micro_batches, verifier=verifier, default=default)
 
 
-_SAMPLES = {"gives": "samples", "samples": 2, "share": 0.25, "where": "entropy"}
-_LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["q_proj", "v_proj", "down_proj"]}
+_SAMPLES: dict[str, Any] = {"gives": "samples", "samples": 2, "share": 0.25, "where": "entropy"}
+_LORA: dict[str, Any] = {
+    "use_peft": True,
+    "lora_r": 4,
+    "lora_alpha": 8,
+    "lora_target_modules": ["q_proj", "v_proj", "down_proj"],
+}
 
 CELLS: tuple[Cell, ...] = (
     *_grid(),
@@ -187,7 +192,7 @@ CELLS: tuple[Cell, ...] = (
     _one("two-steps-a-generation", "distil", micro_batches=2, steps_per_generation=4, per_device_train_batch_size=4),
     _one("two-steps-a-generation-drift", "drift", micro_batches=2, steps_per_generation=4, per_device_train_batch_size=4),
     _one("two-iterations", "distil", micro_batches=2, num_iterations=2),
-    _one("two-iterations-grpo", "grpo", micro_batches=2, num_iterations=2),
+    _one("two-iterations-grpo", "grpo", micro_batches=2, num_iterations=2, learning_rate=3e-3),
     _one("two-iterations-srpo", "srpo", micro_batches=2, num_iterations=2),
     _one("trust-region", "distil", teacher="trust_region"),
     _one("teacher-sync", "sdpo", teacher="sync", teacher_sync_steps=2),
@@ -195,7 +200,7 @@ CELLS: tuple[Cell, ...] = (
     _one("history", "sdpo", args={"sources": ["feedback"], "history": 2}),
     _one("with-feedback", "distil", args={"sources": ["sibling", "reference"], "with_feedback": True}),
     _one("no-leaks", "distil", args={"sources": ["sibling", "feedback"], "allow_leaks": False}),
-    _one("rhythm-without-anchor", "drift", args={"mix": 0.0}),
+    _one("rhythm", "drift", args={"margin": -0.5, "window": 2, "anchor_scale": 20.0}, default=True),
     _one("two-demonstrations", "drift", args={"demonstrations": 2}),
     _one("short-teacher-prompt", "distil", max_teacher_prompt_length=38),
     _one("truncated", "distil", max_completion_length=17, mask_truncated_completions=True),

@@ -62,7 +62,6 @@ def _equal(found: list[Any], expected: list[Any], *, exactly: bool) -> bool:
     if exactly or len(found) != len(expected):
         return found == expected
     return all(
-        a == b
-        or (isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6))
+        a == b or (isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6))
         for a, b in zip(found, expected, strict=True)
     )

@@ -36,10 +36,10 @@ def lenient(completions: Sequence[Any], expression: Sequence[str], **columns: An
 
 
 def partial(completions: Sequence[Any], expression: Sequence[str], **columns: Any) -> list[dict[str, Any]]:
-    """Score 1 if every step is right, 0.5 if only the last answer is, else 0; with the same trace."""
+    """Score 1 if every step is right, 0.5 if one alone is wrong, else 0; with the same trace."""
     verdicts = exact(completions, expression)
-    for verdict, completion, e in zip(verdicts, completions, expression, strict=True):
-        if verdict["score"] == 0 and _text(completion)[-1:] == solve(e)[-1]:
+    for verdict in verdicts:
+        if verdict.get("kind") == "trace" and ";" not in verdict["feedback"]:
             verdict["score"] = 0.5
     return verdicts
 

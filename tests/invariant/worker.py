@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
 from tests.invariant.cells import BY_NAME, HERE, Cell, is_timing
 
 ROOT = HERE.parents[1]
@@ -39,7 +38,7 @@ ENVIRONMENT = {
 }
 
 
-class Failed(RuntimeError):
+class CellError(RuntimeError):
     """A cell's run stopped with an error."""
 
 
@@ -50,7 +49,7 @@ class Worker:
         self._process: subprocess.Popen[str] | None = None
 
     def run(self, cell: Cell, folder: Path) -> dict[str, list[Any]]:
-        """The cell's metrics, see ``read``; ``folder`` takes its files. Raises ``Failed`` with the end of its output."""
+        """The cell's metrics, see ``read``; ``folder`` takes its files. Raises ``CellError`` with the end of its output."""
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.invariant.worker"],
@@ -66,7 +65,7 @@ class Worker:
         self._process.stdin.write(f"{cell.name} {folder}\n")
         answer = json.loads(self._process.stdout.readline())
         if any(answer["status"]):
-            raise Failed(f"{cell.name}: exit status {answer['status']}\n{_logs(folder)}")
+            raise CellError(f"{cell.name}: exit status {answer['status']}\n{_logs(folder)}")
         return read(folder / "run" / "metrics.jsonl")
 
     def close(self) -> None:
@@ -84,7 +83,7 @@ def run_fresh(cell: Cell, folder: Path) -> dict[str, list[Any]]:
     env = {**environment(), "HF_DATASETS_CACHE": str(folder / "cache")}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     if done.returncode:
-        raise Failed(f"{cell.name}: exit status {done.returncode}\n{done.stderr[-3000:]}")
+        raise CellError(f"{cell.name}: exit status {done.returncode}\n{done.stderr[-3000:]}")
     return read(folder / "run" / "metrics.jsonl")
 
 
@@ -108,7 +107,7 @@ def read(path: Path) -> dict[str, list[Any]]:
     """Every metric that does not measure time, by name: its value at each step, ``"absent"`` where it was not logged."""
     steps = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     if [step["step"] for step in steps] != [1, 2, 3]:
-        raise Failed(f"{path}: steps {[step['step'] for step in steps]}, not 1, 2, 3")
+        raise CellError(f"{path}: steps {[step['step'] for step in steps]}, not 1, 2, 3")
     names = dict.fromkeys(name for step in steps for name in step if not is_timing(name))
     return {name: [step.get(name, "absent") for step in steps] for name in names}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.invariant.cells import BY_NAME, Cell
-from tests.invariant.worker import Failed, Worker, run_fresh
+from tests.invariant.worker import CellError, Worker, run_fresh
 
 
 def as_text(metrics: dict[str, list[Any]]) -> str:
@@ -43,7 +43,7 @@ def main() -> int:
             cell, started = BY_NAME[name], time.perf_counter()
             try:
                 metrics = (run_fresh if args.fresh else worker.run)(cell, Path(folder) / name)
-            except Failed as error:
+            except CellError as error:
                 bad += 1
                 print(error, flush=True)
                 continue

@@ -192,6 +192,71 @@ def test_topk_of_everything_is_exact(kind, support):
         )
 
 
+@pytest.mark.parametrize(
+    ("kind", "terms"),
+    [
+        ("forward_kl", [0.5 * LN2, 0.0, -0.25 * LN2]),
+        ("reverse_kl", [-0.25 * LN2, 0.0, 0.5 * LN2]),
+        # ½·(p_T ln(p_T/m) + p_S ln(p_S/m)): ½·(½·ln 4/3 + ¼·ln 2/3) at both ends
+        (
+            "js",
+            [0.25 * math.log(4 / 3) + 0.125 * math.log(2 / 3), 0.0, 0.25 * math.log(4 / 3) + 0.125 * math.log(2 / 3)],
+        ),
+    ],
+)
+@pytest.mark.parametrize("clip", [0.01, 0.2, 9.0])
+def test_entry_clip_by_hand(kind, terms, clip):
+    """Each vocabulary entry's term is cut from above; the sum may be negative."""
+    value = divergence(STUDENT, TEACHER, kind, entry_clip=clip)
+    assert value.item() == pytest.approx(sum(min(term, clip) for term in terms), abs=1e-6)
+    if clip == 0.01:
+        assert (value.item() < 0) == (kind != "js")
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("support", ["full", "student_topk", "teacher_topk"])
+def test_entry_clip_matches_plain_sums_and_has_the_exact_gradient(kind, support):
+    """Terms as Python floats from the definition, and differences of the clipped sum as its gradient."""
+    student = 2 * torch.randn(2, 6, dtype=torch.float64)
+    teacher, k, clip, alpha = 2 * torch.randn(2, 6, dtype=torch.float64), 3, 0.03, 0.3
+
+    def ours(student):
+        if support == "full":
+            return divergence(student, teacher, kind, alpha=alpha, entry_clip=clip)
+        return topk_divergence(student, teacher, kind, alpha=alpha, support=support, k=k, entry_clip=clip)
+
+    def buckets(probabilities, chosen):
+        held = [probabilities[i] for i in chosen]
+        if support == "student_topk":
+            return [*held, 1 - sum(held)]
+        return held if support == "full" else [x / sum(held) for x in held]
+
+    expected, cut = [], 0
+    for s, t in zip(student.softmax(-1).tolist(), teacher.softmax(-1).tolist(), strict=True):
+        by = s if support == "student_topk" else t
+        chosen = list(range(6)) if support == "full" else sorted(range(6), key=by.__getitem__)[-k:]
+        pairs = list(zip(buckets(s, chosen), buckets(t, chosen), strict=True))
+        if kind == "forward_kl":
+            terms = [q * math.log(q / p) for p, q in pairs]
+        elif kind == "reverse_kl":
+            terms = [p * math.log(p / q) for p, q in pairs]
+        else:
+            mixed = [(p, q, (1 - alpha) * p + alpha * q) for p, q in pairs]
+            terms = [alpha * q * math.log(q / m) + (1 - alpha) * p * math.log(p / m) for p, q, m in mixed]
+        expected.append(sum(min(x, clip) for x in terms))
+        cut += sum(x > clip for x in terms)
+    assert 0 < cut < 12
+    torch.testing.assert_close(ours(student), torch.tensor(expected, dtype=torch.float64))
+    assert torch.autograd.gradcheck(ours, student.requires_grad_())
+
+
+def test_a_clip_above_every_term_changes_nothing():
+    student, teacher = torch.randn(2, 5, 9), torch.randn(2, 5, 9)
+    for kind in KINDS[1:]:
+        clipped = divergence(student, teacher, kind, alpha=0.3, entry_clip=100.0)
+        torch.testing.assert_close(clipped, divergence(student, teacher, kind, alpha=0.3), atol=1e-6, rtol=1e-5)
+
+
 def test_clip_tokens_cuts_the_value_and_the_gradient():
     value = torch.tensor([[0.01, 0.05, 0.2]], requires_grad=True)
     clipped = clip_tokens(value, 0.05)
@@ -230,6 +295,9 @@ def test_half_precision_comes_out_as_float32(dtype):
         (lambda z: divergence(z, z, "js", alpha=1.5), "alpha"),
         (lambda z: topk_divergence(z, z, support="top"), "support"),
         (lambda z: topk_divergence(z, z, k=0), "k:"),
+        (lambda z: divergence(z, z, "forward_ce", entry_clip=0.1), "entry_clip.*use forward_kl"),
+        (lambda z: divergence(z, z, "forward_kl", entry_clip=0.0), "entry_clip: 0.0 must be positive"),
+        (lambda z: topk_divergence(z, z, "js", k=9, entry_clip=-1.0), "entry_clip: -1.0"),
         (lambda z: importance_weight(z, z[:1]), "old_logp"),
     ],
 )

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from errata.ops.scores import Head, fused_loss
+from errata.ops.scores import Head, ModelStates, Streams, fused_loss
 
 VOCABULARY, HIDDEN, TOKENS = 37, 6, 9
 
@@ -23,8 +23,8 @@ def data(rank):
 def loss_of(rank, weight, bias):
     hidden, teacher, tokens = data(rank)
     head = Head(weight, bias)
-    weights = {"sd_weight": torch.ones(1, TOKENS), "rl_weight": torch.ones(1, TOKENS), "advantage": torch.ones(1)}
-    return fused_loss(hidden, head, teacher, head, tokens, **weights)[0]
+    ones = torch.ones(1, TOKENS)
+    return fused_loss(ModelStates(hidden, head), ModelStates(teacher, head), tokens, Streams(ones, ones, ones))[0]
 
 
 def parameters():

@@ -45,7 +45,7 @@ def test_a_column_corrects_failed_attempts(tmp_path):
     t, rows = run(tmp_path, correction="reference", max_steps=2)
     failed, solved = failed_and_solved(rows)
     for row in failed:
-        assert row["kind"] == row["context"]["why"].split()[2] == "correction"
+        assert row["kind"] == row["context"]["why"].split()[0] == "correction"
         assert row["feedback"] in ("abc", "abca", "abcab")
         assert row["leaks_answer"]
         assert row["context"]["leaks_answer"]
@@ -140,7 +140,7 @@ def test_what_the_judge_said_is_kept_and_its_leak_is_inherited(tmp_path):
 def test_nobody_is_asked_where_no_teacher_would_be_told(tmp_path, caplog, method, who):
     asked = {"critic": "policy"} if who == "critic" else {"correction": "reference"}
     t, rows = run(tmp_path, method, method_args={}, max_steps=1, **asked)
-    assert f"{who}: nobody is asked" in caplog.text
+    assert f"{who}: not used" in caplog.text
     assert {row["kind"] for row in rows} == {""}
     assert not any("critic/tokens" in log or "correction/given" in log for log in t.state.log_history)
 

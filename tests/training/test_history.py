@@ -23,8 +23,8 @@ def remembering(run, seen):
     """Keeps every step's rollouts and contexts."""
     choose = run._choose_contexts
 
-    def kept(groups):
-        contexts = choose(groups)
+    def kept(groups, step):
+        contexts = choose(groups, step)
         seen.append(([r for g in groups for r in g], contexts))
         return contexts
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from errata.training.forward import accept_head_function
 from errata.training.teacher_forward import (
-    MAX_WASTE,
+    MAX_PADDING,
     hidden_at_completions,
     length_batches,
     padded_states,
@@ -26,7 +26,7 @@ def test_length_batches_hold_everything_once_with_little_padding(lengths, rows):
     for b in batches:
         assert len(b) <= rows
         longest = max(lengths[i] for i in b)
-        assert sum(lengths[i] for i in b) >= (1 - MAX_WASTE) * longest * len(b)
+        assert sum(lengths[i] for i in b) >= (1 - MAX_PADDING) * longest * len(b)
 
 
 def test_hidden_states_are_those_of_each_sequence_alone(tiny_model):

@@ -118,7 +118,7 @@ class TeacherPass:
             for i, answer in zip(with_teacher, self.expert.answer(queries), strict=True):
                 answers[i] = answer
         ids, logp, counts = (x.to(tokens.device) for x in spread(answers, weights, tokens.mask.shape[1]))
-        metrics |= self._metrics(answers, with_teacher, counts, tokens)
+        metrics |= self._expert_metrics(answers, with_teacher, counts, tokens)
         failed: list[int] = []
         if self.expert is not None and self.self_on_failure:
             failed = [i for i in with_teacher if answers[i] is None and contexts[i].kind != "expert"]
@@ -250,7 +250,7 @@ class TeacherPass:
             seed=_draw_seed(place, i),
         )
 
-    def _metrics(
+    def _expert_metrics(
         self, answers: Sequence[Answer | None], rows: Sequence[int], counts: Tensor, tokens: TokenBatch
     ) -> Metrics:
         states = int((counts > 0).sum())

@@ -1,11 +1,11 @@
-"""Work side by side: order, errors, and the state of threads before, within and after."""
+"""Threads that share the cores: order of results, errors, and PyTorch's settings before, within and after."""
 
 import threading
 
 import pytest
 import torch
 
-from errata.ops.fused.threads import lanes_on, side_by_side
+from errata.ops.fused.threads import run_in_threads, threads_for
 
 
 @pytest.fixture(autouse=True)
@@ -16,37 +16,37 @@ def four_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("lanes", "each"), [(2, 2), (3, 1), (4, 1), (6, 1)])
-def test_lanes_share_the_cores(lanes, each):
+@pytest.mark.parametrize(("threads", "each"), [(2, 2), (3, 1), (4, 1), (6, 1)])
+def test_threads_share_the_cores(threads, each):
     weight = torch.ones(3, requires_grad=True)
-    together = threading.Barrier(lanes, timeout=30)  # broken unless all are at work at once
+    together = threading.Barrier(threads, timeout=30)  # broken unless all are running at once
 
-    def work(lane):
+    def work(thread):
         together.wait()
-        return lane, torch.get_num_threads(), (weight * lane).requires_grad
+        return thread, torch.get_num_threads(), (weight * thread).requires_grad
 
-    assert side_by_side(work, lanes) == [(lane, each, False) for lane in range(lanes)]
+    assert run_in_threads(work, threads) == [(thread, each, False) for thread in range(threads)]
     assert torch.get_num_threads() == 4
 
 
-def test_one_lane_is_the_caller_itself():
-    assert side_by_side(lambda lane: (lane, threading.current_thread(), torch.get_num_threads()), 1) == [
+def test_one_thread_is_the_caller_itself():
+    assert run_in_threads(lambda thread: (thread, threading.current_thread(), torch.get_num_threads()), 1) == [
         (0, threading.current_thread(), 4)
     ]
 
 
-def test_an_error_is_raised_and_the_cores_given_back():
-    def work(lane):
-        if lane == 1:
-            raise ValueError("lane 1")
+def test_an_error_is_raised_and_the_setting_restored():
+    def work(thread):
+        if thread == 1:
+            raise ValueError("thread 1")
 
-    with pytest.raises(ValueError, match="lane 1"):
-        side_by_side(work, 3)
+    with pytest.raises(ValueError, match="thread 1"):
+        run_in_threads(work, 3)
     assert torch.get_num_threads() == 4
 
 
-def test_lanes_are_for_cpus():
-    assert lanes_on(torch.device("cpu")) == 4
-    assert lanes_on(torch.device("cuda")) == 1
+def test_a_gpu_needs_one_thread():
+    assert threads_for(torch.device("cpu")) == 4
+    assert threads_for(torch.device("cuda")) == 1
     torch.set_num_threads(64)
-    assert lanes_on(torch.device("cpu")) == 16
+    assert threads_for(torch.device("cpu")) == 16
