@@ -149,40 +149,40 @@ def claims(n: dict[str, Any]) -> tuple[Claim, ...]:
             f"{at('hidden_bit', 'ce')}; {at('hidden_bit', 'kl')}",
         ),
         Claim(
-            "… and takes the student there",
-            "missing: nothing else pulls. The local term holds it to the expert's ½",
+            "… and alone decides where the student ends",
+            "missing: no other term. The local term holds the student at the expert's ½",
             max(end["hidden_bit"].values()) > 0.95,
             "P(L) ends at {ce:.2f} (`ce`), {kl:.2f} (`kl`)".format(**end["hidden_bit"]),
             expected=False,
         ),
         Claim(
             "The future term with `ce` prefers the better branch",
-            "missing: the surer expert on the better branch (here L is good in eight ways, R fails in one)",
+            "missing: an expert that is surer on the better branch (here L has eight good answers, R one that fails)",
             pull["eight_ways"]["ce"] > 0,
             at("eight_ways", "ce"),
             expected=False,
         ),
         Claim(
-            "The future term with `kl` does not push the wrong way there",
+            "The future term with `kl` does not prefer the worse branch there",
             "student and expert agree after L and after R",
             abs(pull["eight_ways"]["kl"]) < 1e-12,
             at("eight_ways", "kl"),
         ),
         Claim(
             "The future term with `kl` never prefers the worse branch",
-            "missing: disagreement costs reward (here a matter of taste; L succeeds, R fails)",
+            "missing: disagreement costs reward (here the expert's preference changes no reward; L succeeds, R fails)",
             pull["matter_of_taste"]["kl"] >= 0,
             at("matter_of_taste", "kl"),
             expected=False,
         ),
         Claim(
-            "A student equal to its expert stays as it is",
+            "A student equal to its expert does not change",
             "cost `kl`",
             stop["kl"]["gradient"] < 1e-12,
             f"largest gradient {stop['kl']['gradient']:.0e}; J {stop['kl']['J'][1]:.2f} throughout",
         ),
         Claim(
-            "A student equal to its expert stays as it is",
+            "A student equal to its expert does not change",
             "missing: cost `kl`. With `ce` it does not, under any baseline",
             stop["ce"]["gradient"] < 1e-12,
             "it learns to stop: {:.2f} → {:.2f} tokens, J {:.2f} → {:.2f}".format(
@@ -214,8 +214,8 @@ def pictures() -> tuple[Picture, ...]:
 
     caption = (
         "Left: from ½, exact gradient descent. Where the expert knows a hidden bit at R both costs go left. Where L "
-        "is good in eight ways `ce` goes right and `kl` stays. Where they differ in taste both go right until the "
-        "student has taken up the expert's taste. Right: under `ce` a perfect student unlearns to finish."
+        "has eight good answers `ce` goes right and `kl` does not move. Where the expert only has a preference both go right "
+        "until the student has learned it. Right: under `ce` a perfect student learns to stop early."
     )
     return (Picture("mdp", caption, (left, stopping)),)
 
