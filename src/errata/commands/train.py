@@ -36,7 +36,7 @@ def train(path: str, overrides: Sequence[str]) -> int:
     run = RunDirectory(Path(str(recipe.config.output_dir)))
     if run.finished and not recipe.config.overwrite and run.config() == _plain(_resolved(recipe)):
         console.print(f"{run.path} holds this very run, finished; --overwrite true runs it anew", highlight=False)
-        _show(console, run, run.read("rollouts")[-3:])
+        _show(console, run, run.read("rollouts")[-3:], method_of(recipe).success_threshold)
         return 0
     if recipe.config.use_cpu or not torch.cuda.is_available():
         keep_memory()
@@ -139,16 +139,16 @@ def _finish(console: Console, trainer: ErrataTrainer, run: RunDirectory, seconds
         return
     last = trainer.evaluator.last_rollouts
     samples = [_sample_row(r) for r in _examples(last, trainer.method.success_threshold)]
-    _show(console, run, samples or run.read("rollouts")[-3:])
+    _show(console, run, samples or run.read("rollouts")[-3:], trainer.method.success_threshold)
     run.finish()
     console.print(f"run: {run.path}  ({trainer.state.global_step} steps, {seconds:.0f} s)", highlight=False)
 
 
-def _show(console: Console, run: RunDirectory, samples: list[dict[str, Any]]) -> None:
+def _show(console: Console, run: RunDirectory, samples: list[dict[str, Any]], threshold: float) -> None:
     rows = run.read("eval")
     if rows:
         console.print(before_after(rows[0], rows[-1]))
-    console.print(rollout_samples(samples))
+    console.print(rollout_samples(samples, threshold=threshold))
 
 
 def _examples(rollouts: Sequence[Rollout], threshold: float, n: int = 3) -> list[Rollout]:

@@ -22,7 +22,7 @@ from errata.evaluation.sampling import sample
 from errata.experts import Teacher
 from errata.methods import Method
 from errata.recipe.config import ErrataConfig
-from errata.records import Group, Rollout, TeacherContext, Verdict
+from errata.records import Group, Rollout, TeacherContext, Verdict, is_solved
 from errata.training.compat import Sampled
 from errata.training.rollouts import Completion, Row, build_rollouts
 
@@ -74,7 +74,8 @@ class Evaluator:
             torch.manual_seed(config.seed + accelerator.process_index)
             rows = list(dataset)
             rollouts = self._rollouts(engine, rows)
-            metrics = summary(judged_rows(rollouts, config.eval_k), k=config.eval_k)
+            threshold = self.method.success_threshold
+            metrics = summary(judged_rows(rollouts, config.eval_k), k=config.eval_k, threshold=threshold)
             accuracy = self._teacher_accuracy(engine, rollouts, rows)
         if accuracy is not None:
             metrics["teacher_accuracy"] = accuracy
@@ -139,7 +140,7 @@ class Evaluator:
                 progress=False,
             )
         threshold = self.method.success_threshold
-        return sum(bool((row["score"] or 0) >= threshold) for row in answers) / len(answers)
+        return sum(is_solved(row["score"], threshold) for row in answers) / len(answers)
 
     def _contexts(self, rollouts: Sequence[Rollout]) -> list[tuple[Rollout, TeacherContext]]:
         """The first rollout of each problem that has a context, with that context."""
