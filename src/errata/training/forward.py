@@ -9,18 +9,18 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from errata.ops.scores import Head
 from errata.training import compat
 
-HeadFunction = Callable[[Tensor, Head], Any]
+HeadFunction = Callable[[Tensor, Head], object]
+"""(last hidden states (B,L,H), head) -> what the model's forward is to return."""
 
 
-def accept_head_function(model: nn.Module) -> None:
+def accept_head_function(model: PreTrainedModel) -> None:
     """Teach ``model`` (a Hugging Face causal language model, not yet wrapped) the keyword ``with_head``.
 
     Raises ``ValueError`` for a head that ``head_of`` cannot read.
@@ -29,7 +29,9 @@ def accept_head_function(model: nn.Module) -> None:
     original = model.forward
 
     @functools.wraps(type(model).forward)  # `generate` reads the signature
-    def forward(self: Any, *args: Any, with_head: HeadFunction | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self: PreTrainedModel, *args: object, with_head: HeadFunction | None = None, **kwargs: object
+    ) -> object:
         if with_head is None:
             return original(*args, **kwargs)
         outputs = self.base_model(*args, use_cache=False, **kwargs)
@@ -40,7 +42,7 @@ def accept_head_function(model: nn.Module) -> None:
     model.forward = types.MethodType(forward, model)
 
 
-def head_of(model: Any) -> Head:
+def head_of(model: PreTrainedModel) -> Head:
     """The output embedding of a causal language model with its family's logit scaling and soft-capping.
 
     Gemma caps (``final_logit_softcapping``); Cohere and others multiply (``logit_scale``, ``lm_head_multiplier``,
@@ -63,16 +65,6 @@ def head_of(model: Any) -> Head:
             "from its weight; leave lm_head out (all-linear does), or train it whole (lora_modules_to_save)"
         )
     return Head(layer.weight, layer.bias, scale=scale, softcap=getattr(config, "final_logit_softcapping", None))
-
-
-def completion_inputs(
-    prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor
-) -> dict[str, Any]:
-    """Model inputs of left-padded prompts (B,P) followed by right-padded completions (B,T)."""
-    return {
-        "input_ids": torch.cat([prompt_ids, completion_ids], dim=1),
-        "attention_mask": torch.cat([prompt_mask, completion_mask], dim=1),
-    }
 
 
 def at_completion(hidden: Tensor, length: int) -> Tensor:

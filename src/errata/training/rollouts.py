@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from errata.contexts import has_tools, transcript
 from errata.feedback import judge
-from errata.records import Messages, Rollout, Verdict
+from errata.records import Prompt, Rollout, Row, Verdict
 
-Completion = str | list[dict[str, Any]]
-Row = Mapping[str, Any]
+Completion = Prompt
+"""A text, or the messages of one or several turns."""
+Verifier = Callable[..., object] | nn.Module | str
+"""A function, or a reward model that TRL loads and runs."""
 
 
 class Recorder:
@@ -22,21 +23,21 @@ class Recorder:
     A rollout that could not be judged gets ``None``, which TRL leaves out of its group's mean.
     """
 
-    def __init__(self, verifier: Callable[..., Any], *, timeout_s: float) -> None:
+    def __init__(self, verifier: Callable[..., object], *, timeout_s: float) -> None:
         """``timeout_s``: seconds that a batch may take."""
         self.verifier, self.timeout_s = verifier, timeout_s
         self.__name__ = getattr(verifier, "__name__", type(verifier).__name__)
         self.verdicts: list[Verdict] = []
-        self.prompts: list[Messages | str] = []
+        self.prompts: list[Prompt] = []
         self.completions: list[Completion] = []
 
     def __call__(
         self,
         *,
-        prompts: list[Messages | str],
+        prompts: list[Prompt],
         completions: list[Completion],
         completion_ids: list[list[int]] | None = None,
-        **columns: Any,
+        **columns: object,
     ) -> list[float | None]:
         self.verdicts = judge(
             self.verifier,
@@ -53,16 +54,18 @@ class Recorder:
 class Judges:
     """All verifiers of a run with their weights. Reward models (``nn.Module``) are run by TRL and join in by their scores."""
 
-    def __init__(self, verifiers: Sequence[Any], *, timeout_s: float) -> None:
+    def __init__(self, verifiers: Sequence[Verifier], *, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self.functions: list[Recorder | nn.Module | Any] = []
+        self.functions: list[Verifier] = []
         for verifier in verifiers:
             self.add(verifier)
 
-    def add(self, verifier: Any) -> None:
+    def add(self, verifier: Verifier) -> None:
         """One more verifier; a reward model's name or module is left as it is, for TRL to run."""
-        runs_here = callable(verifier) and not isinstance(verifier, nn.Module)
-        self.functions.append(Recorder(verifier, timeout_s=self._timeout_s) if runs_here else verifier)
+        if isinstance(verifier, nn.Module | str):
+            self.functions.append(verifier)
+        else:
+            self.functions.append(Recorder(verifier, timeout_s=self._timeout_s))
 
     @property
     def recorders(self) -> list[Recorder]:
@@ -106,7 +109,7 @@ def combined(verdicts: Sequence[Verdict], weights: Sequence[float]) -> Verdict:
 
 def build_rollouts(
     rows: Sequence[Row],
-    prompts: Sequence[Messages | str],
+    prompts: Sequence[Prompt],
     completions: Sequence[Completion],
     verdicts: Sequence[Verdict],
     lengths: Sequence[int],
@@ -123,7 +126,7 @@ def build_rollouts(
         indices: each rollout's position among those of all processes.
     """
     # Rollouts of one problem share one row, so that the row is sent once when rollouts are gathered.
-    columns: dict[str, Mapping[str, Any]] = {}
+    columns: dict[str, Row] = {}
     rollouts = []
     for row, prompt, completion, verdict, length, index in zip(
         rows, prompts, completions, verdicts, lengths, indices, strict=True

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
+from datasets import Dataset
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from errata.contexts import Rendered, Renderer
 from errata.experts import Access, Teacher
 from errata.methods import Method, TeacherMethod
 from errata.ops.scores import Head, TokenScores
 from errata.recipe.config import ErrataConfig
-from errata.records import Group, Messages, Rollout, TeacherContext, Verdict, groups_of
+from errata.records import Group, Messages, Prompt, Rollout, Row, TeacherContext, Verdict, groups_of
 from errata.training import compat
 from errata.training.batch import GenerationBatch, LocalSignals, TeacherOutputs, TokenBatch
 from errata.training.comments import comments_of
@@ -33,7 +34,7 @@ from errata.training.loss import Averaging, LossSettings, two_stream_loss
 from errata.training.metrics import batch_metrics, prompt_metrics, score_metrics
 from errata.training.replay import PastBatch, Replay
 from errata.training.rollout_log import RolloutLog, WriteRow
-from errata.training.rollouts import Completion, Judges, Row, build_rollouts
+from errata.training.rollouts import Completion, Judges, Verifier, build_rollouts
 from errata.training.scoring import Scorer
 from errata.training.signals import decide
 from errata.training.teacher_pass import Expert, Place, StatefulExpert, TeacherPass
@@ -63,13 +64,13 @@ class ErrataTrainer(compat.TRLHooks):
 
     def __init__(
         self,
-        model: Any,
-        verifiers: Sequence[Any],
+        model: PreTrainedModel | str,
+        verifiers: Sequence[Verifier],
         args: ErrataConfig,
         *,
         method: Method,
-        train_dataset: Any,
-        eval_dataset: Any = None,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
         run: WriteRow = lambda stem, row: None,
         expert: MakeTeacher | None = None,
         access: Access | None = None,
@@ -154,8 +155,7 @@ class ErrataTrainer(compat.TRLHooks):
             return prepared
 
         if expert is not None:
-            made: Teacher | Expert = expert(prepare)
-            return made
+            return expert(prepare)
         per_generation = self.args.steps_per_generation * self.num_iterations
         return self_teacher(self.model, self.args, self.method, prepare, per_generation, self.sharded)
 
@@ -183,7 +183,7 @@ class ErrataTrainer(compat.TRLHooks):
         """Whether the one micro-batch is the whole generation batch, used once: then its own forward can be scored."""
         return bool(self.args.steps_per_generation == 1 and self.num_iterations == 1)
 
-    def on_rollouts(self, rows: list[dict[str, Any]], tokens: TokenBatch) -> GenerationBatch:
+    def on_rollouts(self, rows: Sequence[Row], tokens: TokenBatch) -> GenerationBatch:
         """From sampled and judged completions to the batch that the losses of its micro-batches take."""
         first, step = self.accelerator.process_index * len(rows), self.state.global_step
         local = self._build(rows, tokens, first)
@@ -226,7 +226,7 @@ class ErrataTrainer(compat.TRLHooks):
         return build_rollouts(rows, prompts, completions, verdicts, lengths, range(first, first + len(rows)))
 
     def judge(
-        self, rows: Sequence[Row], prompts: list[Any], completions: list[Completion], ids: list[list[int]]
+        self, rows: Sequence[Row], prompts: list[Prompt], completions: list[Completion], ids: list[list[int]]
     ) -> list[Verdict]:
         """Verdicts as in training. Collective: call on every rank, with equally many rows."""
         scores = self.judged_scores(rows, prompts, completions, ids)
@@ -264,7 +264,7 @@ class ErrataTrainer(compat.TRLHooks):
 
     # -- one micro-batch ------------------------------------------------------------------------------------------
 
-    def batch_loss(self, model: nn.Module, rows: Tensor, trl_loss: Any) -> Tensor:
+    def batch_loss(self, model: nn.Module, rows: Tensor, trl_loss: Callable[[], Tensor]) -> Tensor:
         """The two-stream loss of one micro-batch; TRL's own where its options ask for more than the clipped surrogate."""
         if self._own_trl_loss or self.aux_loss_enabled:
             loss: Tensor = trl_loss()
@@ -379,7 +379,7 @@ class ErrataTrainer(compat.TRLHooks):
     # -- evaluation and state -------------------------------------------------------------------------------------
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+        self, eval_dataset: Dataset | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """avg@k and pass@k on the held-out rows, and the teacher's own accuracy in its contexts."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -431,6 +431,8 @@ class _UpdateTeacher(TrainerCallback):  # type: ignore[misc]
     def __init__(self, teacher: Teacher | None) -> None:
         self._teacher = teacher
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         if self._teacher is not None:
             self._teacher.update()
