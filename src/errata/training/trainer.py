@@ -29,7 +29,7 @@ from errata.training import compat
 from errata.training.batch import GenerationBatch, LocalSignals, TeacherOutputs, TokenBatch
 from errata.training.comments import comments_of
 from errata.training.evaluation import Evaluator
-from errata.training.forward import accept_head_function, at_completion
+from errata.training.forward import accept_head_function, at_completion, check_scores
 from errata.training.loss import Averaging, LossSettings, two_stream_loss
 from errata.training.metrics import batch_metrics, prompt_metrics, score_metrics
 from errata.training.replay import PastBatch, Replay
@@ -103,7 +103,10 @@ class ErrataTrainer(compat.TRLHooks):
             self.reward_funcs[i] = self._judges.functions[i]
         if method.uses_teacher and self.aux_loss_enabled:
             raise ValueError("router_aux_loss_coef: not added to a distillation loss; set it to 0 or use method: grpo")
-        accept_head_function(self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model)
+        policy = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        accept_head_function(policy)
+        if not self.sharded:
+            check_scores(policy)
         made = self._make_teacher(expert)
         self.teacher = made if isinstance(made, Teacher) else None
         self.expert: Expert | None = None if isinstance(made, Teacher) else made
