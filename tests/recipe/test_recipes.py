@@ -8,7 +8,8 @@ import pytest
 
 from errata import methods
 from errata.cli import main
-from errata.training import recipe
+from errata.recipe import read as reading
+from errata.recipe.read import read
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
@@ -53,8 +54,8 @@ def test_a_step_on_a_cpu(tmp_path, name, shown):
 @pytest.fixture
 def on_gpu(monkeypatch):
     """Reads a recipe as where there is a GPU; only the recipe's reader believes so."""
-    monkeypatch.setattr(recipe, "torch", SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: True)))
-    return lambda name, *more: recipe.read(RECIPES / f"{name}.yaml", ["--use_cpu", "true", *more])
+    monkeypatch.setattr(reading, "torch", SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: True)))
+    return lambda name, *more: read(RECIPES / f"{name}.yaml", ["--use_cpu", "true", *more])
 
 
 @pytest.mark.parametrize("name", TASKS)

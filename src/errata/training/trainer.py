@@ -189,6 +189,7 @@ class ErrataTrainer(compat.TRLHooks):
     def on_rollouts(self, rows: Sequence[Row], tokens: TokenBatch) -> GenerationBatch:
         """From sampled and judged completions to the batch that the losses of its micro-batches take."""
         first, step = self.accelerator.process_index * len(rows), self.state.global_step
+        self._judges.check([str(row["problem_id"]) for row in rows])
         local = self._build(rows, tokens, first)
         local, metrics = self._comments(local, rows, step)
         self.log_metrics_of_step(metrics)
@@ -233,6 +234,7 @@ class ErrataTrainer(compat.TRLHooks):
     ) -> list[Verdict]:
         """Verdicts as in training. Collective: call on every rank, with equally many rows."""
         scores = self.judged_scores(rows, prompts, completions, ids)
+        self._judges.check([str(row["problem_id"]) for row in rows])
         return self._judges.verdicts(scores, [float(w) for w in self.reward_weights])
 
     def _with_entropy(self, rollouts: Sequence[Rollout], tokens: TokenBatch) -> list[Rollout]:
