@@ -334,7 +334,7 @@ def clock(tokens: Tokens) -> Reading | None:
         return Clock(f"{hour:02}:{match[2]}{match[3] or ':00'}")
     parts = [sympy.Integer(p) for p in text.split(":") if p.isdigit()]
     ratio = Ratio(tuple(parts)) if match[4] is None and all(parts) else None
-    return Clock(f"{match[1]}:{match[2]}{match[3] or ''}{match[4] or ''}", ratio)
+    return Clock(f"{int(match[1]):02}:{match[2]}{match[3] or ':00'}{match[4] or ''}", ratio)
 
 
 def words(tokens: Tokens) -> Reading | None:
@@ -446,6 +446,10 @@ def alternatives(tokens: Tokens) -> Reading | None:
     if all(part and _is(part[-1], ",") for part in parts[:-1]):
         parts = [part[:-1] if part and _is(part[-1], ",") else part for part in parts]
     read_parts = [read(part) for part in parts]
+    amounts = [r for r in read_parts if isinstance(r, Value) and r.unit != NO_UNIT and not r.unit.counted]
+    if len(amounts) == len(parts) == 2 and _is_word(joints[0], "and") and len({a.unit.kind for a in amounts}) == 1:
+        if amounts[0].unit.factor > amounts[1].unit.factor:  # '2 hours and 15 minutes' is one amount
+            return _added(*amounts)
     if all(isinstance(r, Pieces) for r in read_parts):
         pieces = [r for r in read_parts if isinstance(r, Pieces)]
         return _union(pieces) if all(_is_word(j, "or") for j in joints) else _intersection(pieces)
@@ -543,18 +547,25 @@ def _union(pieces: Sequence[Pieces]) -> Pieces:
 
 
 def _intersection(pieces: Sequence[Pieces]) -> Pieces:
-    """Of two single intervals, such as ``x > 1 and x < 3``."""
+    """``x > 0 and x != 1``: what is in all of them, of intervals between given numbers."""
     names = {p.variable for p in pieces if p.variable}
-    if len(pieces) != 2 or len(names) > 1 or any(len(p.parts) != 1 for p in pieces):
+    ends = [v for p in pieces for part in p.parts for v in (part[0], part[2])]
+    if len(names) > 1 or not all(v.is_extended_real and not v.free_symbols for v in ends):
         raise UnreadableError("several conditions at once are not computed")
-    (a, a_in, b, b_in), (c, c_in, d, d_in) = pieces[0].parts[0], pieces[1].parts[0]
-    if not all(v.is_extended_real and not v.free_symbols for v in (a, b, c, d)):
-        raise UnreadableError("several conditions at once are not computed")
+    parts = pieces[0].parts
+    for other in pieces[1:]:
+        parts = tuple(c for a in parts for b in other.parts if (c := _overlap(a, b)) is not None)
+    if not parts:
+        raise UnreadableError("the conditions exclude each other")
+    return Pieces(parts, names.pop() if names else "")
+
+
+def _overlap(one: Any, other: Any) -> Any:
+    """What two intervals share; ``None`` if it is nothing."""
+    (a, a_in, b, b_in), (c, c_in, d, d_in) = one, other
     low, low_in = (a, a_in) if a > c else (c, c_in) if c > a else (a, a_in and c_in)
     high, high_in = (b, b_in) if b < d else (d, d_in) if d < b else (b, b_in and d_in)
-    if not low < high:
-        raise UnreadableError("the conditions exclude each other")
-    return Pieces(((low, low_in, high, high_in),), names.pop() if names else "")
+    return (low, low_in, high, high_in) if low < high or (low == high and low_in and high_in) else None
 
 
 def residue(tokens: Tokens) -> Reading | None:
@@ -860,16 +871,18 @@ def quantity(tokens: Tokens) -> Reading | None:
     rest = read(tokens[following:])
     if first.counted or not isinstance(rest, Value) or rest.unit.kind != first.kind or rest.unit.factor >= first.factor:
         raise UnreadableError("two amounts that do not add up")
-    return Value(value + rest.expr * _rational(rest.unit.factor / first.factor), first)
+    return _added(Value(value, first), rest)
+
+
+def _added(large: Value, small: Value) -> Value:
+    """``2 hours`` and ``15 minutes`` in hours."""
+    factor = small.unit.factor / large.unit.factor
+    return Value(large.expr + small.expr * sympy.Rational(factor.numerator, factor.denominator), large.unit)
 
 
 def _counts(tokens: Tokens, at: int) -> bool:
     """Whether a number counts a thing, and is not the power in ``cm^2``."""
     return not _is(tokens[at - 1], "^", "{", "-")
-
-
-def _rational(value: Fraction) -> sympy.Rational:
-    return sympy.Rational(value.numerator, value.denominator)
 
 
 def _start_of_unit(tokens: Tokens) -> int | None:

@@ -134,7 +134,7 @@ _SAME = {
     "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "dotsb": "ldots", "hdots": "ldots", "degree": "circ",
     "ast": "*", "div": "/", "colon": ":", "lt": "<", "gt": ">", "rightarrow": "to", "vee": "lor", "wedge": "land",
     "lnot": "neg", "backslash": "setminus", "varphi": "phi", "varepsilon": "epsilon", "vartheta": "theta",
-    "implies": "Rightarrow", "thickapprox": "approx", "simeq": "approx", "sim": "sim", "mod": "bmod", "tg": "tan",
+    "implies": "Rightarrow", "uppi": "pi", "Pi": "Pi", "thickapprox": "approx", "simeq": "approx", "sim": "sim", "mod": "bmod", "tg": "tan",
     "ctg": "cot", "arctg": "arctan", "cosec": "csc", "infin": "infty", "overrightarrow": "vec", "neg": "neg",
 }  # fmt: skip
 _PLAIN = {
