@@ -43,9 +43,9 @@ def final_answer(text: str) -> Final:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last ``\boxed{...}`` of a text holds, braces matched; ``None`` without a box or if it is not closed."""
-    boxes = _boxes(restore_commands(text))
-    return boxes[-1][2] if boxes else None
+    r"""What the last ``\boxed{...}`` of a text holds, braces matched; ``None`` if there is none that is closed."""
+    contents = [content for _, _, content in _boxes(restore_commands(text)) if content is not None]
+    return contents[-1] if contents else None
 
 
 def _boxes(text: str) -> list[tuple[int, int, str | None]]:
