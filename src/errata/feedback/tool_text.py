@@ -85,6 +85,10 @@ def read_calls(text: str, known: Iterable[str] = ()) -> Reading:
             if behind is None:
                 continue
             position = behind.end()
+        if name == "":
+            broken.append("An 'Action:' line names no tool.")
+            name = None
+            continue
         if name is None:
             broken.append("An 'Action Input:' has no 'Action:' line before it.")
             continue
@@ -103,8 +107,8 @@ def read_calls(text: str, known: Iterable[str] = ()) -> Reading:
 def _read_name(text: str, start: int, known: Sequence[str]) -> tuple[str, int, str]:
     """The tool's name that begins at ``start`` or on the next line, the position behind it, and a note if it is in words."""
     if not text[start:].partition("\n")[0].strip(_EDGES):
-        below = re.compile(rf"[^\S\n]*\n(?:{_GAP})*(?=\S)").match(text, start)
-        if below is not None and not _TURN.match(text, below.start(0) + text[start:].index("\n") + 1):
+        below = re.compile(rf"[^\S\n]*\n(?:\s|{_GAP})*(?=\S)").match(text, start)
+        if below is not None and not _TURN.match(text, text.rindex("\n", 0, below.end()) + 1):
             start = below.end()
     line = text[start:].partition("\n")[0]
     if behind := _INPUT_BEHIND.search(line):
