@@ -101,7 +101,14 @@ def _does_something(code: str) -> bool:
             tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return bool(re.search(r"^\s*(?:import|from|def|class|for|while|if)\b.*|\bprint\s*\(|\binput\s*\(", code, re.MULTILINE))
-    return any(not isinstance(node, ast.Expr) or isinstance(node.value, ast.Call) for node in tree.body)
+    return any(not isinstance(node, ast.Expr) or _is_call(node.value) for node in tree.body)
+
+
+def _is_call(node: ast.expr) -> bool:
+    """Whether an expression calls what programs call: ``print(6)``, ``sys.stdout.write("6")``, but not ``O(n)``."""
+    if not isinstance(node, ast.Call):
+        return False
+    return isinstance(node.func, ast.Attribute) or (isinstance(node.func, ast.Name) and len(node.func.id) > 2)
 
 
 def _defines(code: str, function: str) -> bool:

@@ -32,6 +32,7 @@ from errata.feedback.math_units import NO_UNIT, Unit
 
 __all__ = ["agree", "nearly", "same_expression"]
 
+_INFINITE = (sympy.oo, -sympy.oo, sympy.zoo)
 _DIGITS = 50
 _LARGEST_DIGITS = 3000
 
@@ -67,7 +68,7 @@ def same_expression(a: sympy.Expr, b: sympy.Expr) -> bool:
     """Whether two expressions are equal: numbers to 50 digits beyond their size, formulas at complex points."""
     if a == b:
         return True
-    if (a.is_Rational and b.is_Rational) or a.has(sympy.oo) or b.has(sympy.oo):
+    if (a.is_Rational and b.is_Rational) or a.has(*_INFINITE) or b.has(*_INFINITE):
         return False
     if not a.free_symbols and not b.free_symbols and not (a.has(AppliedUndef) or b.has(AppliedUndef)):
         return _same_number(a, b)
@@ -94,7 +95,7 @@ def _point(symbols: Sequence[Any], points: Sequence[Any], positive: Any, k: int)
 def _implied_positive(expr: sympy.Expr) -> set[Any]:
     r"""The symbols whose own logarithm or root is taken, as in ``\ln x`` or ``\sqrt x``."""
     logs = {log.args[0] for log in expr.atoms(sympy.log) if log.args[0].is_Symbol}
-    roots = {p.base for p in expr.atoms(sympy.Pow) if p.base.is_Symbol and p.exp.is_Rational and p.exp.q % 2 == 0}
+    roots = {p.base for p in expr.atoms(sympy.Pow) if p.base.is_Symbol and p.exp.is_Rational and p.exp.q > 1}
     return logs | roots
 
 
@@ -380,9 +381,10 @@ def _named(gold: Reading, given: Reading) -> bool | None:
         if isinstance(other, Group) and other.open == "(":
             ordered = [value for _, value in sorted(names.values, key=lambda v: v[0])]
             return _all(other.items, ordered) if turned else _all(ordered, other.items)
-        if isinstance(other, Items) and not other.braces:
+        indexed = len({name.partition("_")[0] for name, _ in names.values}) == 1
+        if isinstance(other, Items) and (indexed or not other.braces):
             values = [value for _, value in names.values]
-            if len({name.partition("_")[0] for name, _ in names.values}) == 1:
+            if indexed:
                 return _matched(other.items, values, agree) if turned else _matched(values, other.items, agree)
             return _all(other.items, values) if turned else _all(values, other.items)
         if isinstance(other, Matrix) and all(len(row) == 1 for row in other.rows):

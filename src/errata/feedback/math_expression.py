@@ -152,7 +152,7 @@ class _Parser:
                 value = self._quotient(value, self._signed())
             elif self._take("bmod"):
                 value = sympy.Mod(_exact(value), _exact(self._signed()))
-            elif token is not None and token.kind == "number":
+            elif token is not None and token.kind == "number" and not self._tokens[self._at - 1].text == "!":
                 raise UnreadableError(f"{token.text!r} stands beside another factor without a sign")
             elif self._begins_factor():
                 value = value * self._power()

@@ -603,7 +603,7 @@ def membership(tokens: Tokens) -> Reading | None:
     pieces = as_pieces(inner)
     if pieces is not None and isinstance(inner, Pieces | Group):
         return replace(pieces, variable=name)
-    if name and isinstance(inner, Items | Pieces):
+    if (name or _names(parts[0])) and isinstance(inner, Items | Pieces):
         return inner
     raise UnreadableError("a membership that is no name and its set")
 
@@ -665,6 +665,14 @@ def _name(tokens: Tokens) -> str:
     return re.sub(r"\{(\w)\}", r"\1", text)
 
 
+def _names(tokens: Tokens) -> bool:
+    """Whether the tokens are several names in brackets: ``(x, y)``."""
+    if not _encloses(tokens) or not _is(tokens[0], "(", "langle"):
+        return False
+    inner, _ = _split(tokens[1:-1], lambda t: _is(t, ","))
+    return all(map(_name, inner)) and len(inner) > 1
+
+
 def equation(tokens: Tokens) -> Reading | None:
     """``x = 5``, ``y = 2x + 1``, ``m + n = 256 + 37 = 293``, ``(x, y) = (1, 2)``."""
     parts, signs = _split(tokens, lambda t: _is(t, "=", "approx"))
@@ -678,10 +686,8 @@ def equation(tokens: Tokens) -> Reading | None:
     if not first:
         return read(last)
     name = _name(first)
-    if _encloses(first) and _is(first[0], "(", "langle"):
-        inner, _ = _split(first[1:-1], lambda t: _is(t, ","))
-        if all(map(_name, inner)) and len(inner) > 1:
-            return read(last)
+    if _names(first):
+        return read(last)
     if not name and len(parts) == 2 and _name(last) and not _symbols(first):
         name, first, last = _name(last), last, first
     _refuse_contradiction(parts)
@@ -769,6 +775,8 @@ def enclosed(tokens: Tokens) -> Reading | None:
     if not _encloses(tokens) or not _is(tokens[0], "(", "[", "{", "langle"):
         return None
     inner = tokens[1:-1]
+    if any(_is(t, "choose") for _, t in _top_level(inner)):
+        return None
     opens, closes = tokens[0].text, tokens[-1].text
     braces = opens == "{"
     if braces and not inner:
@@ -778,7 +786,7 @@ def enclosed(tokens: Tokens) -> Reading | None:
         if not inner:
             raise UnreadableError("a bracket holds nothing")
         if braces and any(_is(t, "|", ":") for _, t in _top_level(inner)):
-            raise UnreadableError("a set by its condition")
+            return _by_condition(inner)
         if {opens, closes} & {"langle", "rangle"} or (opens, closes) not in (("(", ")"), ("[", "]"), ("{", "}")):
             raise UnreadableError("brackets that hold one thing do not match")
         inside = read(inner)
@@ -791,6 +799,16 @@ def enclosed(tokens: Tokens) -> Reading | None:
         return Group(tuple(Words("...") if len(p) == 1 and _is(p[0], "ldots") else read(p) for p in parts), opens, closes)
     ordinary = {"langle": "(", "rangle": ")"}
     return Group(tuple(read(part) for part in parts), ordinary.get(opens, opens), ordinary.get(closes, closes))
+
+
+def _by_condition(tokens: Tokens) -> Reading:
+    r"""``\{x \mid x > 2\}`` is the interval."""
+    parts, _ = _split(tokens, lambda t: _is(t, "|", ":"))
+    if len(parts) == 2 and (name := _name(parts[0])):
+        pieces = read(parts[1])
+        if isinstance(pieces, Pieces) and pieces.variable == name:
+            return pieces
+    raise UnreadableError("a set by a condition that is no interval")
 
 
 def ratio(tokens: Tokens) -> Reading | None:
@@ -836,9 +854,11 @@ def feet_and_minutes(tokens: Tokens) -> Reading | None:
 
 
 def in_base(tokens: Tokens) -> Reading | None:
-    """``1A_{16}`` and ``101 (base 2)``."""
+    """``1A_{16}`` and ``101 (base 2)``; also ``_6C_3``, whose subscript is no base."""
     text = "".join(t.text for t in tokens)
-    match = re.fullmatch(r"([0-9A-F]+)_\{?(\d+)\}?", text) or re.fullmatch(r"([0-9A-F]+)\(?(?:in)?base(\d+)\)?", text)
+    if match := re.fullmatch(r"(?:\{\})?[_^]\{?(\d{1,3})\}?C_\{?(\d{1,3})\}?", text):
+        return Value(sympy.binomial(int(match[1]), int(match[2])))
+    match = re.fullmatch(r"(\d[0-9A-F]*|[0-9A-F]{2,}(?=_\{?16\}?$))_\{?(\d+)\}?", text) or re.fullmatch(r"([0-9A-F]+)\(?(?:in)?base(\d+)\)?", text)
     if not match or not 2 <= int(match[2][:3]) <= 36:
         return None
     try:
@@ -856,6 +876,10 @@ def quantity(tokens: Tokens) -> Reading | None:
     for ending, name in ((["^", "circ"], "°1"), (["^", "{", "circ", "}"], "°1"), (["circ"], "°1"), (["%"], "%1")):
         if [t.text for t in tokens[-len(ending) :]] == ending and len(tokens) > len(ending):
             return Value(expression(tokens[: -len(ending)]), Unit(Fraction(1), name))
+    if len(tokens) > 1 and (tokens[-1].text in _MONEY or _is(tokens[-1], "Omega")):
+        amount = _expression_or_none(tokens[:-1])
+        if amount is not None and not amount.free_symbols:
+            return Value(amount, Unit(Fraction(1), f"{tokens[-1].text}1".replace("Omega", "ohm")))
     at = _start_of_unit(tokens)
     if at is None:
         return Value(expression(tokens))

@@ -83,7 +83,8 @@ def plain_signs(text: str) -> str:
 def without_markup(text: str) -> str:
     """Without the signs of mathematics and of Markdown around it: ``**$5$**`` is ``5``."""
     text = re.sub(r"(?<!\\)\$|\\[()]|(?<!\\)\\[\[\]]|`", " ", text)
-    return re.sub(r"\*\*(?=\S)(.+?)(?<=\S)\*\*", r"\1", text.strip())
+    text = re.sub(r"\*\*(?=\S)(.+?)(?<=\S)\*\*", r"\1", text.strip())
+    return re.sub(r"^([*_\"])([^*_\"]+)\1$", r"\2", text)
 
 
 def without_size_and_colour(text: str) -> str:
@@ -92,7 +93,13 @@ def without_size_and_colour(text: str) -> str:
     text = re.sub(r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\s*", "", text)
     text = re.sub(r"\\(?:display|text|script)style(?![a-z])|\\(?:no)?limits(?![a-z])", "", text)
     text = re.sub(r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}|\\color\s*(?:\{[^{}]*\}|[a-z]+)", "", text)
-    return re.sub(r"\\(?:boxed|fbox|framebox|underline|ensuremath|mathstrut|displaylines)(?![A-Za-z])", "", text)
+    text = re.sub(r"\\[hv]?phantom\s*\{[^{}]*\}", "", text)
+    return re.sub(
+        r"\\(?:boxed|fbox|framebox|underline|ensuremath|mathstrut|math(?:bin|rel|op|ord|inner)"
+        r"|tiny|small|normalsize|large|Large|LARGE|huge|Huge)(?![A-Za-z])",
+        "",
+        text,
+    )
 
 
 def one_space(text: str) -> str:
