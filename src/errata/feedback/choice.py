@@ -60,7 +60,7 @@ def read_choice(text: str, options: Sequence[Any] | Mapping[str, Any] = _UNNAMED
     if len(content) != 1 or content not in letters:
         lower = len(content) == 1 and content.upper() in letters
         return Choice(
-            letter, False, f"the <answer> block holds {'a small letter' if lower else 'more than one letter'}"
+            letter, False, f"the <answer> block holds {'a small letter' if lower else 'more than the letter'}"
         )
     if not re.search(r"<answer>\s*\w\s*</answer>\s*$", written):
         return Choice(letter, False, "text follows the <answer> block")

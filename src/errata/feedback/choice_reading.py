@@ -17,7 +17,9 @@ __all__ = ["clean", "letter_in_block", "letter_in_prose"]
 Options = Mapping[str, str]
 """Each option's letter with its text, empty if it has none."""
 
-_FONT = re.compile(r"\\(?:boxed|fbox|text|mathrm|textbf|mathbf|textit|mathit|textrm|mathsf|bm|boldsymbol)\s*\{([^{}]*)\}")
+_FONT = re.compile(
+    r"\\(?:boxed|fbox|text|mathrm|textbf|mathbf|textit|mathit|textrm|mathsf|bm|boldsymbol)\s*\{([^{}]*)\}"
+)
 _BARE = re.compile(r"\\(?:boxed|fbox)\s+(?=[A-Za-z]\b)")
 
 
@@ -90,7 +92,9 @@ class _Named:
 def _named(span: str, letters: str) -> _Named:
     """The letters that a span of plain text names as its choice, and those it denies."""
     one = f"[{letters}]"
-    denied = {g for m in re.finditer(_DENIED.format(one), span, re.IGNORECASE) for g in m.groups() if g and g in letters}
+    denied = {
+        g for m in re.finditer(_DENIED.format(one), span, re.IGNORECASE) for g in m.groups() if g and g in letters
+    }
     kept = re.sub(_DENIED.format(one), lambda m: " " * len(m[0]), span, flags=re.IGNORECASE)
     follows = rf"(?=\s*(?:$|[).:,;!\]}}/&|–—-]|\n|{_GOES_ON})|\s+[(\[]?{one}\b)"
     patterns = (
@@ -108,7 +112,11 @@ def _named(span: str, letters: str) -> _Named:
         m[1]
         for p in patterns
         for m in _overlapping(p, kept)
-        if not (m[1] == "A" and re.match(r"\s+[a-z]", kept[m.end(1) :]) and not re.match(rf"\s*{_GOES_ON}", kept[m.end(1) :]))
+        if not (
+            m[1] == "A"
+            and re.match(r"\s+[a-z]", kept[m.end(1) :])
+            and not re.match(rf"\s*{_GOES_ON}", kept[m.end(1) :])
+        )
     }
     return _Named(frozenset(chosen), frozenset(denied - chosen))
 
@@ -211,7 +219,9 @@ def _statements(text: str, letters: str) -> list[tuple[int, str, str]]:
 def _sentence(cue: str, rest: str) -> str:
     """What follows the words "the answer is", with them, up to the sentence's end."""
     rest = rest.lstrip(" :\n")
-    end = re.search(r"\n|(?<![(\s*][A-Z])(?<!^[A-Z])[.!?](?=\s|$)|(?<=[A-Z])[.!]\s+(?=(?:[A-Z][a-z]|[A-Z]\s+(?:is|was)\b))", rest)
+    end = re.search(
+        r"\n|(?<![(\s*][A-Z])(?<!^[A-Z])[.!?](?=\s|$)|(?<=[A-Z])[.!]\s+(?=(?:[A-Z][a-z]|[A-Z]\s+(?:is|was)\b))", rest
+    )
     span = rest[: end.end() if end else len(rest)]
     lead = "not " if re.search(r"(?:not|cannot|can't|isn't)\b", cue, re.IGNORECASE) else "answer is "
     return lead + span

@@ -38,13 +38,13 @@ _DRIVER = """
 def errata_prepare():
     import os, sys
     sys.set_int_max_str_digits(50_000)
-    def refuse(*_, **__):
+    def errata_refuse(*_, **__):
         raise PermissionError("a program may not start another one")
     import _posixsubprocess
-    _posixsubprocess.fork_exec = refuse
+    _posixsubprocess.fork_exec = errata_refuse
     for name in ("system", "fork", "forkpty", "posix_spawn", "posix_spawnp", "execv", "execve"):
         if hasattr(os, name):
-            setattr(os, name, refuse)
+            setattr(os, name, errata_refuse)
 
 errata_prepare()
 
@@ -59,7 +59,9 @@ def errata_fail(error):
     trace = error.__traceback__
     while trace and trace.tb_frame.f_code.co_filename != "program.py":
         trace = trace.tb_next
-    traceback.print_exception(type(error), error, trace)
+    told = traceback.TracebackException(type(error), error, trace)
+    told.stack[:] = [frame for frame in told.stack if frame.name != "errata_refuse"]
+    print("".join(told.format()), end="", file=sys.stderr)
     sys.exit(1)
 """
 
@@ -239,7 +241,7 @@ class CodeVerifier:
             room = self.budget // len(new) - len(said[0]) - 2
             for i, (label, text) in enumerate(failure.shown):  # what is short leaves its room to what follows
                 limit = room // (len(failure.shown) - i) - len(label) - 3
-                said.append(f"{label}:\n" + _cut(text.strip("\n"), limit))
+                said.append(f"{label}:\n" + _cut(text.strip("\n") or "(nothing)", limit))
                 room -= len(said[-1]) + 1
             parts.append("\n".join(said))
         return "\n\n".join(parts)

@@ -13,7 +13,9 @@ from typing import Any
 
 __all__ = ["first_difference", "read_code", "same_output", "same_value"]
 
-_PYTHON = frozenset(("python", "python3", "python2", "py", "py3", "pypy", "pypy3", "python3.11", "python3.10", "cpython"))
+_PYTHON = frozenset(
+    ("python", "python3", "python2", "py", "py3", "pypy", "pypy3", "python3.11", "python3.10", "cpython")
+)
 _FENCE = re.compile(r"^(?P<indent>[ \t>]*)(?P<fence>`{3,}|~{3,})(?P<info>[^`]*)$")
 _NOT_THE_PROGRAM = re.compile(
     r"\b(?:examples?|usage|tests?|testing|try it|run it|demo|sample|how to (?:run|use)|outputs?|inputs?|prints|verify|check)\b",
@@ -86,7 +88,13 @@ def _ends_with_fence(line: str, fence: str) -> bool:
     """Whether a line of code ends with the fence that closes its block, and not with one in quotes or a comment."""
     bare = line.rstrip()
     head = bare[: -len(fence)]
-    return bare.endswith(fence) and bool(head.strip()) and fence not in head and head[-1] not in "'\"`#" and "#" not in head
+    return (
+        bare.endswith(fence)
+        and bool(head.strip())
+        and fence not in head
+        and head[-1] not in "'\"`#"
+        and "#" not in head
+    )
 
 
 def _dedented(lines: list[str], indent: str) -> str:
@@ -100,7 +108,9 @@ def _does_something(code: str) -> bool:
             warnings.simplefilter("ignore")
             tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return bool(re.search(r"^\s*(?:import|from|def|class|for|while|if)\b.*|\bprint\s*\(|\binput\s*\(", code, re.MULTILINE))
+        return bool(
+            re.search(r"^\s*(?:import|from|def|class|for|while|if)\b.*|\bprint\s*\(|\binput\s*\(", code, re.MULTILINE)
+        )
     return any(not isinstance(node, ast.Expr) or _is_call(node.value) for node in tree.body)
 
 
@@ -138,9 +148,7 @@ def same_output(expected: str, got: str, tolerance: float = 0.0) -> bool:
     written with a point or an exponent.
     """
     ours, theirs = _lines(got), _lines(expected)
-    return len(ours) == len(theirs) and all(
-        _same_line(a, b, tolerance) for a, b in zip(ours, theirs, strict=True)
-    )
+    return len(ours) == len(theirs) and all(_same_line(a, b, tolerance) for a, b in zip(ours, theirs, strict=True))
 
 
 def _lines(text: str) -> list[str]:

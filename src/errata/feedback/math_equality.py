@@ -55,10 +55,12 @@ def _all(gold: Sequence[Reading | None], given: Sequence[Reading | None]) -> boo
 
 # -- Expressions --
 
-# Points with all parts positive, where roots and logarithms of products split, and points with all kinds of parts.
-_POSITIVE = [(sympy.Rational(7 + 3 * i, 5), sympy.Rational(2 + i, 11)) for i in range(12)]
+# Points with all parts positive, where roots and logarithms of products split, and points with all kinds of parts;
+# some inside and some outside the unit circle, so that a summand with a large power cannot vanish beside the others.
+_POSITIVE = [(sympy.Rational(5 + (5 * i) % 12, 11), sympy.Rational(2 + i, 29)) for i in range(12)]
 _MIXED = [
-    (sympy.Rational((-1) ** i * (9 + 4 * i), 7), sympy.Rational((-1) ** (i // 2) * (3 + i), 5)) for i in range(12)
+    (sympy.Rational((-1) ** i * (4 + (7 * i) % 12), 9), sympy.Rational((-1) ** (i // 2) * (3 + (5 * i) % 7), 8))
+    for i in range(12)
 ]
 _REAL = [(sympy.Rational((-1) ** i * (11 + 13 * i), 9), sympy.Integer(0)) for i in range(12)]
 
@@ -79,9 +81,7 @@ def same_expression(a: sympy.Expr, b: sympy.Expr) -> bool:
     ):
         return all(_same_at(a, b, _point(symbols, _REAL, (), k)) for k in range(0, 12, 2))
     positive = _implied_positive(a) | _implied_positive(b)
-    return all(
-        _same_at(a, b, _point(symbols, points, positive, k)) for points in (_POSITIVE, _MIXED) for k in range(3)
-    )
+    return all(_same_at(a, b, _point(symbols, points, positive, k)) for points in (_POSITIVE, _MIXED) for k in range(2))
 
 
 def _point(symbols: Sequence[Any], points: Sequence[Any], positive: Any, k: int) -> dict[Any, Any]:
@@ -113,14 +113,21 @@ def _concrete(expr: sympy.Expr) -> sympy.Expr:
 
 
 def _same_number(a: sympy.Expr, b: sympy.Expr) -> bool:
-    rough = a.evalf(15)
-    if not rough.is_number:
-        return False
-    size = abs(rough)
-    extra = 0 if size == 0 or not size.is_finite else int(sympy.log(size, 10).evalf(5))
-    if extra > _LARGEST_DIGITS:
-        return False
-    return _close(a, b, {}, _DIGITS + max(extra, 0))
+    extra = max(_spread(a), _spread(b))
+    return extra <= _LARGEST_DIGITS and _close(a, b, {}, _DIGITS + extra)
+
+
+def _spread(expr: sympy.Expr) -> int:
+    """The decimal digits between 1 and the largest or smallest part of a number: 87 of ``1 - e^{-200}``."""
+    parts = [part for i, part in enumerate(sympy.preorder_traversal(expr)) if i < 80 and part.is_number]
+    return max((_magnitude(part.evalf(8)) for part in parts), default=0)
+
+
+def _magnitude(value: sympy.Expr) -> int:
+    size = abs(value)
+    if not size.is_number or size == 0 or not size.is_finite:
+        return 0
+    return abs(int(sympy.log(size, 10).evalf(5)))
 
 
 def _same_at(a: sympy.Expr, b: sympy.Expr, point: dict[Any, Any]) -> bool:
@@ -132,6 +139,9 @@ def _close(a: sympy.Expr, b: sympy.Expr, point: dict[Any, Any], digits: int) -> 
     if not (x.is_number and y.is_number) or x.has(sympy.nan, sympy.zoo) or y.has(sympy.nan, sympy.zoo):
         return False
     size = max(abs(x), abs(y))
+    if point and digits == _DIGITS and (extra := _magnitude(size)) > 8:
+        close = abs(x - y) <= size * sympy.Float(10) ** -digits  # what differs now does not need more digits
+        return bool(close) and extra <= _LARGEST_DIGITS and _close(a, b, point, digits + extra)
     if size < sympy.Float(10) ** -(2 * digits):  # both vanish, or one is so small that only a sign tells
         return bool(sympy.Abs(x - y) <= size * sympy.Float(10) ** -10) or (_vanishes(a, point) and _vanishes(b, point))
     return bool(abs(x - y) <= size * sympy.Float(10) ** -digits)
@@ -456,9 +466,7 @@ def _proportional(a: sympy.Expr, b: sympy.Expr, *, positive: bool = False) -> bo
 def _relations(gold: Reading, given: Reading) -> bool | None:
     if not (isinstance(gold, Relation) and isinstance(given, Relation)):
         return None
-    return gold.sign == given.sign and _proportional(
-        gold.difference, given.difference, positive=gold.sign != "neq"
-    )
+    return gold.sign == given.sign and _proportional(gold.difference, given.difference, positive=gold.sign != "neq")
 
 
 def _families(gold: Reading, given: Reading) -> bool | None:

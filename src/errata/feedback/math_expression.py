@@ -131,7 +131,7 @@ class _Parser:
 
     def end(self) -> None:
         if token := self._peek():
-            raise UnreadableError(f"{token.text!r} cannot be read there")
+            raise UnreadableError(f"'{_spelled(token)}' cannot be read there")
 
     # -- sums, products, powers --
 
@@ -390,6 +390,8 @@ class _Parser:
 
     def _letters(self, run: str) -> sympy.Expr:
         """``xy`` is a product, and only the last letter has the subscript or the power that follows."""
+        if len(run) > 40:
+            raise UnreadableError("a word cannot be read there")
         value: sympy.Expr = sympy.Integer(1)
         for letter in run[:-1]:
             value = value * {"e": sympy.E, "i": sympy.I}.get(letter, sympy.Symbol(letter))
@@ -534,6 +536,8 @@ class _Parser:
         term = self._term()
         if not (first.is_Integer and last.is_Integer and -1 <= last - first <= 500):
             raise UnreadableError("a sum without given ends, or a long one, is not computed")
+        if (last - first) * (term.count_ops() + 1) > 3000:
+            raise UnreadableError("a long sum is not computed")
         return together(*(term.subs(index, n) for n in range(int(first), int(last) + 1)))
 
     def _read_lim(self) -> sympy.Expr:
@@ -545,7 +549,8 @@ class _Parser:
         side = "+-" if not self._take("^") else ("+" if self._take("+") else "-" if self._take("-") else "")
         self._expect("}")
         term = self._term()
-        if not side or term.count_ops() > 25:
+        towers = [p for p in term.atoms(sympy.Pow) if variable in p.exp.free_symbols]
+        if not side or term.count_ops() > 25 or len(towers) > 1:
             raise UnreadableError("a limit is too long to compute")
         return sympy.limit(term, variable, target, side)
 
@@ -569,6 +574,10 @@ class _Parser:
         if not inner.is_polynomial(x) or sympy.degree(inner, x) > 50:
             raise UnreadableError("the integral of what is no polynomial is not computed")
         return sympy.integrate(sympy.expand(inner), (x, lower, upper))
+
+
+def _spelled(token: Token) -> str:
+    return f"\\{token.text}" if token.kind == "command" and token.text.isalpha() else token.text
 
 
 def _is_differential(tokens: Sequence[Token], at: int) -> bool:

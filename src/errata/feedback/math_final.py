@@ -33,7 +33,12 @@ def final_answer(text: str) -> Final:
         later = _said(after)
         return later if later.texts else Final((), True, "the last boxed answer is taken back")
     later = _said(after)
-    if later.texts and re.search(r"[\d\\$]", later.texts[0]) and len(later.texts[0]) < 60 and not _STARTS_PROSE.match(later.texts[0]):
+    if (
+        later.texts
+        and re.search(r"[\d\\$]", later.texts[0])
+        and len(later.texts[0]) < 60
+        and not _STARTS_PROSE.match(later.texts[0])
+    ):
         return later
     if content is None:
         return Final((), True, "the last \\boxed{ is not closed")
@@ -113,9 +118,7 @@ _DOUBT = re.compile(
     re.IGNORECASE,
 )
 _STARTS_PROSE = re.compile(r"(?:the|a|an|that|not|in|to|by|obtained|given|found|as)\b", re.IGNORECASE)
-_END = re.compile(
-    r"\n|<|\?|[.!](?=\s|$|\*)|,?\s+(?:because|since|as|which|where|so|but|not|I hope)\b", re.IGNORECASE
-)
+_END = re.compile(r"\n|<|\?|[.!](?=\s|$|\*)|,?\s+(?:because|since|as|which|where|so|but|not|I hope)\b", re.IGNORECASE)
 
 
 def _said(text: str) -> Final:

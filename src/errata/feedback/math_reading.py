@@ -317,6 +317,7 @@ def read(tokens: Tokens) -> Reading:
     raise AssertionError("the last rule reads or raises")
 
 
+_LONGEST_PRODUCT = 12  # letters of a word that may be a product
 _KNOWN_WORDS = frozenset("yes no true false none both up zero".split())
 
 
@@ -350,12 +351,14 @@ def words(tokens: Tokens) -> Reading | None:
     if len(tokens) == 1 and runs:
         if len(text) < 3 and text.lower() not in _KNOWN_WORDS:
             return None
-        return Words(text, expression(tokens))
+        return Words(text, expression(tokens) if len(text) <= _LONGEST_PRODUCT else None)
     if any(_is_word(t, "and", "or") for t in tokens):
         return None
     if any(t.kind == "letter" and not t.upright and t.text not in "aAI" for t in tokens) and len(tokens) < 3:
         return None
-    if len(tokens) == len(runs) == 0 or (any(_is(t, "-") for t in tokens) and not any(t.kind == "word" for t in tokens)):
+    if len(tokens) == len(runs) == 0 or (
+        any(_is(t, "-") for t in tokens) and not any(t.kind == "word" for t in tokens)
+    ):
         return None
     return Words(_without_article(text))
 
@@ -748,7 +751,9 @@ def matrix(tokens: Tokens) -> Reading | None:
     if kind == "vmatrix":
         if len(cells) != len(cells[0]) or len(cells) > 6:
             raise UnreadableError("a determinant of what is not square")
-        return Value(factor * sympy.Matrix(cells).det() if at == 0 else expression(tokens[:at]) * sympy.Matrix(cells).det())
+        return Value(
+            factor * sympy.Matrix(cells).det() if at == 0 else expression(tokens[:at]) * sympy.Matrix(cells).det()
+        )
     return Matrix(cells)
 
 
@@ -796,7 +801,9 @@ def enclosed(tokens: Tokens) -> Reading | None:
     if braces:
         return _of_parts(parts, braces=True)
     if any(len(p) == 1 and _is(p[0], "ldots") for p in parts):
-        return Group(tuple(Words("...") if len(p) == 1 and _is(p[0], "ldots") else read(p) for p in parts), opens, closes)
+        return Group(
+            tuple(Words("...") if len(p) == 1 and _is(p[0], "ldots") else read(p) for p in parts), opens, closes
+        )
     ordinary = {"langle": "(", "rangle": ")"}
     return Group(tuple(read(part) for part in parts), ordinary.get(opens, opens), ordinary.get(closes, closes))
 
@@ -823,7 +830,9 @@ def constant_set(tokens: Tokens) -> Reading | None:
         return None
     if tokens[0].text == "mathbb R":
         return Pieces(_ALL)
-    return Words("\\" + tokens[0].text) if tokens[0].text.startswith("mathbb ") or tokens[0].text == "emptyset" else None
+    return (
+        Words("\\" + tokens[0].text) if tokens[0].text.startswith("mathbb ") or tokens[0].text == "emptyset" else None
+    )
 
 
 _MONEY = ("$", "€", "£", "¥")
@@ -847,7 +856,9 @@ def feet_and_minutes(tokens: Tokens) -> Reading | None:
     if match := re.fullmatch(r"(\d+)'(?:(\d+)\")?", text):
         inches = 12 * int(match[1]) + int(match[2] or 0)
         return Value(sympy.Integer(inches), Unit(Fraction(254, 10000), "m1"))
-    if match := re.fullmatch(r"(-?\d+)\^\{?circ\}?\{?(\d+)(?:'|\^\{?prime\}?)\}?(?:(\d+)(?:\"|\^\{?primeprime\}?))?", text):
+    if match := re.fullmatch(
+        r"(-?\d+)\^\{?circ\}?\{?(\d+)(?:'|\^\{?prime\}?)\}?(?:(\d+)(?:\"|\^\{?primeprime\}?))?", text
+    ):
         parts = sympy.Rational(int(match[2]), 60) + sympy.Rational(int(match[3] or 0), 3600)
         return Value(int(match[1]) + parts, Unit(Fraction(1), "°1"))
     return None
@@ -858,7 +869,9 @@ def in_base(tokens: Tokens) -> Reading | None:
     text = "".join(t.text for t in tokens)
     if match := re.fullmatch(r"(?:\{\})?[_^]\{?(\d{1,3})\}?C_\{?(\d{1,3})\}?", text):
         return Value(sympy.binomial(int(match[1]), int(match[2])))
-    match = re.fullmatch(r"(\d[0-9A-F]*|[0-9A-F]{2,}(?=_\{?16\}?$))_\{?(\d+)\}?", text) or re.fullmatch(r"([0-9A-F]+)\(?(?:in)?base(\d+)\)?", text)
+    match = re.fullmatch(r"(\d[0-9A-F]*|[0-9A-F]{2,}(?=_\{?16\}?$))_\{?(\d+)\}?", text) or re.fullmatch(
+        r"([0-9A-F]+)\(?(?:in)?base(\d+)\)?", text
+    )
     if not match or not 2 <= int(match[2][:3]) <= 36:
         return None
     try:

@@ -110,7 +110,9 @@ def one_space(text: str) -> str:
 
 def grouped_thousands(text: str) -> str:
     """A number with spaces between its thousands: ``10 000`` is ``10000``."""
-    return re.sub(r"(?<![\d.,^_/] )(?<![\d.,^_/])\d{1,3}(?: \d{3})+(?![\d/]| \d)", lambda m: m[0].replace(" ", ""), text)
+    return re.sub(
+        r"(?<![\d.,^_/] )(?<![\d.,^_/])\d{1,3}(?: \d{3})+(?![\d/]| \d)", lambda m: m[0].replace(" ", ""), text
+    )
 
 
 RULES = (

@@ -168,9 +168,13 @@ def _decode(text: str, notes: list[str]) -> tuple[Any, int]:
     except json.JSONDecodeError as error:
         near = text[error.pos :].partition("\n")[0][:20].strip()
         where = f"at line {error.lineno}, column {error.colno}" + (f", near {near!r}" if near else ", where it ends")
-        raise ValueError(f"not valid JSON: {error.msg} {where}") from None
+        raise ValueError(f"not valid JSON: {error.msg.removesuffix(' at')} {where}") from None
     except RecursionError:
         raise ValueError("not valid JSON: nested too deeply") from None
+    except ValueError as error:
+        if "digits" not in str(error):
+            raise
+        raise ValueError("not valid JSON: a number has too many digits") from None
 
 
 def read_tools(prompt: str) -> dict[str, dict[str, Argument]]:
