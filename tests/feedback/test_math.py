@@ -159,8 +159,8 @@ def test_a_bomb_is_answered_soon_and_no_process_dies(verifier, bomb):
     verifier(completions=[r"\boxed{7}"], answer=["7"])
     before = process._process
     start = time.monotonic()
-    for answer, given in [("7", bomb), (bomb, "7"), (bomb, bomb + "+1")]:
-        (verdict,) = verifier(completions=[f"\\boxed{{{given}}}"], answer=[answer])
+    for answer, tried in [("7", bomb), (bomb, "7"), (bomb, bomb + "+1")]:
+        (verdict,) = verifier(completions=[f"\\boxed{{{tried}}}"], answer=[answer])
         assert verdict.score == 0.0, verdict
     assert time.monotonic() - start < 15
     assert process._process is before

@@ -59,8 +59,8 @@ def _by_text(content: str, options: Options) -> str | None:
     """The only option whose text ``content`` is; an article and the plural's s are no difference."""
     said = _norm(content)
     texts = {letter: _norm(text) for letter, text in options.items() if text.strip()}
-    for same in (lambda a: a == said, lambda a: a + "s" == said or a == said + "s"):
-        found = [letter for letter, text in texts.items() if same(text)]
+    for said_so in ({said}, {f"{said}s", said.removesuffix("s")}):
+        found = [letter for letter, text in texts.items() if text in said_so]
         if found:
             return found[0] if len(found) == 1 else None
     return None
@@ -68,7 +68,10 @@ def _by_text(content: str, options: Options) -> str | None:
 
 # -- Letters that are named and letters that are denied --
 
-_GOES_ON = r"(?:because|since|as\b|is\b|for\b|and\b|or\b|not\b|but\b|rather|instead|due\b|given|which\b|by\b|would|seems|\(|\[|'|’)"
+_GOES_ON = (
+    r"(?:because|since|as\b|is\b|for\b|and\b|or\b|not\b|but\b|rather|instead|due\b|given|which\b|by\b|would|seems"
+    r"|\(|\[|'|’)"
+)
 _CUE = (
     r"(?:\b(?:options?|choices?|answers?|letter|choose|chose|select|pick|with|is|be|but|it's|are|both|either|ans|antwort)\b\s*:?"
     r"|[=:→]|=>|->|选择?|选项|是|答案)"
@@ -146,9 +149,9 @@ def letter_in_block(content: str, options: Options) -> str | None:
         return letter if letter in letters else _by_text(content, options)
     if (letter := _by_text(content, options)) is not None:
         return letter
-    if match := re.fullmatch(rf"(?i:option_)?[(\[]?([{letters}])[)\]]?[\s:.)\-–—]+(.+)", plain, re.DOTALL):
-        if _norm(options[match[1]]) and _norm(match[2]) == _norm(options[match[1]]):
-            return match[1]
+    match = re.fullmatch(rf"(?i:option_)?[(\[]?([{letters}])[)\]]?[\s:.)\-–—]+(.+)", plain, re.DOTALL)
+    if match and _norm(match[2]) and _norm(match[2]) == _norm(options[match[1]]):
+        return match[1]
     if match := re.fullmatch(r"(?:option|choice|answer|letter)[\s_:]+\(?([a-z])\)?", plain, re.IGNORECASE):
         return match[1].upper() if match[1].upper() in letters else None
     return _only(_named(plain, letters))
@@ -209,9 +212,11 @@ def _statements(text: str, letters: str) -> list[tuple[int, str, str]]:
     last = lines[2].strip()
     if last and len(last) < 300:
         plain = _plain(last)
-        if re.fullmatch(r"[(\[]?[A-Za-z][)\].!]*", plain) or re.match(rf"[(\[]?[{letters}][)\].:]+\s", plain):
-            found.append((len(lines[0]) + 1, last, "line"))
-        elif lines[1] and "\n" in text.strip():
+        if (
+            re.fullmatch(r"[(\[]?[A-Za-z][)\].!]*", plain)
+            or re.match(rf"[(\[]?[{letters}][)\].:]+\s", plain)
+            or (lines[1] and "\n" in text.strip())
+        ):
             found.append((len(lines[0]) + 1, last, "line"))
     return found
 

@@ -24,10 +24,26 @@ __all__ = ["CodeVerifier", "read_code", "same_output"]
 
 # What LiveCodeBench grants programs without their asking. Its order counts: builtins undo math's pow and the like, and
 # the modules come last, so that `random` is the module again.
-_STARRED = (
-    "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json "
-    "builtins typing"
-).split()
+_STARRED = [
+    "string",
+    "re",
+    "datetime",
+    "collections",
+    "heapq",
+    "bisect",
+    "copy",
+    "math",
+    "random",
+    "statistics",
+    "itertools",
+    "functools",
+    "operator",
+    "io",
+    "sys",
+    "json",
+    "builtins",
+    "typing",
+]
 _GRANTED = "".join(f"from {name} import *\n" for name in _STARRED) + (
     "import string, re, datetime, collections, heapq, bisect, copy, math, random, statistics, itertools, functools, "
     "operator, io, sys, json\nsys.setrecursionlimit(50_000)\n"

@@ -53,7 +53,7 @@ class MathVerifier:
         self._workers = workers or min(8, max(1, processors()))
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for _ in range(self._workers):
-            self._idle.put(Worker("errata.feedback.math:grade", preload=["errata.feedback.math_equality"]))
+            self._idle.put(Worker("errata.feedback.math:grade", preload=["errata.feedback.math_grade"]))
 
     def __call__(self, *, completions: Sequence[Any], **columns: Any) -> list[Verdict]:
         if "answer" not in columns:

@@ -6,40 +6,75 @@ Nothing is guessed: an unknown command, two numbers side by side or a bracket th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import sympy
 
+from errata.feedback.math_functions import (
+    FUNCTIONS,
+    INVERSE,
+    OF_SEVERAL,
+    binomial,
+    double_factorial,
+    exact,
+    factorial,
+    power,
+)
 from errata.feedback.math_text import Token, UnreadableError
 
-__all__ = ["E_NAME", "expression", "power"]
+__all__ = ["expression"]
 
-_LARGEST_BITS = 100_000
-_LARGEST_FACTORIAL = 3000
-E_NAME = "e"
 
 _GREEK = frozenset(
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega "
-    "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell hbar".split()
+    [
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "iota",
+        "kappa",
+        "lambda",
+        "mu",
+        "nu",
+        "xi",
+        "rho",
+        "sigma",
+        "tau",
+        "upsilon",
+        "phi",
+        "chi",
+        "psi",
+        "omega",
+        "Gamma",
+        "Delta",
+        "Theta",
+        "Lambda",
+        "Xi",
+        "Pi",
+        "Sigma",
+        "Phi",
+        "Psi",
+        "Omega",
+        "ell",
+        "hbar",
+    ]
 )
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "sin": sympy.sin, "cos": sympy.cos, "tan": sympy.tan, "cot": sympy.cot, "sec": sympy.sec, "csc": sympy.csc,
-    "arcsin": sympy.asin, "arccos": sympy.acos, "arctan": sympy.atan, "sinh": sympy.sinh, "cosh": sympy.cosh,
-    "tanh": sympy.tanh, "ln": sympy.log, "lg": lambda x: sympy.log(x) / sympy.log(10),
-    "log": lambda x: sympy.log(x) / sympy.log(10), "abs": sympy.Abs, "cbrt": lambda x: power(x, sympy.Rational(1, 3)),
-    "cis": lambda x: sympy.cos(x) + sympy.I * sympy.sin(x), "Re": sympy.re, "Im": sympy.im, "arg": sympy.arg,
-}  # fmt: skip
-_OF_SEVERAL: dict[str, Callable[..., Any]] = {
-    "gcd": lambda *n: sympy.Integer(math.gcd(*map(_whole, n))),
-    "lcm": lambda *n: sympy.Integer(math.lcm(*map(_whole, n))),
-    "max": sympy.Max,
-    "min": sympy.Min,
-}
-_INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
+
+
 _APPLIED = frozenset("fghFGHPQOoT")
-_ACCENTS = frozenset("vec hat bar tilde overline dot ddot widehat mathcal mathfrak mathscr".split())
+
+
+_ACCENTS = frozenset(
+    ["vec", "hat", "bar", "tilde", "overline", "dot", "ddot", "widehat", "mathcal", "mathfrak", "mathscr"]
+)
+
+
 _CLOSE = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -56,51 +91,6 @@ def expression(tokens: Sequence[Token]) -> sympy.Expr:
     if value.has(sympy.nan, sympy.zoo):
         raise UnreadableError("it is not defined")
     return value
-
-
-def power(base: sympy.Expr, exponent: sympy.Expr) -> sympy.Expr:
-    """``base ** exponent``, unless the number would have more digits than anyone compares."""
-    if not base.free_symbols and not exponent.free_symbols and exponent.is_number and base.is_number:
-        size = abs(complex(exponent.evalf(8)))
-        magnitude = abs(complex(base.evalf(8))) if abs(_log2(base)) < 900 else math.inf
-        bits = abs(_log2(base)) if magnitude not in (0.0, 1.0) else 1.0
-        digits = max(getattr(base, "p", 1), getattr(base, "q", 1)).bit_length() if base.is_Rational else 0
-        if size * max(bits, digits, 1.0 if size < 1e6 else 2.0) > _LARGEST_BITS:
-            raise UnreadableError("a power is too large to compute")
-    elif exponent.is_Integer and abs(exponent) > _LARGEST_BITS:
-        raise UnreadableError("a power is too large to compute")
-    if base == sympy.E and exponent.is_Rational and abs(exponent) > _LARGEST_BITS:
-        raise UnreadableError("a power is too large to compute")
-    return base**exponent
-
-
-def _log2(number: sympy.Expr) -> float:
-    value = abs(number.evalf(8))
-    return 0.0 if value == 0 else float(sympy.log(value, 2).evalf(8))
-
-
-def _whole(number: Any) -> int:
-    if not number.is_Integer:
-        raise UnreadableError("a whole number is missing")
-    return int(number)
-
-
-def _factorial(number: sympy.Expr) -> sympy.Expr:
-    if number.is_number and not (number.is_Integer and 0 <= number <= _LARGEST_FACTORIAL):
-        raise UnreadableError("a factorial is too large to compute")
-    return sympy.factorial(number)
-
-
-def _double_factorial(number: sympy.Expr) -> sympy.Expr:
-    if not (number.is_Integer and 0 <= number <= _LARGEST_FACTORIAL):
-        raise UnreadableError("a double factorial is too large to compute")
-    return sympy.factorial2(number)
-
-
-def _binomial(n: sympy.Expr, k: sympy.Expr) -> sympy.Expr:
-    if n.is_number and not (n.is_Rational and abs(n) <= _LARGEST_FACTORIAL):
-        raise UnreadableError("a binomial coefficient is too large to compute")
-    return sympy.binomial(n, k)
 
 
 class _Parser:
@@ -151,8 +141,8 @@ class _Parser:
             elif self._take("/"):
                 value = self._quotient(value, self._signed())
             elif self._take("bmod"):
-                value = sympy.Mod(_exact(value), _exact(self._signed()))
-            elif token is not None and token.kind == "number" and not self._tokens[self._at - 1].text == "!":
+                value = sympy.Mod(exact(value), exact(self._signed()))
+            elif token is not None and token.kind == "number" and self._tokens[self._at - 1].text != "!":
                 raise UnreadableError(f"{token.text!r} stands beside another factor without a sign")
             elif self._begins_factor():
                 value = value * self._power()
@@ -180,7 +170,7 @@ class _Parser:
             return self._bars == 0
         if token.kind == "sign":
             return token.text in ("(", "{", "[")
-        return token.text in _STARTS or token.text in _GREEK or token.text in _FUNCTIONS or token.text in _OF_SEVERAL
+        return token.text in _STARTS or token.text in _GREEK or token.text in FUNCTIONS or token.text in OF_SEVERAL
 
     def _power(self) -> sympy.Expr:
         return self._raised(self._atom())
@@ -188,7 +178,7 @@ class _Parser:
     def _raised(self, value: sympy.Expr) -> sympy.Expr:
         while True:
             if self._take("!"):
-                value = _double_factorial(value) if self._take("!") else _factorial(value)
+                value = double_factorial(value) if self._take("!") else factorial(value)
             elif self._is("^", "**") and self._degree_follows():
                 self._at += 2 if self._is("circ", ahead=1) else 4
                 value = value * sympy.pi / 180
@@ -244,7 +234,7 @@ class _Parser:
         self._bars = bars
         if self._is("choose") and close == "}":
             self._at += 1
-            value = _binomial(value, self.sum())
+            value = binomial(value, self.sum())
         self._expect(close)
         return value
 
@@ -297,7 +287,7 @@ class _Parser:
             self._at += 1
             return token.text
         head, rest = token.text[0], token.text[1:]
-        left = Token("number", rest, value=None if not rest.isdigit() else sympy_fraction(rest))
+        left = Token("number", rest, value=Fraction(rest) if rest.isdigit() else None)
         if not rest.isdigit() or not head.isdigit():
             raise UnreadableError(f"{token.text!r} cannot be split into arguments")
         self._tokens = [*self._tokens[: self._at], left, *self._tokens[self._at + 1 :]]
@@ -347,7 +337,7 @@ class _Parser:
             return sympy.Function(name)(*self._arguments())
         if "_" in name and self._is("^") and name.startswith("C_") and name[2:].isdigit():
             self._at += 1
-            return _binomial(sympy.Integer(int(name[2:])), self._script())
+            return binomial(sympy.Integer(int(name[2:])), self._script())
         return sympy.Symbol(name)
 
     def _combinations(self, name: str) -> sympy.Expr | None:
@@ -359,7 +349,7 @@ class _Parser:
             except UnreadableError:
                 parts = []
             if len(parts) == 2 and all(p.is_Integer for p in parts):
-                return _binomial(*parts) if name == "C" else sympy.ff(*parts) if parts[0] <= 1000 else None
+                return binomial(*parts) if name == "C" else sympy.ff(*parts) if parts[0] <= 1000 else None
         self._at = start
         return None
 
@@ -405,10 +395,10 @@ class _Parser:
             if name in ("Theta", "Omega", "phi", "psi") and self._is("("):
                 return sympy.Function(name)(*self._arguments())
             return sympy.Symbol(name)
-        if name in _FUNCTIONS:
+        if name in FUNCTIONS:
             return self._function(name)
-        if name in _OF_SEVERAL:
-            return _OF_SEVERAL[name](*map(_exact, self._arguments()))
+        if name in OF_SEVERAL:
+            return OF_SEVERAL[name](*map(exact, self._arguments()))
         if name in _ACCENTS:
             return self._accented(name)
         method = getattr(self, f"_read_{name}", None) if name.isalpha() else None
@@ -425,8 +415,8 @@ class _Parser:
                 base = self._argument()
             if exponent is None and self._take("^"):
                 exponent = self._script()
-        if exponent == -1 and name in _INVERSE:
-            name, exponent = _INVERSE[name], None
+        if exponent == -1 and name in INVERSE:
+            name, exponent = INVERSE[name], None
         if self._is("(", "{", "|", "["):
             argument = self._atom()
             if self._degree_follows() if self._is("^") else False:
@@ -435,13 +425,13 @@ class _Parser:
             argument = self._bare_argument()
         if name in ("ln", "log", "lg") and argument == 0:
             raise UnreadableError("it is the logarithm of zero")
-        value = sympy.log(argument) / sympy.log(base) if base is not None else _FUNCTIONS[name](argument)
+        value = sympy.log(argument) / sympy.log(base) if base is not None else FUNCTIONS[name](argument)
         return value if exponent is None else power(value, exponent)
 
     def _bare_argument(self) -> sympy.Expr:
         """``2x`` of ``\\sin 2x``: a product without signs up to the next function."""
         value = self._signed()
-        while self._begins_factor() and not self._is(*_FUNCTIONS, "(", "["):
+        while self._begins_factor() and not self._is(*FUNCTIONS, "(", "["):
             if (token := self._peek()) is not None and token.kind == "number":
                 break
             value = value * self._power()
@@ -498,9 +488,9 @@ class _Parser:
 
     def _read_binom(self) -> sympy.Expr:
         if self._is("("):
-            return _binomial(*self._arguments())
+            return binomial(*self._arguments())
         above = self._argument()
-        return _binomial(above, self._argument())
+        return binomial(above, self._argument())
 
     def _read_pi(self) -> sympy.Expr:
         return sympy.pi
@@ -585,18 +575,6 @@ def _is_differential(tokens: Sequence[Token], at: int) -> bool:
     if token.kind == "run":
         return len(token.text) >= 2 and token.text[-2] == "d"
     return token.kind == "letter" and tokens[at - 1].kind == "letter" and tokens[at - 1].text == "d"
-
-
-def _exact(value: sympy.Expr) -> sympy.Expr:
-    if value.is_number and not value.is_Rational:
-        raise UnreadableError("a whole number is missing")
-    return value
-
-
-def sympy_fraction(digits: str) -> Any:
-    from fractions import Fraction
-
-    return Fraction(int(digits))
 
 
 _STARTS = frozenset(name.removeprefix("_read_") for name in vars(_Parser) if name.startswith("_read_")) | _ACCENTS

@@ -27,7 +27,7 @@ def final_answer(text: str) -> Final:
     boxes = _boxes(text)
     if not boxes:
         return _said(text)
-    start, end, content = boxes[-1]
+    _start, end, content = boxes[-1]
     after = text[end:] if content is not None else ""
     if content is not None and _REVOKED.match(after):
         later = _said(after)

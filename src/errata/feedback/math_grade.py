@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from errata.feedback.math_equality import agree, nearly, same_expression
+from errata.feedback.math_equality import agree, nearly
 from errata.feedback.math_final import last_boxed
-from errata.feedback.math_reading import (
+from errata.feedback.math_forms import (
     Equation,
     Group,
     Items,
@@ -16,10 +16,10 @@ from errata.feedback.math_reading import (
     Reading,
     Value,
     Words,
-    as_pieces,
-    readings,
-    text_key,
 )
+from errata.feedback.math_numbers import same_expression
+from errata.feedback.math_ranges import as_pieces
+from errata.feedback.math_reading import readings, text_key
 from errata.feedback.math_text import UnreadableError
 
 __all__ = ["compare"]

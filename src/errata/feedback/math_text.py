@@ -38,8 +38,44 @@ _GREEK = dict(
     zip(
         "αβγδεζηθικλμνξπρσςτυφχψωΓΔΘΛΞΠΣΦΨΩ",
         [
-            *"alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma sigma tau".split(),
-            *"upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega".split(),
+            *[
+                "alpha",
+                "beta",
+                "gamma",
+                "delta",
+                "epsilon",
+                "zeta",
+                "eta",
+                "theta",
+                "iota",
+                "kappa",
+                "lambda",
+                "mu",
+                "nu",
+                "xi",
+                "pi",
+                "rho",
+                "sigma",
+                "sigma",
+                "tau",
+            ],
+            *[
+                "upsilon",
+                "phi",
+                "chi",
+                "psi",
+                "omega",
+                "Gamma",
+                "Delta",
+                "Theta",
+                "Lambda",
+                "Xi",
+                "Pi",
+                "Sigma",
+                "Phi",
+                "Psi",
+                "Omega",
+            ],
         ],
         strict=True,
     )
@@ -143,7 +179,8 @@ _SAME = {
     "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "dotsb": "ldots", "hdots": "ldots", "degree": "circ",
     "ast": "*", "div": "/", "colon": ":", "lt": "<", "gt": ">", "rightarrow": "to", "vee": "lor", "wedge": "land",
     "lnot": "neg", "backslash": "setminus", "varphi": "phi", "varepsilon": "epsilon", "vartheta": "theta",
-    "implies": "Rightarrow", "uppi": "pi", "Pi": "Pi", "thickapprox": "approx", "simeq": "approx", "sim": "sim", "mod": "bmod", "tg": "tan",
+    "implies": "Rightarrow", "uppi": "pi", "Pi": "Pi", "thickapprox": "approx", "simeq": "approx", "sim": "sim", "mod": "bmod",
+    "tg": "tan",
     "ctg": "cot", "arctg": "arctan", "cosec": "csc", "infin": "infty", "overrightarrow": "vec", "neg": "neg",
 }  # fmt: skip
 _PLAIN = {
@@ -156,7 +193,8 @@ _PLAIN = {
 }  # fmt: skip
 _TOKEN = re.compile(
     rf"""(?P<space>\s+)
-    | (?P<repeat>\d*\.\d*(?:\\(?:overline|bar|dot)\s*\{{?\d+\}}?\d*)+ | \d+\.\d*\(\d+\) | \d*\.\d+\s*(?:\\[lc]?dots[bc]?(?![a-z])|\.\.\.))
+    | (?P<repeat>\d*\.\d*(?:\\(?:overline|bar|dot)\s*\{{?\d+\}}?\d*)+ | \d+\.\d*\(\d+\)
+        | \d*\.\d+\s*(?:\\[lc]?dots[bc]?(?![a-z])|\.\.\.))
     | (?P<power>\d+(?:\.\d+)?[eE][+-]?\d+(?![\dA-Za-z.(]))
     | (?P<thousands>(?<![\d.,])\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?(?!\d|,\d))
     | (?P<number>\d+(?:\.\d+)?|\.\d+)
@@ -290,9 +328,8 @@ def _repeating(text: str) -> Fraction:
 
 
 def _cycle(whole: str, lead: str, period: str) -> Fraction:
-    scale = 10 ** len(lead)
-    repeated = Fraction(int(period), 10 ** len(period) - 1)
-    return int(whole or "0") + (int(lead or "0") + repeated) / scale
+    repeated = Fraction(int(period), int("9" * len(period)))
+    return Fraction(int(whole or "0")) + (int(lead or "0") + repeated) / Fraction(int("1" + "0" * len(lead)))
 
 
 def _closing(text: str, start: int) -> int:

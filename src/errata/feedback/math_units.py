@@ -35,21 +35,27 @@ _NAMES = {
     "volt": "V", "radian": "rad", "ounce": "oz", "tonne": "ton",
 }  # fmt: skip
 _ANY_UNIT = frozenset(("unit", "units", "u"))
+
+
 # Words that change the number or say that it is not the whole answer: none of them is a counted thing.
-_NO_THING = frozenset(
+def _several(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_NO_THING = _several(
     "and or not no nor non than more less fewer least most over under above below between from to times plus minus "
     "divided multiplied by squared cubed hundred thousand million billion trillion dozen half third quarter quarters "
     "halves thirds mod modulo base factorial if when unless except root negative positive only otherwise but maybe "
     "perhaps either neither none all both except excluding including where for such is are was equals equal at up down "
     "until through cannot can does do infinity infinite undefined wrong incorrect false true greater smaller larger "
     "minimum maximum exponent power choose log sin cos tan remainder without until beyond another about approximately "
-    "roughly around almost nearly binary hexadecimal octal decimal score gross double twice triple pair pairs".split()
+    "roughly around almost nearly binary hexadecimal octal decimal score gross double twice triple pair pairs"
 )
-_SMALL = (
+_SMALL = _several(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen".split()
+    "eighteen nineteen"
 )
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_TENS = _several("twenty thirty forty fifty sixty seventy eighty ninety")
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,10 +69,7 @@ class ToolCallVerifier:
         reading = read_calls(text, known=tools)
         needed = tuple(c for c in gold if not c.optional)
         same_calls = _same_calls(reading.calls, gold)
-        if self.grading == "sdpo":
-            right = any(_merged_agree(reading.calls, wanted) for wanted in (gold, needed))
-        else:
-            right = same_calls
+        right = same_calls if self.grading == "calls" else _merged_agrees(reading.calls, gold)
         info = {
             "actions": [c.name for c in reading.calls],
             "same_calls": same_calls,
@@ -189,8 +186,12 @@ def _same_calls(calls: Sequence[Call], gold: Sequence[Call]) -> bool:
     return all(call.optional for call in left)
 
 
-def _merged_agree(calls: Sequence[Call], wanted: Sequence[Call]) -> bool:
-    return Counter(c.name for c in calls) == Counter(c.name for c in wanted) and _same(_merged(calls), _merged(wanted))
+def _merged_agrees(calls: Sequence[Call], gold: Sequence[Call]) -> bool:
+    """The SDPO release's comparison: the actions as a multiset, all inputs in one object; optional calls all or none."""
+    return any(
+        Counter(c.name for c in calls) == Counter(c.name for c in wanted) and _same(_merged(calls), _merged(wanted))
+        for wanted in (gold, [c for c in gold if not c.optional])
+    )
 
 
 def _merged(calls: Iterable[Call]) -> dict[str, Any]:
