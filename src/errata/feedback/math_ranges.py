@@ -135,13 +135,13 @@ def inequality(tokens: Tokens, read: Read) -> Reading | None:
     sides = [expression(part) for part in parts]
     names = [name_of(part) for part in parts]
     if len(signs) == 1:
-        sign = signs[0].text
-        if names[0] and sides[0] not in sides[1].atoms(sympy.Symbol):
+        sign, turned = signs[0].text, INEQUALITIES[signs[0].text]
+        if names[0] and not sides[1].free_symbols:
             return interval(sign, sides[1], names[0])
-        if names[1] and sides[1] not in sides[0].atoms(sympy.Symbol):
-            return interval(INEQUALITIES[sign], sides[0], names[1])
-        difference = sides[0] - sides[1]
-        return Relation(sign, difference) if sign in (">", "geq", "neq") else Relation(INEQUALITIES[sign], -difference)
+        if names[1] and not sides[0].free_symbols:
+            return interval(turned, sides[0], names[1])
+        gap = sides[0] - sides[1]
+        return Relation(turned, -gap) if sign in ("<", "leq") else Relation(sign, gap)
     if len(signs) == 2 and names[1]:
         first, second = signs[0].text, signs[1].text
         if {first, second} <= {"<", "leq"}:

@@ -163,7 +163,7 @@ def normalise(text: str) -> str:
     for rule in RULES:
         text = rule(text)
     text = text.strip()
-    return text[:-1].rstrip() if text.endswith((".", ",", ";")) and not text.endswith(("..", "\\,", "\\;")) else text
+    return text[:-1].rstrip() if text.endswith((".", ";")) and not text.endswith(("..", "\\;")) else text
 
 
 # -- Tokens --

@@ -49,7 +49,7 @@ _NO_THING = _several(
     "perhaps either neither none all both except excluding including where for such is are was equals equal at up down "
     "until through cannot can does do infinity infinite undefined wrong incorrect false true greater smaller larger "
     "minimum maximum exponent power choose log sin cos tan remainder without until beyond another about approximately "
-    "roughly around almost nearly binary hexadecimal octal decimal score gross double twice triple pair pairs"
+    "roughly around almost nearly binary hexadecimal octal decimal score gross th st nd rd double twice triple pair pairs"
 )
 _SMALL = _several(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
