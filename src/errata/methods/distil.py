@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from errata.methods.base import Batch, Method, Signals, _one_of, masked_mean, zeros
-from errata.ops.credit import center, future_cost
+from errata.ops.credit import center, excess_cost, future_cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,9 +17,10 @@ class DistIL(Method):
     """Minimise E_{y~student} sum_t CE_t (METHODS section 4; arXiv 2606.05152).
 
     The student chooses the states, so the gradient has two terms: the local one, sum_t grad CE_t, and a policy gradient
-    with A_t = -C_t, where C_t = sum_{i>t} cost_i is the disagreement still to come. ``credit="sum"`` with any baseline is
-    the exact gradient for feedback that does not depend on the rollout (reference, sibling); a rollout's own trace depends
-    on its later tokens, and the sum is then an approximation.
+    with A_t = -C_t, where C_t = sum_{i>t} cost_i is the disagreement still to come. Preset ``distil-exact`` (``baseline:
+    leave_one_out``, ``discount: 1``) is the exact gradient for feedback that does not depend on the rollout (reference,
+    sibling). Part of that gradient rewards short answers, since every token costs what a teacher that saw a solution
+    will always disagree on. The defaults leave that part out and look about 50 tokens ahead: docs/length.md.
     """
 
     idea: ClassVar[str] = "forward cross-entropy to the teacher, plus credit for future disagreement"
@@ -34,10 +35,11 @@ class DistIL(Method):
     reweight: CE_t * (1 + mean C_t), as released for mathematics."""
     cost: str = "kl"
     """What is summed into C_t. ce: as released. kl: CE less the teacher's entropy, so that a perfect student is stationary."""
-    discount: float = 1.0
-    """gamma of C_t = sum gamma^(i-t-1) cost_i."""
-    baseline: str = "leave_one_out"
-    """none (as released), position, or leave_one_out: the other rollouts' C at the same position is subtracted."""
+    discount: float = 0.98
+    """gamma in (0, 1] of C_t = sum gamma^(i-t-1) cost_i: credit looks about 1/(1 - gamma) tokens ahead."""
+    baseline: str = "per_token"
+    """per_token: from each cost the other rollouts' cost at that position is subtracted before the sum, so length is neutral.
+    leave_one_out: the other rollouts' C is, after the sum. position: likewise, over the batch. none: as released."""
     future_weight: float = 1.0
     """Multiplies the second term."""
 
@@ -45,11 +47,18 @@ class DistIL(Method):
         super().__post_init__()
         _one_of("credit", self.credit, ("none", "sum", "mean", "reweight"))
         _one_of("cost", self.cost, ("ce", "kl"))
-        _one_of("baseline", self.baseline, ("none", "position", "leave_one_out"))
+        _one_of("baseline", self.baseline, ("none", "position", "leave_one_out", "per_token"))
+        if not 0 < self.discount <= 1:
+            raise ValueError(f"discount: {self.discount} is not in (0, 1]")
+        if self.future_weight < 0:
+            raise ValueError(f"future_weight: {self.future_weight} is below 0")
         if self.divergence not in ("forward_ce", "forward_kl"):
             raise ValueError(
                 f"divergence: DistIL's is forward_ce or forward_kl, got {self.divergence!r}; see methods sdpo, opsd"
             )
+
+        if self.credit != "none" and self.support != "full":  # the cost and its entropy on one support; gradients agree
+            object.__setattr__(self, "divergence", "forward_kl" if self.cost == "kl" else "forward_ce")
 
     def least_answer(self) -> tuple[str, str]:
         if self.cost == "kl" and self.credit != "none" and self.support != "student_topk":
@@ -66,9 +75,9 @@ class DistIL(Method):
         if self.credit == "none":
             return Signals(advantage=zeros(batch), rl_weight=zeros(batch), sd_weight=weight)
 
-        entropy = scores.teacher_entropy
-        cross_entropy = scores.divergence + (entropy if self.divergence == "forward_kl" else 0)
-        cost = (cross_entropy - entropy if self.cost == "kl" else cross_entropy) * weight
+        known = {"forward_ce": "ce", "forward_kl": "kl"}[self.divergence]
+        entropy = {("ce", "kl"): -1, ("kl", "ce"): 1}.get((known, self.cost), 0) * scores.teacher_entropy
+        cost = (scores.divergence + entropy) * weight
         kind = "sum" if self.credit == "sum" else "mean"
         future = future_cost(cost, taught, kind=kind, discount=self.discount)
         metrics = {"future_credit": masked_mean(future, taught), "local_cost": masked_mean(cost, taught)}
@@ -76,7 +85,10 @@ class DistIL(Method):
             reweighted = weight * (1 + self.future_weight * future)
             return Signals(zeros(batch), zeros(batch), reweighted, {"future_credit": future}, metrics)
 
-        credit = center(future, taught, batch.group, baseline=self.baseline)
+        if self.baseline == "per_token":
+            credit = future_cost(excess_cost(cost, taught, batch.group), taught, kind=kind, discount=self.discount)
+        else:
+            credit = center(future, taught, batch.group, baseline=self.baseline)
         metrics["future_share"] = _share(self.future_weight * credit.abs(), cost, taught)
         return Signals(
             advantage=-credit,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.ops.credit import center, future_cost
+from errata.ops.credit import center, excess_cost, future_cost
 from errata.ops.divergence import divergence
 from errata.ops.policy_gradient import clipped_surrogate
 from errata.theory.tabular import Tree, World, full_tree, log_likelihood, world
@@ -97,7 +97,11 @@ def loss(rows: Rows, estimator: Estimator) -> Tensor:
     baseline, scale = estimator.baseline, 1.0
     if baseline == "position":  # C_i less the mean with C_i in it is (1 − 1/n)·(C_i less the mean of the others)
         baseline, scale = "leave_one_out", 1 - 1 / estimator.batch
-    advantage = -scale * center(future, rows.mask, rows.group, baseline=baseline)
+    if baseline == "per_token":
+        excess = excess_cost(cost, rows.mask, rows.group)
+        advantage = -future_cost(excess, rows.mask, kind=kind, discount=estimator.discount)
+    else:
+        advantage = -scale * center(future, rows.mask, rows.group, baseline=baseline)
     return (weight * (local + clipped_surrogate(logp, logp.detach(), advantage))).sum(-1)
 
 
