@@ -5,7 +5,7 @@
 
 A world is a Markov chain that can end at every token. The teacher is shown one of eight references, each of which prefers other
 words: a disagreement that no student can remove. In the second mode ("lost") it disagrees more; there the student is to slip
-less often into it and to leave it sooner. All contexts, gradients and credits are those of ``errata.ops``.
+less often into it and to leave it sooner. The credits are those of ``errata.ops``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.ops.credit import center, excess_cost, future_cost
+from errata.ops.credit import center, excess_cost, future_cost, limit_scale
 
 WORDS, REFERENCES, GROUPS, SIZE = 6, 8, 16, 8
 ESTIMATORS: dict[str, tuple[str, str, float, float]] = {
@@ -30,8 +30,8 @@ ESTIMATORS: dict[str, tuple[str, str, float, float]] = {
     "group's rate, γ = 1": ("sum", "rate", 1.0, 1.0),
     "per token, γ = 1": ("sum", "per_token", 1.0, 1.0),
     "per token, γ = .99": ("sum", "per_token", 0.99, 1.0),
-    "per token, γ = .97": ("sum", "per_token", 0.97, 1.0),
-    "distil (per token, γ = .98)": ("sum", "per_token", 0.98, 1.0),
+    "per token, γ = .98": ("sum", "per_token", 0.98, 1.0),
+    "distil": ("sum", "limited", 0.98, 1.0),
 }
 """Name: credit, baseline, discount, weight."""
 
@@ -43,6 +43,9 @@ def advantage(cost: Tensor, mask: Tensor, group: Tensor, name: str) -> Tensor:
         return torch.zeros_like(cost)
     if baseline == "per_token":
         return -weight * future_cost(excess_cost(cost, mask, group), mask, kind=kind, discount=discount)
+    if baseline == "limited":  # the default
+        credit = future_cost(excess_cost(cost, mask, group), mask, discount=discount)
+        return -limit_scale(credit, mask, 1.0)
     if baseline == "rate":  # Σ(c_i − the other responses' mean cost per token)
         total, count = (x.sum(1).view(-1, SIZE) for x in (cost * mask, mask))
         rate = (total.sum(1, keepdim=True) - total) / (count.sum(1, keepdim=True) - count)
@@ -178,10 +181,10 @@ def direction(lengths: list[int], batches: int) -> None:
     """Cosine of one batch's gradient, of the mean over batches, and noise, to the exact gradient at fixed lengths."""
     print("\n## Direction: 16 x 8 rollouts of mean length T; the lost mode is left after m tokens\n")
     print(
-        "| T | m | estimator | cosine, one batch | cosine, mean | noise | cosine to the whole gradient | mean size of A | A of the last token |"
+        "| T | m | estimator | cosine, one batch | cosine, mean | noise | cosine to the whole | size of A | A at the end |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
-    names = [n for n in ESTIMATORS if n not in ("exact, weight .3", "exact, γ = .9")]
+    names = [n for n in ESTIMATORS if n not in ("exact, weight .3", "exact, γ = .9", "group's rate, γ = 1")]
     for length in lengths:
         for stay in (8, 300) if length == lengths[-1] else (30,):
             world = chain(length, slip=0.25 / stay, recover=1 / stay)
@@ -283,7 +286,7 @@ def scale(lengths: list[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=("direction", "free", "scale", []), default=[])
+    parser.add_argument("parts", nargs="*", choices=("direction", "free", "scale"), default=[])
     parser.add_argument("--lengths", type=int, nargs="+", default=[20, 128, 1024, 4096])
     parser.add_argument("--batches", type=int, default=200, help="at most, at the shortest length")
     parser.add_argument("--steps", type=int, default=80)

@@ -88,13 +88,28 @@ def test_distil_charges_what_exceeds_the_others_at_the_same_position():
 
 
 def test_distil_looks_fifty_tokens_ahead():
-    """Four rollouts of one problem, KL 0 but for the last of three tokens of the first: 4 more than the others', seen at γ = .98."""
+    """Four rollouts of one problem: the first one's last of three tokens costs 4 more than the others'. γ = .98."""
     zero, kl = torch.zeros(4, 3), torch.zeros(4, 3)
     kl[0, 2] = 4
     everyone = torch.ones(4).bool()
     changes = {"mask": torch.ones(4, 3).bool(), "group": torch.zeros(4, dtype=torch.long), "has_teacher": everyone}
-    signals = methods.get("distil").signals(batch(scores=TokenScores(zero, zero, zero, zero, kl), **changes))
+    costly = batch(scores=TokenScores(zero, zero, zero, zero, kl), **changes)
+    signals = methods.get("distil", credit_limit=None).signals(costly)
     assert rows(-signals.advantage)[0] == [3.92, 4, 0]
+    assert rows(-signals.advantage)[1] == [-1.30667, -1.33333, 0]
+
+
+def test_distil_divides_a_large_credit_by_its_size():
+    """Credit 3, -3 on the first of two tokens of two rollouts: root mean square 3/√2; with a limit of 1 they become ±√2."""
+    zero, kl = torch.zeros(2, 2), torch.tensor([[0.0, 4.0], [0.0, 1.0]])
+    two = {
+        "mask": torch.ones(2, 2).bool(),
+        "group": torch.zeros(2, dtype=torch.long),
+        "has_teacher": torch.ones(2).bool(),
+    }
+    costly = batch(scores=TokenScores(zero, zero, zero, zero, kl), **two)
+    assert rows(methods.get("distil", credit_limit=None).signals(costly).advantage) == [[-3, 0], [3, 0]]
+    assert rows(methods.get("distil").signals(costly).advantage) == [[-1.41421, 0], [1.41421, 0]]
 
 
 def test_distil_exact_subtracts_the_others_remaining_sum():
@@ -115,7 +130,9 @@ def test_a_top_k_cost_is_taken_on_one_support(cost, divergence):
     assert rows(-signals.advantage) == [[6, 4, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
 
 
-@pytest.mark.parametrize(("field", "value"), [("discount", 0.0), ("discount", 1.5), ("future_weight", -1.0)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("discount", 0.0), ("discount", 1.5), ("future_weight", -1.0), ("credit_limit", 0.0)]
+)
 def test_distil_names_a_setting_out_of_range(field, value):
     with pytest.raises(ValueError, match=field):
         methods.get("distil", **{field: value})
@@ -145,7 +162,7 @@ def test_distil_reweight_multiplies_the_local_term():
 
 
 def test_distil_discount_and_future_weight():
-    signals = methods.get("distil", baseline="none", discount=0.5, future_weight=0.3).signals(distil_batch())
+    signals = methods.get("distil-exact", baseline="none", discount=0.5, future_weight=0.3).signals(distil_batch())
     assert rows(-signals.advantage)[0] == [4, 4, 0]  # 2 + 4/2, 4
     assert rows(signals.rl_weight)[0] == [0.3, 0.3, 0.3]
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from errata.ops.credit import center, excess_cost, future_cost
+from errata.ops.credit import center, excess_cost, future_cost, limit_scale
 
 NAN = math.nan
 
@@ -282,6 +282,17 @@ def test_the_size_of_noise_does_not_grow_with_length(length):
     credit = future_cost(excess_cost(cost, mask, group), mask, discount=0.98)
     assert 0.02 < credit[mask].abs().mean() < 0.15
     assert center(future_cost(cost, mask), mask, group)[mask].abs().mean() > 0.005 * length
+
+
+def test_scale_is_limited_from_above_only():
+    credit, mask = torch.tensor([[3.0, -4.0, NAN], [0.0, 5.0, NAN]]), torch.tensor([[1, 1, 0], [1, 1, 0]])
+    size = math.sqrt(50 / 4)
+    expected = torch.tensor([[3.0, -4.0, 0.0], [0.0, 5.0, 0.0]])
+    torch.testing.assert_close(limit_scale(credit, mask, 1.0), expected / size)
+    assert torch.equal(limit_scale(credit, mask, 4.0), expected)
+    assert torch.equal(limit_scale(credit, torch.zeros(2, 3), 1.0), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="largest"):
+        limit_scale(credit, mask, 0.0)
 
 
 def test_no_gradient_flows_through_credit():

@@ -25,8 +25,8 @@ def scored(monkeypatch):
     [
         ("grpo", {}, "none"),
         ("sdpo", {}, "none"),
-        ("distil", {}, "none"),
-        ("distil-science", {"method_args": {"top_k": 5}}, "none"),
+        ("distil", {}, "marked"),
+        ("distil-science", {"method_args": {"top_k": 5}}, "marked"),
         ("distil", {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, "marked"),
         ("srpo", {}, "wrong"),
         ("drift", {"method_args": {"warmup_steps": 0}}, "right"),  # its rhythm looks back too

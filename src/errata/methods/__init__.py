@@ -76,7 +76,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "distil-exact": Preset(
         DistIL,
-        {"baseline": "leave_one_out", "discount": 1.0},
+        {"baseline": "leave_one_out", "discount": 1.0, "credit_limit": None},
         source="arXiv 2606.05152, equation of the exact gradient, centred; shortens answers of free length, docs/length.md",
     ),
     "distil-science": Preset(
@@ -85,6 +85,7 @@ PRESETS: dict[str, Preset] = {
             "credit": "mean",
             "cost": "ce",
             "discount": 1.0,
+            "credit_limit": None,
             "baseline": "none",
             "support": "student_topk",
             "top_k": 100,
@@ -101,6 +102,7 @@ PRESETS: dict[str, Preset] = {
             "credit": "mean",
             "cost": "ce",
             "discount": 1.0,
+            "credit_limit": None,
             "baseline": "none",
             "support": "student_topk",
             "top_k": 20,
@@ -117,6 +119,7 @@ PRESETS: dict[str, Preset] = {
             "credit": "reweight",
             "cost": "ce",
             "discount": 1.0,
+            "credit_limit": None,
             "baseline": "none",
             "support": "teacher_topk",
             "top_k": 100,

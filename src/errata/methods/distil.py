@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from errata.methods.base import Batch, Method, Signals, _one_of, masked_mean, zeros
-from errata.ops.credit import center, excess_cost, future_cost
+from errata.ops.credit import center, excess_cost, future_cost, limit_scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,14 +20,14 @@ class DistIL(Method):
     with A_t = -C_t, where C_t = sum_{i>t} cost_i is the disagreement still to come. Preset ``distil-exact`` (``baseline:
     leave_one_out``, ``discount: 1``) is the exact gradient for feedback that does not depend on the rollout (reference,
     sibling). Part of that gradient rewards short answers, since every token costs what a teacher that saw a solution
-    will always disagree on. The defaults leave that part out and look about 50 tokens ahead: docs/length.md.
+    will always disagree on. The defaults leave that part out, look about 50 tokens ahead and limit the credit's scale:
+    docs/length.md.
     """
 
     idea: ClassVar[str] = "forward cross-entropy to the teacher, plus credit for future disagreement"
     paper: ClassVar[str] = "arXiv 2606.05152"
     needs: ClassVar[str] = "successful siblings, textual feedback or references; samples of an expert suffice"
     reads: ClassVar[tuple[str, ...]] = ("teacher_entropy", "divergence")
-    looks_ahead: ClassVar[bool] = True
 
     sources: tuple[str, ...] = ("sibling", "feedback", "reference")
     credit: str = "sum"
@@ -40,6 +40,8 @@ class DistIL(Method):
     baseline: str = "per_token"
     """per_token: from each cost the other rollouts' cost at that position is subtracted before the sum, so length is neutral.
     leave_one_out: the other rollouts' C is, after the sum. position: likewise, over the batch. none: as released."""
+    credit_limit: float | None = 1.0
+    """Largest root mean square of a batch's credit; above it all are divided by one number. ``None``: no limit."""
     future_weight: float = 1.0
     """Multiplies the second term."""
 
@@ -50,6 +52,8 @@ class DistIL(Method):
         _one_of("baseline", self.baseline, ("none", "position", "leave_one_out", "per_token"))
         if not 0 < self.discount <= 1:
             raise ValueError(f"discount: {self.discount} is not in (0, 1]")
+        if self.credit_limit is not None and self.credit_limit <= 0:
+            raise ValueError(f"credit_limit: {self.credit_limit} is not above 0; null is no limit")
         if self.future_weight < 0:
             raise ValueError(f"future_weight: {self.future_weight} is below 0")
         if self.divergence not in ("forward_ce", "forward_kl"):
@@ -89,6 +93,8 @@ class DistIL(Method):
             credit = future_cost(excess_cost(cost, taught, batch.group), taught, kind=kind, discount=self.discount)
         else:
             credit = center(future, taught, batch.group, baseline=self.baseline)
+        if self.credit_limit is not None:
+            credit = limit_scale(credit, taught, self.credit_limit)
         metrics["future_share"] = _share(self.future_weight * credit.abs(), cost, taught)
         return Signals(
             advantage=-credit,

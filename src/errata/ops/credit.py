@@ -131,6 +131,22 @@ def excess_cost(cost: Tensor, mask: Tensor, group: Tensor) -> Tensor:
     return masked(spread(torch.where(number > 0, aligned - mean, 0.0), column), mask)
 
 
+@torch.no_grad()
+def limit_scale(credit: Tensor, mask: Tensor, largest: float) -> Tensor:
+    """Credit (B, T) divided by one number, so that its root mean square over ``mask`` (B, T) is at most ``largest``.
+
+    The scale of rewards that GRPO divides by their standard deviation is 1. Smaller credit stays as it is. Raises
+    ``ValueError`` on differing shapes, or a limit that is not above 0.
+    """
+    two_dimensional("credit", credit)
+    same_shape("credit", credit, mask=mask)
+    if not largest > 0:
+        raise ValueError(f"largest: {largest} is not above 0")
+    value = masked(credit, mask)
+    size = (value.square().sum() / mask.sum().clamp(min=1)).sqrt()
+    return value / (size / largest).clamp(min=1)
+
+
 def positions(mask: Tensor) -> Tensor:
     """(B, T) index of each token among its row's valid ones; T, one past the end, where masked."""
     valid = mask.bool()

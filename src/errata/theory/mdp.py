@@ -9,6 +9,7 @@ expert is uncertain, since CE = KL + H_T, and stops early to save tokens; ``kl``
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -132,7 +133,7 @@ def compute() -> dict[str, Any]:
     w, z = secret_bit()
     secret = {}
     for name, function in (("exact", objective), ("neutral", neutral_objective)):
-        *_, end = descend(lambda x, f=function: f(w, x, KIND["kl"]), z, steps=200, rate=0.5)
+        *_, end = descend(partial(function, w, kind=KIND["kl"]), z, steps=200, rate=0.5)
         secret[name] = {
             "tokens": [mean_length(w, z), mean_length(w, end)],
             "J": [float(value(w, z)), float(value(w, end))],
