@@ -29,11 +29,11 @@ ESTIMATORS: dict[str, tuple[str, str, float, float]] = {
     "mean, leave-one-out": ("mean", "leave_one_out", 1.0, 1.0),
     "group's rate, γ = 1": ("sum", "rate", 1.0, 1.0),
     "per token, γ = 1": ("sum", "per_token", 1.0, 1.0),
-    "per token, γ = .99": ("sum", "per_token", 0.99, 1.0),
     "per token, γ = .98": ("sum", "per_token", 0.98, 1.0),
-    "distil": ("sum", "limited", 0.98, 1.0),
+    "limit 1": ("sum", "limited", 0.98, 1.0),
+    "distil": ("sum", "limited", 0.98, 0.5),
 }
-"""Name: credit, baseline, discount, weight."""
+"""Name: credit, baseline, discount, weight (of ``limited``: the largest root mean square)."""
 
 
 def advantage(cost: Tensor, mask: Tensor, group: Tensor, name: str) -> Tensor:
@@ -45,7 +45,7 @@ def advantage(cost: Tensor, mask: Tensor, group: Tensor, name: str) -> Tensor:
         return -weight * future_cost(excess_cost(cost, mask, group), mask, kind=kind, discount=discount)
     if baseline == "limited":  # the default
         credit = future_cost(excess_cost(cost, mask, group), mask, discount=discount)
-        return -limit_scale(credit, mask, 1.0)
+        return -limit_scale(credit, mask, weight)
     if baseline == "rate":  # Σ(c_i − the other responses' mean cost per token)
         total, count = (x.sum(1).view(-1, SIZE) for x in (cost * mask, mask))
         rate = (total.sum(1, keepdim=True) - total) / (count.sum(1, keepdim=True) - count)
@@ -177,14 +177,14 @@ def cosine(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum() / (a.norm() * b.norm()))
 
 
-def direction(lengths: list[int], batches: int) -> None:
+def direction(lengths: list[int], batches: int, estimators: list[str]) -> None:
     """Cosine of one batch's gradient, of the mean over batches, and noise, to the exact gradient at fixed lengths."""
     print("\n## Direction: 16 x 8 rollouts of mean length T; the lost mode is left after m tokens\n")
     print(
         "| T | m | estimator | cosine, one batch | cosine, mean | noise | cosine to the whole | size of A | A at the end |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
-    names = [n for n in ESTIMATORS if n not in ("exact, weight .3", "exact, γ = .9", "group's rate, γ = 1")]
+    names = [n for n in estimators if n not in ("exact, weight .3", "exact, γ = .9", "group's rate, γ = 1")]
     for length in lengths:
         for stay in (8, 300) if length == lengths[-1] else (30,):
             world = chain(length, slip=0.25 / stay, recover=1 / stay)
@@ -222,7 +222,7 @@ WORLDS = {
 }
 
 
-def free(steps: int, seeds: int) -> None:
+def free(steps: int, seeds: int, estimators: list[str]) -> None:
     """Train (Adam, learning rate .03) and say what becomes of length, KL, time in the second mode, and of reward: at least 20
     tokens, ended by itself in the first mode."""
     print(
@@ -231,7 +231,7 @@ def free(steps: int, seeds: int) -> None:
     print("| world | estimator | length | KL a token | second mode | reward |")
     print("|---|---|---|---|---|---|")
     for title, settings in WORLDS.items():
-        for name in ESTIMATORS:
+        for name in estimators:
             rows = []
             for seed in range(seeds):
                 world = chain(50, seed=seed, **settings)  # type: ignore[arg-type]
@@ -275,7 +275,7 @@ def scale(lengths: list[int]) -> None:
             "exact, γ = .98",
             "mean, leave-one-out",
             "per token, γ = 1",
-            "distil (per token, γ = .98)",
+            "distil",
         ):
             a = advantage(cost, mask, group, name)
             print(
@@ -289,6 +289,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=("direction", "free", "scale"), default=[])
     parser.add_argument("--lengths", type=int, nargs="+", default=[20, 128, 1024, 4096])
     parser.add_argument("--batches", type=int, default=200, help="at most, at the shortest length")
+    parser.add_argument("--estimators", nargs="+", choices=list(ESTIMATORS), default=list(ESTIMATORS), metavar="NAME")
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
@@ -297,9 +298,9 @@ def main() -> None:
     if "scale" in parts:
         scale([*args.lengths, 8192] if args.lengths[-1] == 4096 else args.lengths)
     if "free" in parts:
-        free(args.steps, args.seeds)
+        free(args.steps, args.seeds, args.estimators)
     if "direction" in parts:
-        direction(args.lengths, args.batches)
+        direction(args.lengths, args.batches, args.estimators)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ PUBLISHED = {
         "cost": "kl",
         "baseline": "per_token",
         "discount": 0.98,
-        "credit_limit": 1.0,
+        "credit_limit": 0.5,
         "future_weight": 1.0,
         "support": "full",
         "divergence": "forward_ce",

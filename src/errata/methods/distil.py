@@ -40,8 +40,9 @@ class DistIL(Method):
     baseline: str = "per_token"
     """per_token: from each cost the other rollouts' cost at that position is subtracted before the sum, so length is neutral.
     leave_one_out: the other rollouts' C is, after the sum. position: likewise, over the batch. none: as released."""
-    credit_limit: float | None = 1.0
-    """Largest root mean square of a batch's credit; above it all are divided by one number. ``None``: no limit."""
+    credit_limit: float | None = 0.5
+    """Largest root mean square of a batch's credit; above it all are divided by one number. ``None``: no limit.
+    .5 is the most that GRPO's unscaled advantage of 0/1 rewards can have."""
     future_weight: float = 1.0
     """Multiplies the second term."""
 

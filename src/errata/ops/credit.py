@@ -135,8 +135,8 @@ def excess_cost(cost: Tensor, mask: Tensor, group: Tensor) -> Tensor:
 def limit_scale(credit: Tensor, mask: Tensor, largest: float) -> Tensor:
     """Credit (B, T) divided by one number, so that its root mean square over ``mask`` (B, T) is at most ``largest``.
 
-    The scale of rewards that GRPO divides by their standard deviation is 1. Smaller credit stays as it is. Raises
-    ``ValueError`` on differing shapes, or a limit that is not above 0.
+    Smaller credit stays as it is. For comparison: GRPO's advantage has .5 at most for 0/1 rewards, and 1 where it is divided
+    by the standard deviation. Raises ``ValueError`` on differing shapes, or a limit that is not above 0.
     """
     two_dimensional("credit", credit)
     same_shape("credit", credit, mask=mask)
