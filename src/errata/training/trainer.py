@@ -30,6 +30,7 @@ from errata.training.batch import GenerationBatch, LocalSignals, TeacherOutputs,
 from errata.training.comments import comments_of
 from errata.training.evaluation import Evaluator
 from errata.training.forward import accept_head_function, at_completion, check_scores
+from errata.training.length_warning import WarnOfShortAnswers
 from errata.training.loss import Averaging, LossSettings, two_stream_loss
 from errata.training.metrics import batch_metrics, prompt_metrics, score_metrics
 from errata.training.replay import PastBatch, Replay
@@ -147,6 +148,8 @@ class ErrataTrainer(compat.TRLHooks):
         self._keep_row = run
         self._rollout_log = RolloutLog(run, self.tokenizer, args.rollouts_saved, method.success_threshold)
         self.add_callback(_UpdateTeacher(self.teacher))
+        if method.uses_teacher:
+            self.add_callback(WarnOfShortAnswers())
 
     def _make_teacher(self, expert: MakeTeacher | None) -> Teacher | Expert | None:
         if not isinstance(self.method, TeacherMethod):
