@@ -10,6 +10,7 @@ checkpoint-N/    written by the trainer
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import math
@@ -83,7 +84,7 @@ class RunDirectory:
             earlier = self.env()
             dates = {"started": earlier["started"], "resumed": [*earlier.get("resumed", []), _now()]}
         self._write_env({"status": "running", **dates, **environment()})
-        _write_whole(self._config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        write_whole(self._config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         self.truncate_after(math.inf)  # drops torn lines
 
     def finish(self) -> None:
@@ -123,7 +124,10 @@ class RunDirectory:
         # Lone surrogates, which a tokenizer may decode to, become the JSON escapes that stand for them.
         line = json.dumps(plain(row), ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
         with self._stream(stream).open("ab", buffering=0) as file:
-            file.write(line + b"\n")
+            start = file.seek(0, os.SEEK_END)
+            if file.write(line + b"\n") <= len(line):  # the disk took part of it; the rest would not fit either
+                file.truncate(start)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._stream(stream)))
 
     def read(self, stream: str) -> list[dict[str, Any]]:
         """All rows of a stream, none if nothing was written yet. Raises ``ValueError`` naming a damaged line."""
@@ -136,7 +140,7 @@ class RunDirectory:
         """
         for stream in STREAMS:
             if self._stream(stream).exists():
-                _write_whole(self._stream(stream), self._lines_up_to(stream, step))
+                write_whole(self._stream(stream), self._lines_up_to(stream, step))
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
@@ -154,7 +158,7 @@ class RunDirectory:
         return self.path / f"{stream}.jsonl"
 
     def _write_env(self, env: Mapping[str, Any]) -> None:
-        _write_whole(self._env, json.dumps(plain(env), indent=2, ensure_ascii=False) + "\n")
+        write_whole(self._env, json.dumps(plain(env), indent=2, ensure_ascii=False) + "\n")
 
     def _lines(self, stream: str) -> Iterator[tuple[bytes, dict[str, Any]]]:
         path = self._stream(stream)
@@ -257,9 +261,15 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _write_whole(path: Path, content: str | Iterable[bytes]) -> None:
-    """Either the old file or the new one is there, never half of one."""
+def write_whole(path: Path, content: str | Iterable[bytes]) -> None:
+    """Either the old file or the new one is there, never half of one, whatever ends the process or the machine."""
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.writelines([content.encode("utf-8", "backslashreplace")] if isinstance(content, str) else content)
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            file.writelines([content.encode("utf-8", "backslashreplace")] if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise

@@ -7,18 +7,25 @@
 from __future__ import annotations
 
 import inspect
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import RepeatSampler
 from trl.trainer.utils import maybe_gather_lm_head_ctx as _gather
+
+from errata.training import checkpoint as checkpoints
+from errata.training import interrupt
+from errata.training.checkpoint import complete_checkpoints as complete_checkpoints
 
 PRIVATE = {
     "_generate_and_score_completions": ("self", "inputs"),
@@ -28,6 +35,12 @@ PRIVATE = {
     "_generate_single_turn": ("self", "prompt_ids", "images", "multimodal_fields", "num_generations"),
     "_save_checkpoint": ("self", "model", "trial"),
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
+    "_get_train_sampler": ("self", "dataset"),
+    "_run_epoch": (
+        *("self", "model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch", "trial"),
+        *("ignore_keys_for_eval", "start_time", "resume_from_checkpoint", "epochs_trained"),
+        "steps_trained_in_current_epoch",
+    ),
 }
 """Private methods used here, with the parameters they must have."""
 
@@ -71,11 +84,54 @@ class Sampled(NamedTuple):
     environments: list[Any] | None
 
 
+class EpochSampler(RepeatSampler):  # type: ignore[misc]
+    """TRL's order of problems, as a function of the seed and of ``epoch`` alone.
+
+    ``RepeatSampler`` draws the order of each epoch from one generator, which a resumed process starts anew: its first epoch
+    would get the first order, whichever epoch it is.
+    """
+
+    epoch = 0
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle:
+            self.generator.manual_seed(self.seed)
+            for _ in range(self.epoch):
+                torch.randperm(self.num_samples, generator=self.generator)
+        yield from super().__iter__()
+
+
+class RandomState(NamedTuple):
+    """All generators that sampling draws from."""
+
+    python: Any
+    numpy: Any
+    cpu: Tensor
+    cuda: list[Tensor]
+
+    @classmethod
+    def now(cls) -> RandomState:
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
+
+    def restore(self) -> None:
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.cpu)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(self.cuda)
+
+
 class TRLHooks(GRPOTrainer):  # type: ignore[misc]
     """TRL's trainer, opened at the places errata needs."""
 
     batch_records: Any = None
     """Whatever else belongs to the generation batch in use; saved with it."""
+    evaluation_due: bool = False
+    """An evaluation of the policy as it stands has begun and not ended; a checkpoint says so."""
+    _at_step_end: RandomState | None = None
+    _logging: dict[str, Any] | None = None
+    _resumed: bool = False
 
     # -- to be implemented ----------------------------------------------------------------------------------------
 
@@ -208,34 +264,143 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
             return prepare_fsdp(teacher, self.accelerator)
         return self.accelerator.prepare_model(teacher, device_placement=False if stays else None, evaluation_mode=True)
 
+    # -- interruption ---------------------------------------------------------------------------------------------
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As TRL does. A signal raises ``Interrupted`` while this single process samples or evaluates; else training stops
+        with a checkpoint at the end of the step, and ``interrupt.received`` says so.
+        """
+        with interrupt.deferred():
+            return super().train(*args, **kwargs)
+
+    def note_step_end(self) -> None:
+        """Remember where the generators stand. To be called at the end of each optimizer step."""
+        self._at_step_end = RandomState.now()
+
+    def asked_to_stop(self) -> bool:
+        """Whether any process got a signal. To be called on all."""
+        mine = interrupt.received() is not None
+        if self.accelerator.num_processes == 1:
+            return mine
+        flag = torch.tensor(float(mine), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
+
+    def save_interrupted(self) -> Path | None:
+        """A checkpoint of the last step that ended, written unless there is one; ``None`` before training began."""
+        folder = self._checkpoint_folder(None)
+        if (folder / checkpoints.MANIFEST).is_file():
+            return folder
+        if self._at_step_end is None:
+            return None
+        with interrupt.deferred():
+            self._save_checkpoint(self.model, None)
+        return folder
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation leaves the training's generators alone, and a signal may end it: the resumed run begins it again."""
+        self.evaluation_due = True
+        before = RandomState.now()
+        try:
+            with self._interruptible(True):
+                yield
+        finally:
+            before.restore()
+
+    @contextmanager
+    def _interruptible(self, droppable: bool) -> Iterator[None]:
+        if droppable and self.accelerator.num_processes == 1:
+            with interrupt.at_once():
+                yield
+        else:
+            yield
+
+    def _sampled(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Rollouts. While they are sampled for a step that has changed nothing yet, a signal drops the step."""
+        metrics = {name: list(values) for name, values in self._metrics["train"].items()}
+        tokens, before = self.state.num_input_tokens_seen, self._at_step_end
+        try:
+            with self._interruptible(self.micro_step == 0 and (self._resumed or before is not None)):
+                return super()._generate_and_score_completions(inputs)  # type: ignore[no-any-return]
+        except interrupt.Interrupted:
+            if before is not None:
+                before.restore()
+            self._metrics["train"].clear()
+            self._metrics["train"].update(metrics)
+            self.state.num_input_tokens_seen = tokens
+            raise
+
     # -- TRL's private methods, overridden ------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        return self.on_rollouts(inputs, super()._generate_and_score_completions(inputs))
+        return self.on_rollouts(inputs, self._sampled(inputs))
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         return self.batch_loss(model, inputs)
 
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(dataset)
+        if type(sampler) is RepeatSampler:
+            sampler.__class__ = EpochSampler
+        self._train_sampler = sampler
+        return sampler
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # resumed at its end; the loop would take one more step
+            self.control.should_training_stop = True
+            return
+        if isinstance(getattr(self, "_train_sampler", None), EpochSampler):
+            self._train_sampler.epoch = kwargs["epoch"]
+        if self._logging is not None:
+            self._tr_loss.fill_(self._logging["loss"])
+            self._globalstep_last_logged = self._logging["last"]
+            self._logging = None
+        elif self.state.global_step == 0:
+            self.note_step_end()
+        super()._run_epoch(**kwargs)
+
+    def _checkpoint_folder(self, trial: Any) -> Path:
+        return Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        folder = (
-            Path(self._get_output_dir(trial=trial))
-            / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            / "errata_state"
-        )
+        folder = self._checkpoint_folder(trial)
         if self.args.should_save:
-            folder.mkdir(exist_ok=True)
+            checkpoints.remove(folder)  # what an earlier process left of it
         self.accelerator.wait_for_everyone()
-        self.save_state(folder)
-        # A generation batch that serves several optimizer steps is part of where the run stands.
-        generate_every = self.args.steps_per_generation * self.num_iterations
-        rank = self.accelerator.process_index
-        if self._step % generate_every:
-            saved = {"step": self._step, "inputs": self._buffered_inputs, "records": self.batch_records}
-            torch.save(saved, folder / f"generation_batch_{rank}.pt")
+        with checkpoints.writing(folder):
+            self._write_checkpoint(folder, model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            (folder / "complete").touch()
+            with checkpoints.writing(folder):
+                checkpoints.seal(folder)
+            best = self.state.best_model_checkpoint
+            keep = None if best is None else Path(best)
+            checkpoints.rotate(folder.parent, self.args.save_total_limit, current=folder, keep=keep)
+        self.accelerator.wait_for_everyone()
+
+    def _write_checkpoint(self, folder: Path, model: Any, trial: Any) -> None:
+        # Transformers would delete older checkpoints before this one is whole.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        state = folder / "errata_state"
+        if self.args.should_save:
+            state.mkdir(exist_ok=True)
+        self.accelerator.wait_for_everyone()
+        self.save_state(state)
+        # Rows are sampled for several steps at once, and several steps logged at once: a run can stand in between.
+        inside = self._step % (self.args.steps_per_generation * self.num_iterations) != 0
+        position = {
+            "step": self._step,
+            "inputs": self._buffered_inputs if inside else None,
+            "records": self.batch_records if inside else None,
+            "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
+            "logging": {"loss": float(self._tr_loss), "last": self._globalstep_last_logged},
+            "evaluation_due": self.evaluation_due,
+        }
+        torch.save(position, state / f"position_{self.accelerator.process_index}.pt")
 
     def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -247,10 +412,18 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
                 f"{checkpoint}: has no errata_state, so it was not written by errata; start from it with --model instead"
             )
         self.load_state(folder)
-        path = folder / f"generation_batch_{self.accelerator.process_index}.pt"
-        if path.is_file():
-            saved = torch.load(path, map_location=self.accelerator.device, weights_only=False)
-            self._step, self._buffered_inputs, self.batch_records = saved["step"], saved["inputs"], saved["records"]
+        path = folder / f"position_{self.accelerator.process_index}.pt"
+        if not path.is_file():
+            raise ValueError(
+                f"{checkpoint}: was written by fewer processes than these {self.accelerator.num_processes}; "
+                "use as many as the run began with"
+            )
+        saved = torch.load(path, map_location=self.accelerator.device, weights_only=False)
+        self._resumed = True
+        self._step, self.evaluation_due, self._logging = saved["step"], saved["evaluation_due"], saved["logging"]
+        self._metrics["train"].update(saved["metrics"])
+        if saved["inputs"] is not None:
+            self._buffered_inputs, self.batch_records = saved["inputs"], saved["records"]
 
 
 def _observed(prompt: Any, observation: Any) -> Any:
@@ -269,9 +442,3 @@ def _methods(environment: Any) -> list[Callable[..., Any]]:
     """What TRL offers of an environment as tools."""
     names = [name for name, _ in inspect.getmembers(type(environment), predicate=inspect.isfunction)]
     return [getattr(environment, n) for n in names if n not in ("reset", "get_reward") and not n.startswith("_")]
-
-
-def complete_checkpoints(run: Path) -> list[Path]:
-    """Checkpoints of ``run`` that were written to the end, oldest first; one torn by a kill is not among them."""
-    found = [p.parent.parent for p in run.glob(f"{PREFIX_CHECKPOINT_DIR}-*/errata_state/complete")]
-    return sorted(found, key=lambda p: int(p.name.rsplit("-", 1)[1]))

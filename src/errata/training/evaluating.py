@@ -43,7 +43,7 @@ class Evaluator:
     def evaluate(self, dataset: Any) -> dict[str, Any]:
         trainer, args = self._trainer, self._trainer.args
         devices = [trainer.accelerator.device] if trainer.accelerator.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with trainer.evaluating(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(args.seed + trainer.accelerator.process_index)
             rows = list(dataset)
             rollouts = self._attempts(rows)

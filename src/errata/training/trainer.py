@@ -234,6 +234,7 @@ class ErrataTrainer(compat.TRLHooks):
                 "eval_dataset: nothing to evaluate on; name a task with a test split or set eval_strategy: no"
             )
         metrics = self.evaluator.evaluate(dataset)
+        self.evaluation_due = False
         logged = {f"{metric_key_prefix}_{k}": v for k, v in metrics.items() if isinstance(v, int | float)}
         training = self.model.training
         self.model.eval()  # TRL files what is logged by the model's mode
@@ -269,11 +270,18 @@ class ErrataTrainer(compat.TRLHooks):
 
 
 class _AfterStep(TrainerCallback):  # type: ignore[misc]
-    """Lets a teacher follow, once per optimizer step."""
+    """Lets a teacher follow, once per optimizer step, and stops where a signal asked for it."""
 
     def __init__(self, trainer: ErrataTrainer) -> None:
         self._trainer = trainer
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._trainer.evaluation_due:  # interrupted in it
+            self._trainer.evaluate()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._trainer.teacher is not None:
             self._trainer.teacher.update()
+        self._trainer.note_step_end()
+        if self._trainer.asked_to_stop():
+            control.should_save = control.should_training_stop = True

@@ -1,0 +1,234 @@
+"""Checkpoints that are whole or not used: a manifest, written last, names every file with its size and checksum.
+
+``seal`` ends a checkpoint, ``damage`` tells what is wrong with one, ``newest`` finds the one a run goes on from. Nothing here
+knows torch: what the files hold is the trainer's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from errata.reports.rundir import STREAMS, write_whole
+
+MANIFEST = "manifest.json"
+KEPT_TEXTS = ("config.yaml", "env.json")
+"""Small files of the run that each checkpoint keeps a copy of, in its manifest."""
+TAIL = 1 << 20
+"""Of a log's rows up to a checkpoint, the last so many bytes are in its checksum; a log can be long, and only grows."""
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a run can go on from."""
+
+    checkpoint: Path | None
+    """The newest whole one; ``None``: the run begins anew."""
+    notes: tuple[str, ...] = ()
+    """What is wrong with newer ones, a sentence each."""
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step a checkpoint was written after. Raises ``ValueError`` for a name without one."""
+    match = _NAME.fullmatch(checkpoint.name)
+    if match is None:
+        raise ValueError(f"resume_from_checkpoint: {checkpoint}: is no checkpoint of a run, which is called checkpoint-STEP")
+    return int(match[1])
+
+
+def complete_checkpoints(run: Path) -> list[Path]:
+    """Checkpoints of ``run`` that were written to the end, oldest first. Their files are not looked at."""
+    return [path for path in _all(run) if (path / MANIFEST).is_file()]
+
+
+def seal(checkpoint: Path) -> None:
+    """Make every file of ``checkpoint`` and the run's rows so far lasting, then write the manifest."""
+    run = checkpoint.parent
+    files = {str(path.relative_to(checkpoint)): _lasting(path) for path in _files(checkpoint)}
+    rows = {name: _lasting(path) for name in STREAMS if (path := run / f"{name}.jsonl").is_file()}
+    texts = {name: path.read_text(encoding="utf-8") for name in KEPT_TEXTS if (path := run / name).is_file()}
+    for folder in {path.parent for path in _files(checkpoint)} | {checkpoint, run}:
+        sync(folder)
+    manifest = {
+        "files": {name: [size, _checksum(checkpoint / name, 0, size)] for name, size in files.items()},
+        "rows": {name: [size, _tail(run / f"{name}.jsonl", size)] for name, size in rows.items()},
+        "texts": texts,
+    }
+    write_whole(checkpoint / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+
+
+def damage(checkpoint: Path, *, rows: bool = True) -> str | None:
+    """What is wrong with a checkpoint, naming the file; ``None`` if it is whole.
+
+    Args:
+        rows: also see that the run's logs still begin with the rows written before this checkpoint.
+    """
+    if not checkpoint.is_dir():
+        return f"there is no directory {checkpoint}"
+    manifest = _manifest(checkpoint)
+    if isinstance(manifest, str):
+        return manifest
+    for name, (size, checksum) in manifest["files"].items():
+        if (wrong := _wrong(checkpoint / name, size, exact=True)) is not None:
+            return f"{name} {wrong}"
+        if _checksum(checkpoint / name, 0, size) != checksum:
+            return f"{name} does not hold what was written"
+    for name, (size, checksum) in manifest["rows"].items() if rows else ():
+        path = checkpoint.parent / f"{name}.jsonl"
+        if (wrong := _wrong(path, size, exact=False)) is not None:
+            return f"the run's {path.name} {wrong}"
+        if _tail(path, size) != checksum:
+            return f"the run's {path.name} does not hold the rows written before it"
+    return None
+
+
+def newest(run: Path) -> Found:
+    """The checkpoint to go on from. Reads every file of the newest one, and of older ones only where that is damaged.
+
+    A checkpoint without a manifest was not written to the end, as a kill leaves it.
+
+    Raises:
+        ValueError: there are checkpoints that were written to the end, and none of them is whole.
+    """
+    notes: list[str] = []
+    damaged = False
+    for checkpoint in reversed(_all(run)):
+        found = damage(checkpoint)
+        if found is None:
+            return Found(checkpoint, tuple(notes))
+        damaged |= (checkpoint / MANIFEST).exists()
+        notes.append(f"{checkpoint.name}: {found}")
+    if damaged:
+        raise ValueError(
+            f"output_dir: {run}: no checkpoint is whole ({'; '.join(notes)}); restore a file that is named, "
+            "choose another output_dir, or --overwrite true begins anew"
+        )
+    return Found(None, tuple(notes))
+
+
+def kept_text(run: Path, name: str) -> tuple[str, Path] | None:
+    """The copy of ``config.yaml`` or ``env.json`` in the newest checkpoint with a readable manifest, and which that is."""
+    for checkpoint in reversed(_all(run)):
+        manifest = _manifest(checkpoint)
+        if not isinstance(manifest, str) and name in manifest["texts"]:
+            return manifest["texts"][name], checkpoint
+    return None
+
+
+def rotate(run: Path, limit: int | None, *, current: Path, keep: Path | None = None) -> None:
+    """Delete checkpoints: those not written to the end, those later than ``current``, which no run leads to any more, and the
+    oldest of more than ``limit``."""
+    for path in _all(run):
+        if path != current and (not (path / MANIFEST).is_file() or step_of(path) > step_of(current)):
+            remove(path)
+    kept = complete_checkpoints(run)
+    for path in kept[: len(kept) - limit] if limit else ():
+        if path not in (current, keep):
+            remove(path)
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint, its manifest first: half deleted, it counts as not written to the end."""
+    (checkpoint / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+@contextmanager
+def writing(checkpoint: Path) -> Iterator[None]:
+    """What fails while a checkpoint is written fails in one line, leaves no torn checkpoint, and harms none there was.
+
+    Raises:
+        OSError: with the errno where the system gave one.
+    """
+    try:
+        yield
+    except Exception as error:  # safetensors and torch raise their own kinds for a full disk
+        if not isinstance(error, OSError) and not _about_disk(error):
+            raise
+        remove(checkpoint)
+        before = complete_checkpoints(checkpoint.parent)
+        kept = f"{before[-1].name} is kept, and the same command goes on from it" if before else "there is none before it"
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())[:200]
+        number = error.errno if isinstance(error, OSError) else None
+        raise OSError(number, f"could not write {checkpoint}: {reason}; {kept}") from error
+
+
+def sync(path: Path) -> None:
+    """Hand a file or directory to the disk. File systems that cannot sync a directory are left alone."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _all(run: Path) -> list[Path]:
+    found = [path for path in run.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=step_of)
+
+
+def _files(checkpoint: Path) -> list[Path]:
+    return sorted(path for path in checkpoint.rglob("*") if path.is_file() and path != checkpoint / MANIFEST)
+
+
+def _lasting(path: Path) -> int:
+    sync(path)
+    return path.stat().st_size
+
+
+def _manifest(checkpoint: Path) -> dict[str, Any] | str:
+    """The manifest, or what is wrong with it."""
+    path = checkpoint / MANIFEST
+    if not path.is_file():
+        return f"it was not written to the end ({MANIFEST} is missing)"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if all(isinstance(found[part], dict) for part in ("files", "rows", "texts")):
+            return dict(found)
+    except (ValueError, KeyError, TypeError):
+        pass
+    return f"{MANIFEST} is damaged"
+
+
+def _wrong(path: Path, size: int, *, exact: bool) -> str | None:
+    if not path.is_file():
+        return "is missing"
+    there = path.stat().st_size
+    if there < size or (exact and there != size):
+        return f"has {there} bytes, not {size}" if there else "is empty"
+    return None
+
+
+def _tail(path: Path, size: int) -> str:
+    return _checksum(path, max(size - TAIL, 0), size)
+
+
+def _checksum(path: Path, start: int, end: int) -> str:
+    """XXH3 of the bytes from ``start`` to ``end``: made for finding damage, at the speed of memory."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        file.seek(start)
+        left = end - start
+        while left > 0 and (part := file.read(min(left, 1 << 22))):
+            digest.update(part)
+            left -= len(part)
+    return digest.hexdigest()
+
+
+def _about_disk(error: Exception) -> bool:
+    text = str(error).lower()
+    words = ("no space left", "quota", "read-only file system", "file too large", "permission denied", "file write failed")
+    return any(word in text for word in words) or "pytorchstreamwriter" in text or "unexpected pos" in text
