@@ -61,15 +61,12 @@ class Lock:
         with _opened(self._path) as (file, guarded):
             other = _living(file)
             if other is not None:
-                raise ValueError(
-                    f"{self._setting}: {self._path.parent} is being written by {other}; wait until it ends, stop it, "
-                    "or choose another directory"
-                )
+                raise ValueError(refusal(self._setting, self._path.parent, other))
             _write(file, asdict(self._me))
         if not guarded:
             time.sleep(0.5)
-            if _read(self._path) != self._me:
-                raise ValueError(f"{self._setting}: {self._path.parent} is being written by {_read(self._path)}")
+            if (winner := _read(self._path)) != self._me:
+                raise ValueError(refusal(self._setting, self._path.parent, winner))
         threading.Thread(target=self._renew, daemon=True).start()
         return self
 
@@ -94,6 +91,13 @@ def holder(folder: Path) -> Holder | None:
         return None
     with path.open("rb") as file:
         return _living(file)
+
+
+def refusal(setting: str, folder: Path, other: Holder | None) -> str:
+    return (
+        f"{setting}: {folder} is being written by {other or 'another process'}; "
+        "wait until it ends, stop it, or choose another directory"
+    )
 
 
 @contextmanager

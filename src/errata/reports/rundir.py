@@ -5,7 +5,9 @@ env.json         versions, git commit, device, dates, command line, and whether 
 metrics.jsonl    one object per logged step
 rollouts.jsonl   sampled rollouts with verdict, context and per-token signals
 eval.jsonl       one object per evaluation
-checkpoint-N/    written by the trainer
+checkpoint-N/    written by the trainer, its manifest.json last
+policy.json      names the files of the trained policy, which lie beside it once the run has finished
+.lock            the process that writes here
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -33,6 +35,8 @@ STREAMS = ("metrics", "rollouts", "eval")
 """The append-only logs; each is ``NAME.jsonl``."""
 
 _PACKAGES = ("errata", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "vllm", "numpy")
+_LENGTH = ("max_steps", "num_train_epochs")
+_FIRST_READ = ("config.json", "adapter_config.json")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -52,7 +56,8 @@ class RunDirectory:
         """Begin the run, or continue the one that lies here; writes ``config.yaml`` and ``env.json``.
 
         Rows and checkpoints of a run with the same settings stay: cut the rows back to its checkpoint with
-        :meth:`truncate_after`. With other settings, what lies here is removed if it never got as far as a checkpoint.
+        :meth:`truncate_after`. So do those of a run that now has more steps to go. With other settings, what lies here is
+        removed if it never got as far as a checkpoint.
 
         Args:
             config: the settings, plain values.
@@ -67,8 +72,8 @@ class RunDirectory:
         if self._config.is_file() and not self._env.is_file():
             raise ValueError(f"output_dir: {self.path} has a config.yaml that no run wrote; choose another directory")
         settings = plain(config)
-        differing = _differing(self.config(), settings) if self._config.is_file() else []
-        if differing and not resume and not overwrite:
+        differing = _differing(self.config(), settings) if self._config.is_file() and not overwrite else []
+        if differing and not resume:
             if self.finished or self.checkpoints():
                 state = "a finished run" if self.finished else "an interrupted run"
                 raise ValueError(
@@ -82,7 +87,7 @@ class RunDirectory:
         dates: dict[str, Any] = {"started": _now()}
         if self._env.is_file():
             earlier = self.env()
-            dates = {"started": earlier["started"], "resumed": [*earlier.get("resumed", []), _now()]}
+            dates = {"started": earlier.get("started"), "resumed": [*(earlier.get("resumed") or []), _now()]}
         self._write_env({"status": "running", **dates, **environment()})
         write_whole(self._config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         self.truncate_after(math.inf)  # drops torn lines
@@ -97,15 +102,25 @@ class RunDirectory:
 
     def config(self) -> dict[str, Any]:
         """The resolved settings. Raises ``ValueError`` if this is no run directory."""
-        if not self._config.is_file():
-            raise ValueError(f"run: {self.path} has no config.yaml; is it a run directory?")
-        return dict(yaml.safe_load(self._config.read_text(encoding="utf-8")) or {})
+        return _mapping(self._config, yaml.safe_load)
 
     def env(self) -> dict[str, Any]:
         """What the run was made with. Raises ``ValueError`` if this is no run directory."""
-        if not self._env.is_file():
-            raise ValueError(f"run: {self.path} has no env.json; is it a run directory?")
-        return dict(json.loads(self._env.read_text(encoding="utf-8")))
+        return _mapping(self._env, json.loads)
+
+    def damaged(self) -> list[str]:
+        """Which of ``config.yaml`` and ``env.json`` cannot be read."""
+        found = []
+        for path, read in ((self._config, self.config), (self._env, self.env)):
+            try:
+                read()
+            except ValueError:
+                found.append(path.name)
+        return found
+
+    def restore(self, name: str, text: str) -> None:
+        """Write a copy of ``config.yaml`` or ``env.json`` back."""
+        write_whole(self.path / name, text)
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """Step and directory of every checkpoint, by step."""
@@ -113,6 +128,31 @@ class RunDirectory:
             (match, path) for path in self.path.glob("checkpoint-*") if (match := _CHECKPOINT.fullmatch(path.name))
         ]
         return sorted((int(match[1]), path) for match, path in found)
+
+    # -- the trained policy ----------------------------------------------------------------------------------------
+
+    def publish_policy(self, folder: Path) -> None:
+        """Move the files of a saved model from ``folder``, which is deleted, into this directory.
+
+        What a library looks for first, the model's configuration, comes last: a half moved policy is none.
+        """
+        files = sorted((path for path in folder.iterdir() if path.is_file()), key=lambda path: path.name in _FIRST_READ)
+        for path in files:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        write_whole(self._policy, json.dumps([path.name for path in files]) + "\n")
+        for path in files:
+            path.replace(self.path / path.name)
+        shutil.rmtree(folder)
+
+    def withdraw_policy(self) -> None:
+        """Remove the files of :meth:`publish_policy`: training goes on."""
+        if not self._policy.is_file():
+            return
+        names = json.loads(self._policy.read_text(encoding="utf-8") or "[]")
+        for name in sorted(names, key=lambda name: name not in _FIRST_READ):
+            (self.path / Path(name).name).unlink(missing_ok=True)
+        self._policy.unlink()
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
@@ -147,6 +187,10 @@ class RunDirectory:
     @property
     def _config(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def _policy(self) -> Path:
+        return self.path / "policy.json"
 
     @property
     def _env(self) -> Path:
@@ -184,6 +228,7 @@ class RunDirectory:
                 yield line
 
     def _clear(self) -> None:
+        self.withdraw_policy()
         for name in ("config.yaml", "env.json", "report.html", *(f"{stream}.jsonl" for stream in STREAMS)):
             (self.path / name).unlink(missing_ok=True)
         for _, checkpoint in self.checkpoints():
@@ -228,7 +273,29 @@ def plain(value: Any) -> Any:
 
 
 def _differing(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return sorted(key for key in {*earlier, *now} if earlier.get(key) != now.get(key))
+    """The settings that make another run; more steps of the same are no other run."""
+    return sorted(
+        key
+        for key in {*earlier, *now}
+        if earlier.get(key) != now.get(key) and not (key in _LENGTH and _more(earlier.get(key), now.get(key)))
+    )
+
+
+def _more(earlier: Any, now: Any) -> bool:
+    return isinstance(earlier, int | float) and isinstance(now, int | float) and now > earlier > 0
+
+
+def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """What a file of settings holds. Raises ``ValueError`` naming it."""
+    if not path.is_file():
+        raise ValueError(f"run: {path.parent} has no {path.name}; is it a run directory?")
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"run: {path} is damaged: it holds no settings; restore it, or run anew with --overwrite true")
+    return found
 
 
 def _version(package: str) -> str | None:

@@ -6,6 +6,7 @@ knows torch: what the files hold is the trainer's.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from typing import Any
 
 import xxhash
 
-from errata.reports.rundir import STREAMS, write_whole
+from errata.reports.rundir import STREAMS, RunDirectory, write_whole
 
 MANIFEST = "manifest.json"
 KEPT_TEXTS = ("config.yaml", "env.json")
@@ -64,21 +65,22 @@ def seal(checkpoint: Path) -> None:
         "rows": {name: [size, _tail(run / f"{name}.jsonl", size)] for name, size in rows.items()},
         "texts": texts,
     }
-    write_whole(checkpoint / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+    write_whole(checkpoint / MANIFEST, json.dumps({"checksum": _own_checksum(manifest), **manifest}, indent=1))
 
 
-def damage(checkpoint: Path, *, rows: bool = True) -> str | None:
+def damage(checkpoint: Path, *, files: bool = True, rows: bool = True) -> str | None:
     """What is wrong with a checkpoint, naming the file; ``None`` if it is whole.
 
     Args:
-        rows: also see that the run's logs still begin with the rows written before this checkpoint.
+        files: look at its own files.
+        rows: see that the run's logs still begin with the rows written before this checkpoint.
     """
     if not checkpoint.is_dir():
         return f"there is no directory {checkpoint}"
     manifest = _manifest(checkpoint)
     if isinstance(manifest, str):
         return manifest
-    for name, (size, checksum) in manifest["files"].items():
+    for name, (size, checksum) in manifest["files"].items() if files else ():
         if (wrong := _wrong(checkpoint / name, size, exact=True)) is not None:
             return f"{name} {wrong}"
         if _checksum(checkpoint / name, 0, size) != checksum:
@@ -116,13 +118,40 @@ def newest(run: Path) -> Found:
     return Found(None, tuple(notes))
 
 
-def kept_text(run: Path, name: str) -> tuple[str, Path] | None:
-    """The copy of ``config.yaml`` or ``env.json`` in the newest checkpoint with a readable manifest, and which that is."""
-    for checkpoint in reversed(_all(run)):
-        manifest = _manifest(checkpoint)
-        if not isinstance(manifest, str) and name in manifest["texts"]:
-            return manifest["texts"][name], checkpoint
-    return None
+def cut_rows(run: RunDirectory, checkpoint: Path | None) -> None:
+    """Take the run's logs back to where they were when ``checkpoint`` was written; without one, to nothing."""
+    manifest = None if checkpoint is None or checkpoint.parent.resolve() != run.path.resolve() else _manifest(checkpoint)
+    if checkpoint is None or not isinstance(manifest, dict) or damage(checkpoint, files=False) is not None:
+        run.truncate_after(-1 if checkpoint is None else step_of(checkpoint))
+        return
+    for name in STREAMS:
+        if (path := run.path / f"{name}.jsonl").is_file():
+            os.truncate(path, manifest["rows"].get(name, [0])[0])
+
+
+def repair(run: RunDirectory) -> list[str]:
+    """Write back the copies that checkpoints keep of a damaged ``config.yaml`` or ``env.json``; what was done, a sentence each.
+
+    Raises:
+        ValueError: no checkpoint has a copy.
+    """
+    found = _all(run.path)
+    notes: list[str] = []
+    if not found and not (run.path / "env.json").is_file():
+        return notes  # no run yet
+    for name in run.damaged():
+        for checkpoint in reversed(found):
+            manifest = _manifest(checkpoint)
+            if not isinstance(manifest, str) and name in manifest["texts"]:
+                run.restore(name, manifest["texts"][name])
+                notes.append(f"{name} was damaged or missing; restored from {checkpoint.name}")
+                break
+        else:
+            raise ValueError(
+                f"output_dir: {run.path / name} is damaged or missing, and no checkpoint has a copy; restore it, choose another "
+                "output_dir, or --overwrite true begins anew"
+            )
+    return notes
 
 
 def rotate(run: Path, limit: int | None, *, current: Path, keep: Path | None = None) -> None:
@@ -132,7 +161,7 @@ def rotate(run: Path, limit: int | None, *, current: Path, keep: Path | None = N
         if path != current and (not (path / MANIFEST).is_file() or step_of(path) > step_of(current)):
             remove(path)
     kept = complete_checkpoints(run)
-    for path in kept[: len(kept) - limit] if limit else ():
+    for path in kept[: max(len(kept) - limit, 0)] if limit else ():
         if path not in (current, keep):
             remove(path)
 
@@ -159,7 +188,7 @@ def writing(checkpoint: Path) -> Iterator[None]:
         before = complete_checkpoints(checkpoint.parent)
         kept = f"{before[-1].name} is kept, and the same command goes on from it" if before else "there is none before it"
         reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())[:200]
-        number = error.errno if isinstance(error, OSError) else None
+        number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
         raise OSError(number, f"could not write {checkpoint}: {reason}; {kept}") from error
 
 
@@ -196,11 +225,15 @@ def _manifest(checkpoint: Path) -> dict[str, Any] | str:
         return f"it was not written to the end ({MANIFEST} is missing)"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if all(isinstance(found[part], dict) for part in ("files", "rows", "texts")):
+        if found.pop("checksum") == _own_checksum(found):
             return dict(found)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         pass
     return f"{MANIFEST} is damaged"
+
+
+def _own_checksum(manifest: dict[str, Any]) -> str:
+    return xxhash.xxh3_128(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _wrong(path: Path, size: int, *, exact: bool) -> str | None:

@@ -129,6 +129,8 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
     """Whatever else belongs to the generation batch in use; saved with it."""
     evaluation_due: bool = False
     """An evaluation of the policy as it stands has begun and not ended; a checkpoint says so."""
+    stopped: bool = False
+    """A signal ended training before its last step."""
     _at_step_end: RandomState | None = None
     _logging: dict[str, Any] | None = None
     _resumed: bool = False
@@ -280,10 +282,11 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
     def asked_to_stop(self) -> bool:
         """Whether any process got a signal. To be called on all."""
         mine = interrupt.received() is not None
-        if self.accelerator.num_processes == 1:
-            return mine
-        flag = torch.tensor(float(mine), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum") > 0)
+        if self.accelerator.num_processes > 1:
+            flag = torch.tensor(float(mine), device=self.accelerator.device)
+            mine = bool(self.accelerator.reduce(flag, "sum") > 0)
+        self.stopped = mine
+        return mine
 
     def save_interrupted(self) -> Path | None:
         """A checkpoint of the last step that ended, written unless there is one; ``None`` before training began."""
@@ -295,6 +298,14 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         with interrupt.deferred():
             self._save_checkpoint(self.model, None)
         return folder
+
+    def save_policy(self, folder: Path) -> None:
+        """Write the policy and its tokenizer as ``from_pretrained`` reads them. To be called on all processes."""
+        with checkpoints.writing(folder):
+            self.save_model(str(folder), _internal_call=True)
+        if self.args.should_save:
+            (folder / "training_args.bin").unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import time
 import warnings
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,12 +20,13 @@ from trl import get_peft_config, get_quantization_config
 
 from errata import methods
 from errata.records import Rollout
+from errata.reports import lock
 from errata.reports.rundir import RunDirectory
 from errata.reports.rundir import plain as _plain
 from errata.reports.table import before_after, rollout_samples
-from errata.training import sources
+from errata.training import checkpoint as checkpoints
+from errata.training import interrupt, sources
 from errata.training.allocator import keep_memory
-from errata.training.compat import complete_checkpoints
 from errata.training.config import ErrataConfig
 from errata.training.experts import expert_of
 from errata.training.progress import Progressing
@@ -31,11 +35,24 @@ from errata.training.trainer import ErrataTrainer
 
 
 def train(path: str, overrides: list[str]) -> int:
-    """Run the recipe; resume the run of that name where one was interrupted."""
+    """Run the recipe; resume the run of that name where one was interrupted. The exit status: of a signal, 128 + its number."""
     quiet()
-    recipe = read(path, overrides)
+    with interrupt.handled():
+        try:
+            return _train(read(path, overrides))
+        except interrupt.Interrupted as stop:
+            print(f"errata: {stop}: interrupted; the same command goes on", file=sys.stderr)
+            return stop.status
+
+
+def _train(recipe: Recipe) -> int:
     console = Console()
     run = RunDirectory(Path(str(recipe.config.output_dir)))
+    if is_main_process() and (writer := lock.holder(run.path)) is not None:
+        raise ValueError(lock.refusal("output_dir", run.path, writer))
+    if is_main_process() and not recipe.config.overwrite:
+        for note in checkpoints.repair(run):
+            console.print(note, highlight=False)
     if run.finished and not recipe.config.overwrite and run.config() == _plain(_resolved(recipe)):
         console.print(f"{run.path} holds this very run, finished; --overwrite true runs it anew", highlight=False)
         _show(console, run, run.read("rollouts")[-3:])
@@ -43,13 +60,28 @@ def train(path: str, overrides: list[str]) -> int:
     if recipe.config.use_cpu or not torch.cuda.is_available():
         keep_memory()
     trainer = build_trainer(recipe, run)
-    checkpoint = _open_run(recipe, run)
-    _announce(console, trainer, recipe, checkpoint)
-    started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    _finish(console, trainer, run, time.perf_counter() - started)
-    trainer.accelerator.end_training()  # processes that leave with their group open can abort at the very end
+    with lock.Lock(run.path) if is_main_process() else nullcontext():
+        checkpoint = _open_run(console, recipe, run)
+        _announce(console, trainer, recipe, checkpoint)
+        started = time.perf_counter()
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if trainer.stopped:
+                raise interrupt.Interrupted(interrupt.received() or signal.SIGTERM)
+            _finish(console, trainer, run, time.perf_counter() - started)
+        except interrupt.Interrupted:
+            saved = trainer.save_interrupted()
+            if saved is not None and trainer.is_world_process_zero():
+                console.print(f"saved {saved}", highlight=False)
+            raise
+        finally:
+            trainer.accelerator.end_training()  # processes that leave with their group open can abort at the very end
     return 0
+
+
+def is_main_process() -> bool:
+    """Whether this process writes the run directory; known before any library has set up the others."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def build_trainer(recipe: Recipe, run: RunDirectory | None = None) -> ErrataTrainer:
@@ -110,18 +142,31 @@ def build_trainer(recipe: Recipe, run: RunDirectory | None = None) -> ErrataTrai
     return trainer
 
 
-def _open_run(recipe: Recipe, run: RunDirectory) -> Path | None:
-    """Begin or continue the run; the checkpoint to go on from where it was interrupted."""
+def _open_run(console: Console, recipe: Recipe, run: RunDirectory) -> Path | None:
+    """Begin or continue the run; the checkpoint to go on from where it was interrupted.
+
+    Nothing is written before the checkpoint is known to be whole.
+    """
     config = recipe.config
-    if os.environ.get("RANK", "0") == "0":
+    told: list[Path | None] = [None]
+    if is_main_process():
+        found = checkpoints.Found(None) if config.overwrite else _checkpoint_of(config, run.path)
+        for note in found.notes:
+            console.print(note, highlight=False, markup=False)
+        if run.finished and found.checkpoint is None and not config.overwrite:
+            raise ValueError(
+                f"output_dir: {run.path} holds a finished run without a checkpoint (save_strategy: no) to go on from; "
+                f"--overwrite true runs it anew, --model {run.path} with another output_dir starts from its policy"
+            )
         run.open(_resolved(recipe), overwrite=config.overwrite, resume=bool(config.resume_from_checkpoint))
-        run.truncate_after(_step_of(_checkpoint_of(config, run.path)))
+        run.withdraw_policy()
+        checkpoints.cut_rows(run, found.checkpoint)
+        told = [found.checkpoint]
     if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-    checkpoint = _checkpoint_of(config, run.path)
-    if checkpoint is not None:
+        torch.distributed.broadcast_object_list(told, src=0)
+    if told[0] is not None:
         config.eval_on_start = False  # that evaluation is of the untrained policy, and already there
-    return checkpoint
+    return told[0]
 
 
 def _resolved(recipe: Recipe) -> dict[str, Any]:
@@ -152,18 +197,15 @@ def _resolved(recipe: Recipe) -> dict[str, Any]:
 _NOT_SETTINGS = ("overwrite", "resume_from_checkpoint", "output_dir", "run_name")
 
 
-def _checkpoint_of(config: ErrataConfig, folder: Path) -> Path | None:
-    if config.resume_from_checkpoint:
-        path = Path(str(config.resume_from_checkpoint))
-        if not (path / "errata_state" / "complete").is_file():
-            raise ValueError(f"resume_from_checkpoint: {path} is not a complete checkpoint of errata")
-        return path
-    found = complete_checkpoints(folder)
-    return found[-1] if found else None
-
-
-def _step_of(checkpoint: Path | None) -> int:
-    return -1 if checkpoint is None else int(checkpoint.name.rsplit("-", 1)[1])
+def _checkpoint_of(config: ErrataConfig, folder: Path) -> checkpoints.Found:
+    if not config.resume_from_checkpoint:
+        return checkpoints.newest(folder)
+    path = Path(str(config.resume_from_checkpoint))
+    checkpoints.step_of(path)
+    wrong = checkpoints.damage(path, rows=False)
+    if wrong is not None:
+        raise ValueError(f"resume_from_checkpoint: {path}: {wrong}; name a whole checkpoint of errata")
+    return checkpoints.Found(path)
 
 
 def quiet() -> None:
@@ -191,6 +233,10 @@ def _announce(console: Console, trainer: ErrataTrainer, recipe: Recipe, checkpoi
 
 
 def _finish(console: Console, trainer: ErrataTrainer, run: RunDirectory, seconds: float) -> None:
+    part = run.path / "policy.part"
+    trainer.save_policy(part)
+    if trainer.is_world_process_zero():
+        run.publish_policy(part)
     if trainer.eval_dataset is not None:
         rows = run.read("eval")
         if not rows or rows[-1]["step"] != trainer.state.global_step:
