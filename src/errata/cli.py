@@ -159,7 +159,10 @@ def _compare(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _report(args: argparse.Namespace, rest: list[str]) -> int:
     from errata.reports.html import write_report
+    from errata.reports.runs import unfinished
 
+    if missing := unfinished(args.runs):
+        print(f"not finished and not shown: {', '.join(missing)}")
     page = write_report(args.runs, args.out, target=args.target)
     print(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)")
     if args.plots is not None:

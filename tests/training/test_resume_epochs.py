@@ -56,7 +56,9 @@ def logs(run, after):
 def whole(request, tmp_path_factory):
     """An uninterrupted run that left a checkpoint after each step, and what was sampled in each."""
     folder, kept = tmp_path_factory.mktemp("whole"), []
-    run = make(folder, request.param, save_strategy="steps", save_steps=1, save_total_limit=20, keep=kept, rollouts_saved=8)
+    run = make(
+        folder, request.param, save_strategy="steps", save_steps=1, save_total_limit=20, keep=kept, rollouts_saved=8
+    )
     run.train()
     return request.param, folder, run, kept
 

@@ -43,7 +43,9 @@ def step_of(checkpoint: Path) -> int:
     """The optimizer step a checkpoint was written after. Raises ``ValueError`` for a name without one."""
     match = _NAME.fullmatch(checkpoint.name)
     if match is None:
-        raise ValueError(f"resume_from_checkpoint: {checkpoint}: is no checkpoint of a run, which is called checkpoint-STEP")
+        raise ValueError(
+            f"resume_from_checkpoint: {checkpoint}: is no checkpoint of a run, which is called checkpoint-STEP"
+        )
     return int(match[1])
 
 
@@ -120,7 +122,9 @@ def newest(run: Path) -> Found:
 
 def cut_rows(run: RunDirectory, checkpoint: Path | None) -> None:
     """Take the run's logs back to where they were when ``checkpoint`` was written; without one, to nothing."""
-    manifest = None if checkpoint is None or checkpoint.parent.resolve() != run.path.resolve() else _manifest(checkpoint)
+    manifest = (
+        None if checkpoint is None or checkpoint.parent.resolve() != run.path.resolve() else _manifest(checkpoint)
+    )
     if checkpoint is None or not isinstance(manifest, dict) or damage(checkpoint, files=False) is not None:
         run.truncate_after(-1 if checkpoint is None else step_of(checkpoint))
         return
@@ -137,8 +141,8 @@ def repair(run: RunDirectory) -> list[str]:
     """
     found = _all(run.path)
     notes: list[str] = []
-    if not found and not (run.path / "env.json").is_file():
-        return notes  # no run yet
+    if not found and not all((run.path / name).is_file() for name in KEPT_TEXTS):
+        return notes  # killed before it began, or no run at all
     for name in run.damaged():
         for checkpoint in reversed(found):
             manifest = _manifest(checkpoint)
@@ -186,7 +190,9 @@ def writing(checkpoint: Path) -> Iterator[None]:
             raise
         remove(checkpoint)
         before = complete_checkpoints(checkpoint.parent)
-        kept = f"{before[-1].name} is kept, and the same command goes on from it" if before else "there is none before it"
+        kept = (
+            f"{before[-1].name} is kept, and the same command goes on from it" if before else "there is none before it"
+        )
         reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())[:200]
         number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
         raise OSError(number, f"could not write {checkpoint}: {reason}; {kept}") from error
@@ -263,5 +269,12 @@ def _checksum(path: Path, start: int, end: int) -> str:
 
 def _about_disk(error: Exception) -> bool:
     text = str(error).lower()
-    words = ("no space left", "quota", "read-only file system", "file too large", "permission denied", "file write failed")
+    words = (
+        "no space left",
+        "quota",
+        "read-only file system",
+        "file too large",
+        "permission denied",
+        "file write failed",
+    )
     return any(word in text for word in words) or "pytorchstreamwriter" in text or "unexpected pos" in text
