@@ -2,9 +2,9 @@
 
     python scripts/kill_test.py --kills 200 --seed 0
 
-Each trial starts a run of the house policy, kills it up to three times (SIGKILL, SIGTERM or SIGINT; after a random time, or while a
-checkpoint is being written), and starts the same command again until it finishes. Compared with the uninterrupted run, bit for
-bit: the policy's weights, and every row of metrics, rollouts and evaluations without its times. Exit status 1 if any differs.
+Each trial starts a run of the house policy, kills it up to three times (SIGKILL, SIGTERM or SIGINT; after a random time, or while
+a checkpoint is being written), and starts the same command again until it finishes. Compared with the uninterrupted run, bit
+for bit: the policy's weights, and every row of metrics, rollouts and evaluations without its times. Exit status 1 if any differs.
 
 Runs are forked from this process, which has imported everything once; every fifth is a process of its own, as a user starts it.
 """

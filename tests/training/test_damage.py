@@ -13,7 +13,6 @@ import yaml
 from tests.training.worlds import TOKENIZER, build_model
 
 from errata.cli import main
-from errata.reports.rundir import RunDirectory
 from errata.training import checkpoint as checkpoints
 
 ROOT = Path(__file__).parents[2]

@@ -93,7 +93,7 @@ def test_a_signal_before_training_leaves_nothing_in_the_way(tmp_path, policy, wh
 
 def test_a_run_killed_while_its_directory_was_begun_begins_anew(tmp_path, policy, whole):  # noqa: F811
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "env.json").write_bytes((whole / "env.json").read_bytes())
+    (tmp_path / "run" / "env.json").write_text('{"status": "running", "started": "2026-11-29"}')
     (tmp_path / "run" / "config.yaml.part").touch()
     assert main(["train", str(recipe(tmp_path, policy, **SHORT))]) == 0
     same_finish(tmp_path / "run", whole)
@@ -106,15 +106,14 @@ def test_checkpoints_are_written_on_a_signal_whatever_save_strategy_says(tmp_pat
 
 
 def test_a_signal_is_raised_noted_or_raised_later():
-    with interrupt.handled():
-        with interrupt.deferred():
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert interrupt.received() == signal.SIGTERM
-            with pytest.raises(interrupt.Interrupted) as stop, interrupt.at_once():
-                raise AssertionError("the noted signal was to be raised first")
-            assert stop.value.status == 143
-            with pytest.raises(KeyboardInterrupt):  # pressed again: now, whatever is under way
-                os.kill(os.getpid(), signal.SIGINT)
+    with interrupt.handled(), interrupt.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.received() == signal.SIGTERM
+        with pytest.raises(interrupt.Interrupted) as stop, interrupt.at_once():
+            raise AssertionError("the noted signal was to be raised first")
+        assert stop.value.status == 143
+        with pytest.raises(KeyboardInterrupt):  # pressed again: now, whatever is under way
+            os.kill(os.getpid(), signal.SIGINT)
     with interrupt.handled(), pytest.raises(interrupt.Interrupted):
         os.kill(os.getpid(), signal.SIGINT)
     assert interrupt.received() is None
@@ -234,6 +233,12 @@ def comparison(folder, policy):  # noqa: F811
     return [sys.executable, "-m", "errata", *words.split()]
 
 
+def runs(pid):
+    """Whether there is such a process, and not only what its parent has yet to collect."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+
+
 def wait_until(condition, limit_s=120.0):
     deadline = time.monotonic() + limit_s
     while not condition():
@@ -252,7 +257,7 @@ def test_a_comparison_that_is_killed_ends_its_runs_and_goes_on(tmp_path, policy,
     process.send_signal(number)
     process.wait(timeout=90)
     wait_until(lambda: not any(map(holder, cells)), 60)
-    assert all(not Path(f"/proc/{w.pid}").exists() for w in writers if w is not None)
+    wait_until(lambda: not any(runs(w.pid) for w in writers if w is not None), 60)
     assert unfinished([out]) == [cell.name for cell in cells]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
