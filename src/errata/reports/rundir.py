@@ -229,6 +229,7 @@ class RunDirectory:
 
     def _clear(self) -> None:
         self.withdraw_policy()
+        shutil.rmtree(self.path / "policy.part", ignore_errors=True)
         for name in ("config.yaml", "env.json", "report.html", *(f"{stream}.jsonl" for stream in STREAMS)):
             (self.path / name).unlink(missing_ok=True)
         for _, checkpoint in self.checkpoints():

@@ -73,9 +73,9 @@ def _train(recipe: Recipe) -> int:
             saved = trainer.save_interrupted()
             if saved is not None and trainer.is_world_process_zero():
                 console.print(f"saved {saved}", highlight=False)
+            trainer.accelerator.end_training()
             raise
-        finally:
-            trainer.accelerator.end_training()  # processes that leave with their group open can abort at the very end
+        trainer.accelerator.end_training()  # processes that leave with their group open can abort at the very end
     return 0
 
 

@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 def model_path(name: str) -> str:
     """The directory or hub id that ``name`` stands for; ``house`` is the policy this package carries.
 
-    A run directory stands for its newest complete checkpoint. Raises ``ValueError`` for a directory that does not exist
-    or holds no model.
+    A run directory that has not finished stands for its newest whole checkpoint. Raises ``ValueError`` for a
+    directory that does not exist or holds no model.
     """
     if name == "house":
         from errata.house import HOUSE_PATH
@@ -37,11 +37,13 @@ def model_path(name: str) -> str:
     if path.is_dir():
         if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
             return str(path)
-        from errata.training.compat import complete_checkpoints
+        from errata.training.checkpoint import newest
 
-        found = complete_checkpoints(path)
-        if found:
-            return str(found[-1])
+        found = newest(path)
+        for note in found.notes:
+            logger.warning("%s: %s", name, note)
+        if found.checkpoint is not None:
+            return str(found.checkpoint)
         raise ValueError(f"model: {name} holds neither a config.json nor a finished checkpoint")
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists()
     if looks_local:
