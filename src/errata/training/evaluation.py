@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -48,6 +49,8 @@ class Engine(Protocol):
         self, rows: Sequence[Row], prompts: list[Prompt], completions: list[Completion], ids: list[list[int]]
     ) -> list[Verdict]: ...
 
+    def evaluating(self) -> AbstractContextManager[None]: ...
+
 
 @dataclass
 class Evaluator:
@@ -72,7 +75,7 @@ class Evaluator:
         """avg@k, pass@k and the teacher's accuracy. Collective: call on every rank."""
         config, accelerator = self.config, engine.accelerator
         devices = [accelerator.device] if accelerator.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with engine.evaluating(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(config.seed + accelerator.process_index)
             rows = list(dataset)
             rollouts = self._rollouts(engine, rows)

@@ -147,7 +147,7 @@ class ErrataTrainer(compat.TRLHooks):
         self.evaluator = Evaluator(args, method, self.renderer, self.teacher, self.sharded)
         self._keep_row = run
         self._rollout_log = RolloutLog(run, self.tokenizer, args.rollouts_saved, method.success_threshold)
-        self.add_callback(_UpdateTeacher(self.teacher))
+        self.add_callback(_AfterStep(self))
         if method.uses_teacher:
             self.add_callback(WarnOfShortAnswers())
 
@@ -396,6 +396,7 @@ class ErrataTrainer(compat.TRLHooks):
                 "eval_dataset: nothing to evaluate on; name a task with a test split or set eval_strategy: no"
             )
         metrics = self.evaluator(self, dataset)
+        self.evaluation_due = False
         if self.accelerator.is_main_process:
             task, split = self.args.eval_task or self.args.task, self.args.eval_split
             self._keep_row("eval", {"step": self.state.global_step, "task": task, "split": split, **metrics})
@@ -433,14 +434,24 @@ class ErrataTrainer(compat.TRLHooks):
             self.teacher.load(folder)
 
 
-class _UpdateTeacher(TrainerCallback):  # type: ignore[misc]
-    """Lets a teacher follow the student, once per optimizer step."""
+class _AfterStep(TrainerCallback):  # type: ignore[misc]
+    """Updates a teacher that follows the student after each optimizer step, and stops training after a signal."""
 
-    def __init__(self, teacher: Teacher | None) -> None:
-        self._teacher = teacher
+    def __init__(self, trainer: ErrataTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._trainer.evaluation_due:  # a signal ended it before the run was resumed
+            self._trainer.evaluate()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        if self._teacher is not None:
-            self._teacher.update()
+        trainer = self._trainer
+        if trainer.teacher is not None:
+            trainer.teacher.update()
+        trainer.note_step_end()
+        if trainer.asked_to_stop():
+            control.should_save = control.should_training_stop = True
