@@ -1,7 +1,8 @@
 """How fast mathematical answers are graded: ``python benchmarks/graders.py`` prints seconds for 1,000 of them.
 
 The answers are the labelled ones of ``tests/feedback/cases``, each once and then from the start; the processes that
-compare are started before the clock is.
+compare are started before the clock is. The processor time of one process is printed too: it does not depend on what
+else the machine does.
 """
 
 import argparse
@@ -11,7 +12,9 @@ import platform
 import time
 from pathlib import Path
 
-from errata.feedback.math import MathVerifier
+from errata.feedback.custom import answer_text
+from errata.feedback.math import MathVerifier, grade
+from errata.feedback.math_final import final_answer
 from errata.feedback.sandbox.worker import processors
 
 CASES = Path(__file__).parents[1] / "tests" / "feedback" / "cases"
