@@ -32,10 +32,15 @@ def main() -> None:
     verdicts = verifier(completions=[c["completion"] for c in chosen], answer=[c["gold"] for c in chosen])
     seconds = time.perf_counter() - start
     unjudged = sum(v.score is None for v in verdicts)
+    start = time.process_time()
+    for case in chosen:
+        final = final_answer(answer_text(case["completion"]))
+        if final.texts:
+            grade({"answer": case["gold"], "texts": list(final.texts)})
+    busy, n = time.process_time() - start, len(chosen)
     print(f"{platform.machine()}, {processors()} processors, {started} workers, Python {platform.python_version()}")
-    print(
-        f"{len(verdicts)} answers in {seconds:.1f} s, {1000 * seconds / len(verdicts):.1f} ms each; {unjudged} not judged"
-    )
+    print(f"{n} answers in {seconds:.1f} s, {1000 * seconds / n:.1f} ms each; {unjudged} not judged")
+    print(f"processor time in one process: {busy:.1f} s, {1000 * busy / n:.1f} ms each")
 
 
 if __name__ == "__main__":
