@@ -12,7 +12,9 @@ import platform
 import time
 from pathlib import Path
 
-from errata.feedback.math import MathVerifier
+from errata.feedback.custom import answer_text
+from errata.feedback.math import MathVerifier, grade
+from errata.feedback.math_final import final_answer
 from errata.feedback.sandbox.worker import processors
 
 CASES = Path(__file__).parents[1] / "tests" / "feedback" / "cases"
