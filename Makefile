@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint slow clean
 demo: $(VENV)/.ready
-	$(BIN)/errata train recipes/demo.yaml --overwrite true
+	$(BIN)/errata train recipes/demo.yaml
 
 test: $(VENV)/.ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 EXIT_BAD_INPUT = 2
+_ABOUT_FILES = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+)
+"""Errors about files that the user can mend, such as a full disk or a read-only directory. They are told in one line."""
 
 
 def _yes_or_no(word: str) -> bool:
@@ -39,6 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     except BrokenPipeError:  # the reader of a listing went away
         return 0
+    except OSError as error:
+        if error.errno not in _ABOUT_FILES:
+            raise
+        said = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+        print(f"errata: {' '.join(str(said).split())}; what was saved before is unchanged", file=sys.stderr)
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("errata: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
@@ -122,6 +134,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(args: argparse.Namespace, rest: list[str]) -> int:
+    from errata.training import interrupt
+
+    interrupt.follow_parent()  # before the slow imports
     from errata.commands.train import train
 
     return train(args.recipe, rest)
@@ -142,7 +157,10 @@ def _compare(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _report(args: argparse.Namespace, rest: list[str]) -> int:
     from errata.reports.html import write_report
+    from errata.reports.runs import unfinished
 
+    if missing := unfinished(args.runs):
+        print(f"not finished and not shown: {', '.join(missing)}")
     page = write_report(args.runs, args.out, target=args.target)
     print(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)")
     if args.plots is not None:

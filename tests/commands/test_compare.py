@@ -10,6 +10,7 @@ from tests.training.worlds import TOKENIZER, build_model
 from errata.cli import main
 from errata.commands.compare import grid, settings_of, trials_of
 from errata.reports.rundir import RunDirectory
+from errata.reports.runs import unfinished
 
 BASE = {
     "model": "house", "task": "rulebook/new-rule", "method": "distil", "method_args": {"discount": 0.9}, "learning_rate": 1e-3,
@@ -172,4 +173,7 @@ def test_a_cell_that_fails_leaves_the_others(tmp_path, policy, capsys):
     )
     shown = " ".join(capsys.readouterr().out.split())
     assert "broken-seed42: failed" in shown
-    assert [c["path"] for c in json.loads((out / "compare.json").read_text())["cells"]] == ["grpo-seed42"]
+    plan = json.loads((out / "compare.json").read_text())
+    assert [c["path"] for c in plan["cells"]] == ["grpo-seed42", "broken-seed42"]
+    assert {*plan["table"]["rows"]} == {"grpo"}
+    assert unfinished([out]) == ["broken-seed42"]

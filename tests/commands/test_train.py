@@ -114,7 +114,9 @@ def test_a_run_directory_says_everything(tmp_path, policy, capsys):
     assert (
         main(["train", str(recipe(tmp_path, policy, learning_rate=1e-2))]) == 2
     )  # another run of that name is not overwritten
-    assert "learning_rate" in capsys.readouterr().err
+    refusal = capsys.readouterr().err
+    assert "holds a finished run with another learning_rate" in refusal
+    assert all(mend in refusal for mend in ("--run_name NAME", "--output_dir DIR", "--overwrite true"))
 
     assert main(["eval", str(run), "--k", "2", "--problems", "3"]) == 0
     assert json.loads(capsys.readouterr().out)["n_problems"] == 3

@@ -48,8 +48,8 @@ def test_pass_at_k_is_exact_where_floats_overflow():
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ((4, 1, 5), "k: 5 attempts asked for, but problem 0 has n = 4"),
-        (([9, 4], [1, 1], 5), "k: 5 attempts asked for, but problem 1 has n = 4"),
+        ((4, 1, 5), "k: is 5, but problem 0 has n = 4"),
+        (([9, 4], [1, 1], 5), "k: is 5, but problem 1 has n = 4"),
         ((4, 1, 0), "k:"),
         ((4, 1, 1.5), "k:"),
         ((4, 1, [1, 2]), "k:"),

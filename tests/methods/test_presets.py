@@ -39,9 +39,9 @@ SETTINGS = {
         "teacher_rate": 0.01,
     },
     # arXiv 2601.18734, section 3, f = the reference solution, and the release of 2026-03-18 (siyan-zhao/OPSD):
-    # scripts/run_opsd_1b.sh "--beta 0" (forward KL), "--jsd_token_clip 0.05", "--fixed_teacher", no "--top_k_loss" (the whole vocabulary); its README:
-    # "clipping is applied point-wise, not to the vocabulary-summed loss"; data_collator.py: student_thinking=False,
-    # teacher_thinking=True; no importance weight
+    # scripts/run_opsd_1b.sh "--beta 0" (forward KL), "--jsd_token_clip 0.05", "--fixed_teacher", no "--top_k_loss" (the whole
+    # vocabulary); its README: "clipping is applied point-wise, not to the vocabulary-summed loss"; data_collator.py:
+    # student_thinking=False, teacher_thinking=True; no importance weight
     "opsd": {
         "sources": ("reference",),
         "teacher": "frozen",
@@ -65,12 +65,24 @@ SETTINGS = {
     "opsd-paper": {"divergence": "forward_kl", "support": "full", "entry_clip": None, "token_clip": None},
     # arXiv 2604.02288: "JS", "proportional to exp(-beta H_T), beta = 1", one shared denominator
     "srpo": {"divergence": "js", "alpha": 0.5, "entropy_beta": 1.0, "denominators": "shared"},
-    # Ours, docs/theory.md: unbiased and centred
+    # Ours, docs/length.md: length-neutral, about 50 tokens ahead
     "distil": {
+        "credit": "sum",
+        "cost": "kl",
+        "baseline": "per_token",
+        "discount": 0.98,
+        "credit_limit": 0.5,
+        "future_weight": 1.0,
+        "support": "full",
+        "divergence": "forward_ce",
+    },
+    # Ours: the exact gradient, unbiased and centred (docs/theory.md)
+    "distil-exact": {
         "credit": "sum",
         "cost": "kl",
         "baseline": "leave_one_out",
         "discount": 1.0,
+        "credit_limit": None,
         "support": "full",
         "divergence": "forward_ce",
     },
@@ -78,6 +90,8 @@ SETTINGS = {
     "distil-science": {
         "credit": "mean",
         "cost": "ce",
+        "discount": 1.0,
+        "credit_limit": None,
         "baseline": "none",
         "support": "student_topk",
         "top_k": 100,
@@ -91,6 +105,8 @@ SETTINGS = {
     "distil-code": {
         "credit": "mean",
         "cost": "ce",
+        "discount": 1.0,
+        "credit_limit": None,
         "baseline": "none",
         "top_k": 20,
         "teacher_rate": 0.01,
@@ -101,6 +117,8 @@ SETTINGS = {
     "distil-math": {
         "credit": "reweight",
         "cost": "ce",
+        "discount": 1.0,
+        "credit_limit": None,
         "baseline": "none",
         "support": "teacher_topk",
         "top_k": 100,

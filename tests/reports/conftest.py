@@ -24,7 +24,7 @@ def make_run(path, *, method="distil", seed=0, steps=60, every=15, k=8, finished
             "method_settings": {"divergence": "forward_ce" if method == "distil" else "js", "sources": ["sibling", "feedback"]},
         }
     )  # fmt: skip
-    taught, tokens = method != "grpo", 0
+    has_teacher, tokens = method != "grpo", 0
     for step in range(steps + 1):
         skill = 0.05 + (LEVELS[method] - 0.05) / (1 + math.exp(6 - 11 * step / steps)) + rng.gauss(0, 0.01)
         if step:
@@ -34,7 +34,7 @@ def make_run(path, *, method="distil", seed=0, steps=60, every=15, k=8, finished
                 for number in range(4):
                     run.write("rollouts", rollout(rng, step, skill, method=method, hostile=step == 2 and number == 0))
         if step % every == 0:
-            run.write("eval", _evaluation(rng, step, skill, k, taught))
+            run.write("eval", _evaluation(rng, step, skill, k, has_teacher))
     if finished:
         run.finish()
     return run.path
@@ -66,12 +66,12 @@ def _metrics(rng, step, skill, tokens, method):
     return row
 
 
-def _evaluation(rng, step, skill, k, taught):
+def _evaluation(rng, step, skill, k, has_teacher):
     row = {"step": step, "task": "rulebook/new-rule", "split": "test", "n_problems": 64, "k": k}
     for name, value in {f"avg@{k}": skill, f"pass@{k}": 1 - (1 - skill) ** 3}.items():
         row |= {name: value, f"{name}_low": max(value - 0.05, 0.0), f"{name}_high": min(value + 0.05, 1.0)}
     row |= {"length": 24 + 4 * skill, "format_rate": 0.9, "unjudged": 0}
-    return row | ({"teacher_accuracy": 0.9 + 0.05 * rng.random()} if taught else {})
+    return row | ({"teacher_accuracy": 0.9 + 0.05 * rng.random()} if has_teacher else {})
 
 
 def rollout(rng, step, skill, *, method="distil", hostile=False):
@@ -93,7 +93,7 @@ def rollout(rng, step, skill, *, method="distil", hostile=False):
     if hostile:
         text = f"{text}\n{HOSTILE}"
     solved = not slips and not hostile
-    taught = method != "grpo" and not (solved and rng.random() < 0.3)
+    has_teacher = method != "grpo" and not (solved and rng.random() < 0.3)
     prompt = [{"role": "user", "content": question}]
     shown = f"{question}\ntried:{text}\ntold:{';'.join(expected)}"
     row = {
@@ -103,19 +103,19 @@ def rollout(rng, step, skill, *, method="distil", hostile=False):
         "pass_rate": round(min(max(skill + rng.gauss(0, 0.2), 0), 1), 4) if method == "drift" else 0.5,
         "group_rate": rng.choice([0.0, 0.125, 0.5, 0.75, 1.0]),
         "context": {
-            "kind": "none" if not taught else "sibling" if solved else "feedback",
-            "why": "no success in its group, no feedback, no reference" if not taught
-            else "rollout 3 of its group succeeded (reward 1)" if solved else "the world's trace on its own attempt",
-            "leaks_answer": taught and solved, "cut": [], "dropped": False,
-            "prompt": [{"role": "user", "content": shown}] if taught else None,
+            "kind": "none" if not has_teacher else "sibling" if solved else "feedback",
+            "why": "no success in its group, no feedback, no reference" if not has_teacher
+            else "rollout 3 of its group succeeded (reward 1)" if solved else "trace on its own attempt",
+            "leaks_answer": has_teacher and solved, "cut": [], "dropped": False,
+            "prompt": [{"role": "user", "content": shown}] if has_teacher else None,
         },
         "signals": {},
     }  # fmt: skip
-    _mark(rng, row, {at: (right, given) for at, right, given in slips}, method, taught, solved)
+    _mark(rng, row, {at: (right, given) for at, right, given in slips}, method, has_teacher, solved)
     return row
 
 
-def _mark(rng, row, slips, method, taught, solved):
+def _mark(rng, row, slips, method, has_teacher, solved):
     length = len(row["tokens"])
     p_student = [0.6 + 0.35 * rng.random() for _ in range(length)]
     p_teacher = [0.03 if t in slips else min(p + 0.05, 0.999) for t, p in enumerate(p_student)]
@@ -130,10 +130,12 @@ def _mark(rng, row, slips, method, taught, solved):
         "student_logp": [round(math.log(p), 4) for p in p_student],
         "student_entropy": [round(0.9 * (1 - p), 4) for p in p_student],
         "advantage": advantage,
-        "rl_weight": [float(solved or method == "grpo")] * length if method != "distil" else [float(taught)] * length,
-        "sd_weight": [float(taught and (method != "drift" or not solved))] * length,
+        "rl_weight": [float(solved or method == "grpo")] * length
+        if method != "distil"
+        else [float(has_teacher)] * length,
+        "sd_weight": [float(has_teacher and (method != "drift" or not solved))] * length,
     }
-    if taught:
+    if has_teacher:
         signals |= {
             "teacher_logp": [round(math.log(p), 4) for p in p_teacher],
             "teacher_entropy": [round(0.5 * (1 - p), 4) for p in p_student],

@@ -62,7 +62,7 @@ def test_a_torn_checkpoint_is_not_resumed_from(tmp_path):
     run = trainer(tmp_path, "sdpo", save_strategy="steps", save_steps=2, max_steps=4)
     run.train()
     assert [p.name for p in complete_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
-    (tmp_path / "checkpoint-4" / "errata_state" / "complete").unlink()
+    (tmp_path / "checkpoint-4" / "manifest.json").unlink()
     assert [p.name for p in complete_checkpoints(tmp_path)] == ["checkpoint-2"]
 
 

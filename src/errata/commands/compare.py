@@ -29,8 +29,10 @@ from errata.recipe.read import read
 from errata.reports.compare import compare as compared
 from errata.reports.compare import table
 from errata.reports.html import write_report
+from errata.reports.lock import Lock, holder
 from errata.reports.rundir import RunDirectory
 from errata.reports.runs import PLAN, load
+from errata.training import interrupt
 
 TUNING_PROBLEMS = 128
 """Training problems a trial is judged on, unless the recipe's ``eval_problems`` says otherwise."""
@@ -75,6 +77,27 @@ def compare(
     base = _recipe(Path(recipe))
     folder, overwrite, rest = _our_flags(rest, default=Path("runs") / f"compare-{Path(recipe).stem}")
     _check(labels, seeds, jobs, tune, rest)
+    with interrupt.handled(), Lock(folder):
+        try:
+            return _compare(base, folder, overwrite, labels, seeds, jobs, tune, rest, target)
+        except interrupt.Interrupted as stop:
+            print(
+                f"errata: {stop}: interrupted, and its runs have ended; the same command resumes them", file=sys.stderr
+            )
+            return stop.status
+
+
+def _compare(
+    base: Mapping[str, Any],
+    folder: Path,
+    overwrite: bool,
+    labels: Sequence[str],
+    seeds: int,
+    jobs: int | None,
+    tune: int,
+    rest: Sequence[str],
+    target: float | None,
+) -> int:
     settings = {label: settings_of(base, label) for label in labels}
     console = Console()
     team = Team(folder, rest, jobs, overwrite, console)
@@ -96,6 +119,7 @@ def compare(
         for label in labels
         for seed in range(first_seed, first_seed + seeds)
     ]
+    _write(folder / PLAN, _plan(cells, team.jobs, tuning))  # so that an interrupted comparison can be reported
     failed = team.run(cells, "compare")
     return _conclude(console, folder, cells, failed, team.jobs, tuning, target)
 
@@ -154,6 +178,7 @@ class Team:
         self._gpus = torch.cuda.device_count()
         self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.jobs = jobs or self._gpus or self._cores
+        self._pipe = os.pipe()
 
     def run(self, cells: Sequence[Cell], title: str) -> list[str]:
         """Run those that are not finished; the names of those that failed.
@@ -163,14 +188,15 @@ class Team:
         missing = [cell for cell in cells if not self._prepare(cell)]
         failed: list[str] = []
         running: dict[int, tuple[Cell, subprocess.Popen[bytes], TaskID]] = {}
+        said: set[str] = set()
         threads = max(self._cores // max(min(self.jobs, len(missing)), 1), 1)
         with self._progress() as progress:
             whole = progress.add_task(title, total=len(cells), completed=len(cells) - len(missing), note="")
             try:
                 while missing or running:
                     for slot in range(self.jobs):
-                        if slot not in running and missing:
-                            cell = missing.pop(0)
+                        if slot not in running and (free := self._next(missing, said)) is not None:
+                            cell = free
                             running[slot] = (
                                 cell,
                                 self._start(cell, slot, threads),
@@ -189,11 +215,37 @@ class Team:
                             failed.append(cell.name)
                         self._console.print(self._verdict(cell, status), highlight=False, markup=False)
             finally:
-                for _, process, _ in running.values():
-                    process.terminate()
-                for _, process, _ in running.values():
-                    process.wait()
+                self._end([process for _, process, _ in running.values()])
         return failed
+
+    def _next(self, missing: list[Cell], said: set[str]) -> Cell | None:
+        """Take the next cell that no other process is running; ``None`` if all that are left are being run.
+
+        Such a process was started by hand, or by an earlier comparison whose end it has not noticed yet.
+        """
+        for cell in list(missing):
+            other = holder(self._folder / cell.name)
+            if other is None:
+                missing.remove(cell)
+                return cell
+            if cell.name not in said:
+                said.add(cell.name)
+                self._console.print(f"{cell.name}: waiting for {other}, which runs it", highlight=False, markup=False)
+        return None
+
+    @staticmethod
+    def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+        """End runs by SIGTERM, on which they save; those left after a minute by SIGKILL."""
+        with interrupt.deferred():
+            for process in processes:
+                process.terminate()
+            deadline = time.monotonic() + interrupt.GRACE_S
+            for process in processes:
+                try:
+                    process.wait(max(deadline - time.monotonic(), 0))
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
 
     def _prepare(self, cell: Cell) -> bool:
         """Write the cell's recipe; whether it is finished already."""
@@ -232,9 +284,18 @@ class Team:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             devices = visible.split(",") if visible else [str(i) for i in range(self._gpus)]
             environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+        # Each run gets the reading end of a pipe. The writing end closes when this process ends, for whatever reason, and the
+        # run notices. A session of its own keeps Ctrl-C from reaching the run: this process ends it once, and it saves.
+        environment[interrupt.PARENT] = str(self._pipe[0])
         with log.open("wb") as out:
             return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=(self._pipe[0],),
+                start_new_session=True,
             )
 
     def _log(self, cell: Cell) -> Path:
@@ -281,13 +342,9 @@ def _conclude(
     target: float | None,
 ) -> int:
     """Table, ``compare.json`` and report of the cells that ran."""
-    plan: dict[str, Any] = {
-        "cells": [{"path": c.name, "label": c.label, "seed": c.seed} for c in cells if c.name not in failed],
-        "jobs": jobs,
-        "tuning": tuning,
-    }
+    plan = _plan(cells, jobs, tuning)
     _write(folder / PLAN, plan)
-    if plan["cells"]:
+    if len(failed) < len(cells):
         comparison = compared(load([folder]), target=target)
         _write(folder / PLAN, {**plan, "table": comparison.as_dict()})
         with (folder / "table.txt").open("w", encoding="utf-8") as file:
@@ -305,6 +362,14 @@ def _conclude(
     if failed:
         console.print(f"failed: {', '.join(failed)}; the same command runs them again", highlight=False)
     return int(bool(failed))
+
+
+def _plan(cells: Sequence[Cell], jobs: int, tuning: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "cells": [{"path": c.name, "label": c.label, "seed": c.seed} for c in cells],
+        "jobs": jobs,
+        "tuning": tuning,
+    }
 
 
 def _best_rate(folder: Path, trials: Sequence[Cell]) -> dict[str, Any]:

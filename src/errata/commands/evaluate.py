@@ -68,6 +68,7 @@ def _recipe(args: argparse.Namespace, run: dict[str, Any], folder: str) -> Recip
         "output_dir": folder,
         "model": model_path(args.model),
         "method": "grpo",
+        "method_args": {"success_threshold": (run.get("method_settings") or {}).get("success_threshold", 1.0)},
         "dtype": "bfloat16" if torch.cuda.is_available() else "float32",
         "task": task,
         "task_path": args.task_path or inherited.get("task_path"),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,48 +23,97 @@ from errata.recipe.build import build_trainer, method_of
 from errata.recipe.config import ErrataConfig
 from errata.recipe.read import Recipe, read
 from errata.records import Rollout
+from errata.reports import lock
 from errata.reports.rundir import RunDirectory
 from errata.reports.rundir import plain as _plain
 from errata.reports.table import before_after, rollout_samples
-from errata.training.compat import complete_checkpoints
+from errata.training import checkpoint as checkpoints
+from errata.training import interrupt
 from errata.training.trainer import ErrataTrainer
 
 
 def train(path: str, overrides: Sequence[str]) -> int:
-    """Run the recipe; resume the run of that name where one was interrupted."""
+    """Run the recipe, or resume the run of that name if it was interrupted.
+
+    Returns the exit status: 0, or 128 + the signal's number if a signal ended the run.
+    """
     quiet()
-    recipe = read(path, overrides)
+    with interrupt.handled():
+        try:
+            return _train(read(path, overrides))
+        except interrupt.Interrupted as stop:
+            print(f"errata: {stop}: interrupted; the same command resumes the run", file=sys.stderr)
+            return stop.status
+
+
+def _train(recipe: Recipe) -> int:
     recipe.set_environment()
     console = Console()
     run = RunDirectory(Path(str(recipe.config.output_dir)))
+    if is_main_process() and (writer := lock.holder(run.path)) is not None:
+        raise ValueError(lock.refusal("output_dir", run.path, writer))
+    if is_main_process() and not recipe.config.overwrite:
+        for note in checkpoints.repair(run):
+            console.print(note, highlight=False, soft_wrap=True)
     if run.finished and not recipe.config.overwrite and run.config() == _plain(_resolved(recipe)):
-        console.print(f"{run.path} holds this very run, finished; --overwrite true runs it anew", highlight=False)
-        _show(console, run, run.read("rollouts")[-3:])
+        console.print(
+            f"{run.path} holds this very run, finished; --overwrite true runs it anew", highlight=False, soft_wrap=True
+        )
+        _show(console, run, run.read("rollouts")[-3:], method_of(recipe).success_threshold)
         return 0
     if recipe.config.use_cpu or not torch.cuda.is_available():
         keep_memory()
     trainer = build_trainer(recipe, run.write)
     trainer.add_callback(Progress(run, recipe.config.eval_k))
-    checkpoint = _open_run(recipe, run)
-    if checkpoint is not None:
-        trainer.args.eval_on_start = False  # the evaluation of the untrained policy is there already
-    _announce(console, trainer, recipe, checkpoint)
-    started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    _finish(console, trainer, run, time.perf_counter() - started)
-    trainer.accelerator.end_training()  # processes that leave with their group open can abort at the very end
+    with lock.Lock(run.path) if is_main_process() else nullcontext():
+        checkpoint = _open_run(console, recipe, run)
+        if checkpoint is not None:
+            trainer.args.eval_on_start = False  # the evaluation of the untrained policy is there already
+        _announce(console, trainer, recipe, checkpoint)
+        started = time.perf_counter()
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if trainer.stopped:
+                raise interrupt.Interrupted(interrupt.received() or signal.SIGTERM)
+            _finish(console, trainer, run, time.perf_counter() - started)
+        except interrupt.Interrupted:
+            saved = trainer.save_interrupted()
+            if saved is not None and trainer.is_world_process_zero():
+                console.print(f"saved {saved}", highlight=False, soft_wrap=True)
+            trainer.accelerator.end_training()
+            raise
+        trainer.accelerator.end_training()  # processes that leave with their group open can abort at the very end
     return 0
 
 
-def _open_run(recipe: Recipe, run: RunDirectory) -> Path | None:
-    """Begin or continue the run; the checkpoint to go on from where it was interrupted."""
+def is_main_process() -> bool:
+    """Whether this process writes the run directory. Known before any library has set up the other processes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _open_run(console: Console, recipe: Recipe, run: RunDirectory) -> Path | None:
+    """Begin or continue the run. Returns the checkpoint to resume from, or ``None`` to begin.
+
+    The checkpoint is verified before anything is written.
+    """
     config = recipe.config
-    if os.environ.get("RANK", "0") == "0":
+    chosen: list[Path | None] = [None]
+    if is_main_process():
+        found = checkpoints.Found(None) if config.overwrite else _checkpoint_of(config, run.path)
+        for note in found.notes:
+            console.print(note, highlight=False, soft_wrap=True, markup=False)
+        if run.finished and found.checkpoint is None and not config.overwrite:
+            raise ValueError(
+                f"output_dir: {run.path} holds a finished run without a checkpoint (save_strategy: no) to resume from; "
+                f"--overwrite true runs it again, --model {run.path} with another --output_dir starts from its policy"
+            )
         run.open(_resolved(recipe), overwrite=config.overwrite, resume=bool(config.resume_from_checkpoint))
-        run.truncate_after(_step_of(_checkpoint_of(config, run.path)))
+        run.withdraw_policy()
+        checkpoints.cut_rows(run, found.checkpoint)
+        chosen = [found.checkpoint]
     if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-    return _checkpoint_of(config, run.path)
+        torch.distributed.broadcast_object_list(chosen, src=0)
+    return chosen[0]
 
 
 def _resolved(recipe: Recipe) -> dict[str, Any]:
@@ -92,18 +144,15 @@ def _resolved(recipe: Recipe) -> dict[str, Any]:
 _NOT_SETTINGS = ("overwrite", "resume_from_checkpoint", "output_dir", "run_name")
 
 
-def _checkpoint_of(config: ErrataConfig, folder: Path) -> Path | None:
-    if config.resume_from_checkpoint:
-        path = Path(str(config.resume_from_checkpoint))
-        if not (path / "errata_state" / "complete").is_file():
-            raise ValueError(f"resume_from_checkpoint: {path} is not a complete checkpoint of errata")
-        return path
-    found = complete_checkpoints(folder)
-    return found[-1] if found else None
-
-
-def _step_of(checkpoint: Path | None) -> int:
-    return -1 if checkpoint is None else int(checkpoint.name.rsplit("-", 1)[1])
+def _checkpoint_of(config: ErrataConfig, folder: Path) -> checkpoints.Found:
+    if not config.resume_from_checkpoint:
+        return checkpoints.newest(folder)
+    path = Path(str(config.resume_from_checkpoint))
+    checkpoints.step_of(path)
+    wrong = checkpoints.damage(path, rows=False)
+    if wrong is not None:
+        raise ValueError(f"resume_from_checkpoint: {path}: {wrong}; name an undamaged checkpoint that errata wrote")
+    return checkpoints.Found(path)
 
 
 def quiet() -> None:
@@ -125,12 +174,17 @@ def _announce(console: Console, trainer: ErrataTrainer, recipe: Recipe, checkpoi
         f"({size / 1e6:.1f} M parameters), {teacher}, "
         f"{config.generation_batch_size // config.num_generations} problems x {config.num_generations} rollouts a step",
         highlight=False,
+        soft_wrap=True,
     )
     if checkpoint is not None:
-        console.print(f"resuming from {checkpoint}", highlight=False)
+        console.print(f"resuming from {checkpoint}", highlight=False, soft_wrap=True)
 
 
 def _finish(console: Console, trainer: ErrataTrainer, run: RunDirectory, seconds: float) -> None:
+    part = run.path / "policy.part"
+    trainer.save_policy(part)
+    if trainer.is_world_process_zero():
+        run.publish_policy(part)
     if trainer.eval_dataset is not None:
         rows = run.read("eval")
         if not rows or rows[-1]["step"] != trainer.state.global_step:
@@ -139,16 +193,18 @@ def _finish(console: Console, trainer: ErrataTrainer, run: RunDirectory, seconds
         return
     last = trainer.evaluator.last_rollouts
     samples = [_sample_row(r) for r in _examples(last, trainer.method.success_threshold)]
-    _show(console, run, samples or run.read("rollouts")[-3:])
+    _show(console, run, samples or run.read("rollouts")[-3:], trainer.method.success_threshold)
     run.finish()
-    console.print(f"run: {run.path}  ({trainer.state.global_step} steps, {seconds:.0f} s)", highlight=False)
+    console.print(
+        f"run: {run.path}  ({trainer.state.global_step} steps, {seconds:.0f} s)", highlight=False, soft_wrap=True
+    )
 
 
-def _show(console: Console, run: RunDirectory, samples: list[dict[str, Any]]) -> None:
+def _show(console: Console, run: RunDirectory, samples: list[dict[str, Any]], threshold: float) -> None:
     rows = run.read("eval")
     if rows:
         console.print(before_after(rows[0], rows[-1]))
-    console.print(rollout_samples(samples))
+    console.print(rollout_samples(samples, threshold=threshold))
 
 
 def _examples(rollouts: Sequence[Rollout], threshold: float, n: int = 3) -> list[Rollout]:

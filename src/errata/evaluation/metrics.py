@@ -41,7 +41,7 @@ def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> Any:
         raise ValueError(f"k: must be one whole number from 1, got {k!r}")
     for index, (n_i, c_i) in enumerate(zip(attempts.ravel().tolist(), right.ravel().tolist(), strict=True)):
         if k > n_i:
-            raise ValueError(f"k: {k} attempts asked for, but problem {index} has n = {n_i}; lower k or sample more")
+            raise ValueError(f"k: is {k}, but problem {index} has n = {n_i}; lower k or sample more")
         if not 0 <= c_i <= n_i:
             raise ValueError(f"c: {c_i} right attempts of n = {n_i} at problem {index}")
     values = [_pass_at_k(int(n_i), int(c_i), int(k)) for n_i, c_i in zip(attempts.flat, right.flat, strict=True)]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 
 def model_path(name: str) -> str:
     """The directory or hub id that ``name`` stands for; ``house`` is the policy this package carries.
 
-    A run directory stands for its newest complete checkpoint. Raises ``ValueError`` for a directory that does not exist
-    or holds no model.
+    A run directory that is not finished stands for its newest undamaged checkpoint. Raises ``ValueError`` for a directory
+    that does not exist or holds no model.
     """
     if name == "house":
         from errata.house import HOUSE_PATH
@@ -22,11 +25,13 @@ def model_path(name: str) -> str:
     if path.is_dir():
         if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
             return str(path)
-        from errata.training.compat import complete_checkpoints
+        from errata.training.checkpoint import newest
 
-        found = complete_checkpoints(path)
-        if found:
-            return str(found[-1])
+        found = newest(path)
+        for note in found.notes:
+            logger.warning("%s: %s", name, note)
+        if found.checkpoint is not None:
+            return str(found.checkpoint)
         raise ValueError(f"model: {name} holds neither a config.json nor a finished checkpoint")
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists()
     if looks_local:

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from errata.reports.compare import cell, compare, final, footnote, layout, number, row_name, warnings, worst_drop
 from errata.reports.curves import bands, clocks, sections
 from errata.reports.packing import attempts, embedded
-from errata.reports.runs import PLAN, Run, grouped, load
+from errata.reports.runs import PLAN, Run, grouped, load, unfinished
 
 PAGE_LIMIT = 5_000_000
 """Bytes; rollouts are left out to stay below."""
@@ -63,12 +63,14 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None, *, t
     file = Path(out) if out is not None else (paths[0] if len(paths) == 1 else Path()) / "report.html"
     file.parent.mkdir(parents=True, exist_ok=True)
     title = paths[0].resolve().name if len(paths) == 1 and (paths[0] / PLAN).is_file() else None
-    file.write_bytes(page(read, title=title, target=target))
+    file.write_bytes(page(read, title=title, target=target, missing=unfinished(paths)))
     return file
 
 
-def page(runs: Sequence[Run], *, title: str | None = None, target: float | None = None) -> bytes:
-    """The whole document, UTF-8, always smaller than ``PAGE_LIMIT`` bytes."""
+def page(
+    runs: Sequence[Run], *, title: str | None = None, target: float | None = None, missing: Sequence[str] = ()
+) -> bytes:
+    """The whole document, UTF-8, always smaller than ``PAGE_LIMIT`` bytes. It names the runs that are ``missing``."""
     data: dict[str, Any] = {
         "sections": [asdict(section) for section in sections(runs)],
         "clocks": clocks(runs),
@@ -82,7 +84,7 @@ def page(runs: Sequence[Run], *, title: str | None = None, target: float | None 
     text = environment.get_template("report.jinja").render(
         title=title or (runs[0].name if len(runs) == 1 else f"{len(runs)} runs"),
         subtitle=_subtitle(runs),
-        warnings=warnings(runs),
+        warnings=[*([f"not finished and not shown: {', '.join(missing)}"] if missing else []), *warnings(runs)],
         bands=bands(runs),
         facts=_facts(runs[0]) if len(runs) == 1 else [],
         table=_table(runs, target) if len(runs) > 1 else None,

@@ -5,11 +5,14 @@ env.json         versions, git commit, device, dates, command line, and whether 
 metrics.jsonl    one object per logged step
 rollouts.jsonl   sampled rollouts with verdict, context and per-token signals
 eval.jsonl       one object per evaluation
-checkpoint-N/    written by the trainer
+checkpoint-N/    written by the trainer; manifest.json is its last file
+policy.json      names of the trained policy's files, which are in this directory once training has ended
+.lock            the process that writes here
 """
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import math
@@ -19,7 +22,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -32,6 +35,10 @@ STREAMS = ("metrics", "rollouts", "eval")
 """The append-only logs; each is ``NAME.jsonl``."""
 
 _PACKAGES = ("errata", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "vllm", "numpy")
+_LENGTH = ("max_steps", "num_train_epochs")
+"""Settings that may grow without making another run."""
+_FIRST_READ = ("config.json", "adapter_config.json")
+"""Files by which libraries recognise a model's directory."""
 _TAIL_BYTES = 1 << 16
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
@@ -51,8 +58,9 @@ class RunDirectory:
     def open(self, config: Mapping[str, Any], *, overwrite: bool = False, resume: bool = False) -> None:
         """Begin the run, or continue the one in this directory. Writes ``config.yaml`` and ``env.json``.
 
-        Rows and checkpoints of a run with the same settings stay; :meth:`truncate_after` then removes the rows after its
-        checkpoint. A run with other settings is removed if it has no checkpoint.
+        Rows and checkpoints of a run with the same settings stay, and so do those of a run that is only made longer;
+        :meth:`truncate_after` then removes the rows after its checkpoint. A run with other settings is removed if it has no
+        checkpoint.
 
         Args:
             config: the settings, plain values.
@@ -67,13 +75,14 @@ class RunDirectory:
         if self._config.is_file() and not self._env.is_file():
             raise ValueError(f"output_dir: {self.path} has a config.yaml that no run wrote; choose another directory")
         settings = plain(config)
-        differing = _differing(self.config(), settings) if self._config.is_file() else []
-        if differing and not resume and not overwrite:
+        differing = _differing(self.config(), settings) if self._config.is_file() and not overwrite else []
+        if differing and not resume:
             if self.finished or self.checkpoints():
                 state = "a finished run" if self.finished else "an interrupted run"
                 raise ValueError(
                     f"output_dir: {self.path} holds {state} with another {', '.join(differing)}; "
-                    "choose another directory, set overwrite, or use the same settings"
+                    "name another directory with --run_name NAME or --output_dir DIR, replace the run with --overwrite true, "
+                    "or use the same settings"
                 )
             overwrite = True
         if overwrite:
@@ -82,9 +91,9 @@ class RunDirectory:
         dates: dict[str, Any] = {"started": _now()}
         if self._env.is_file():
             earlier = self.env()
-            dates = {"started": earlier["started"], "resumed": [*earlier.get("resumed", []), _now()]}
+            dates = {"started": earlier.get("started"), "resumed": [*(earlier.get("resumed") or []), _now()]}
         self._write_env({"status": "running", **dates, **environment()})
-        _write_whole(self._config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        write_whole(self._config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         self.truncate_after(math.inf)  # removes an incomplete last line
 
     def finish(self) -> None:
@@ -98,15 +107,25 @@ class RunDirectory:
 
     def config(self) -> dict[str, Any]:
         """The resolved settings. Raises ``ValueError`` if this is no run directory."""
-        if not self._config.is_file():
-            raise ValueError(f"run: {self.path} has no config.yaml; is it a run directory?")
-        return dict(yaml.safe_load(self._config.read_text(encoding="utf-8")) or {})
+        return _mapping(self._config, yaml.safe_load)
 
     def env(self) -> dict[str, Any]:
         """Versions, device, dates and command of the run. Raises ``ValueError`` if this is no run directory."""
-        if not self._env.is_file():
-            raise ValueError(f"run: {self.path} has no env.json; is it a run directory?")
-        return dict(json.loads(self._env.read_text(encoding="utf-8")))
+        return _mapping(self._env, json.loads)
+
+    def damaged(self) -> list[str]:
+        """Which of ``config.yaml`` and ``env.json`` cannot be read."""
+        found = []
+        for path, read in ((self._config, self.config), (self._env, self.env)):
+            try:
+                read()
+            except ValueError:
+                found.append(path.name)
+        return found
+
+    def restore(self, name: str, text: str) -> None:
+        """Write a copy of ``config.yaml`` or ``env.json`` back."""
+        write_whole(self.path / name, text)
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """Step and directory of every checkpoint, by step."""
@@ -114,6 +133,32 @@ class RunDirectory:
             (match, path) for path in self.path.glob("checkpoint-*") if (match := _CHECKPOINT.fullmatch(path.name))
         ]
         return sorted((int(match[1]), path) for match, path in found)
+
+    # -- the trained policy ----------------------------------------------------------------------------------------
+
+    def publish_policy(self, folder: Path) -> None:
+        """Move the files of a saved model from ``folder`` into this directory, and delete ``folder``.
+
+        The model's configuration, which libraries look for first, is moved last. So a policy that is only partly moved is
+        not taken for a model.
+        """
+        files = sorted((path for path in folder.iterdir() if path.is_file()), key=lambda path: path.name in _FIRST_READ)
+        for path in files:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        write_whole(self._policy, json.dumps([path.name for path in files]) + "\n")
+        for path in files:
+            path.replace(self.path / path.name)
+        shutil.rmtree(folder)
+
+    def withdraw_policy(self) -> None:
+        """Remove the files of :meth:`publish_policy`, before more training."""
+        if not self._policy.is_file():
+            return
+        names = json.loads(self._policy.read_text(encoding="utf-8") or "[]")
+        for name in sorted(names, key=lambda name: name not in _FIRST_READ):
+            (self.path / Path(name).name).unlink(missing_ok=True)
+        self._policy.unlink()
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
@@ -125,7 +170,10 @@ class RunDirectory:
         # A tokenizer may decode to lone surrogates; they become JSON escapes.
         line = json.dumps(plain(row), ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
         with self._stream(stream).open("ab", buffering=0) as file:
-            file.write(line + b"\n")
+            start = file.seek(0, os.SEEK_END)
+            if file.write(line + b"\n") <= len(line):  # the disk is full: only a part was written
+                file.truncate(start)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._stream(stream)))
 
     def read(self, stream: str) -> list[dict[str, Any]]:
         """All rows of a stream; none if nothing was written yet. Raises ``ValueError`` naming a damaged line."""
@@ -155,13 +203,17 @@ class RunDirectory:
         """
         for stream in STREAMS:
             if self._stream(stream).exists():
-                _write_whole(self._stream(stream), self._lines_up_to(stream, step))
+                write_whole(self._stream(stream), self._lines_up_to(stream, step))
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
     @property
     def _config(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def _policy(self) -> Path:
+        return self.path / "policy.json"
 
     @property
     def _env(self) -> Path:
@@ -173,7 +225,7 @@ class RunDirectory:
         return self.path / f"{stream}.jsonl"
 
     def _write_env(self, env: Mapping[str, Any]) -> None:
-        _write_whole(self._env, json.dumps(plain(env), indent=2, ensure_ascii=False) + "\n")
+        write_whole(self._env, json.dumps(plain(env), indent=2, ensure_ascii=False) + "\n")
 
     def _lines(self, stream: str) -> Iterator[tuple[bytes, dict[str, Any]]]:
         path = self._stream(stream)
@@ -199,6 +251,8 @@ class RunDirectory:
                 yield line
 
     def _clear(self) -> None:
+        self.withdraw_policy()
+        shutil.rmtree(self.path / "policy.part", ignore_errors=True)
         for name in ("config.yaml", "env.json", "report.html", *(f"{stream}.jsonl" for stream in STREAMS)):
             (self.path / name).unlink(missing_ok=True)
         for _, checkpoint in self.checkpoints():
@@ -243,7 +297,31 @@ def plain(value: Any) -> Any:
 
 
 def _differing(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return sorted(key for key in {*earlier, *now} if earlier.get(key) != now.get(key))
+    """Names of the settings that differ. A run that is only made longer is the same run."""
+    return sorted(
+        key
+        for key in {*earlier, *now}
+        if earlier.get(key) != now.get(key) and not (key in _LENGTH and _more(earlier.get(key), now.get(key)))
+    )
+
+
+def _more(earlier: Any, now: Any) -> bool:
+    return isinstance(earlier, int | float) and isinstance(now, int | float) and now > earlier > 0
+
+
+def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """The mapping in a file of settings. Raises ``ValueError`` naming a file without one."""
+    if not path.is_file():
+        raise ValueError(f"run: {path.parent} has no {path.name}; is it a run directory?")
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"run: {path} is damaged: it holds no settings; restore it, or start again with --overwrite true"
+        )
+    return found
 
 
 def _version(package: str) -> str | None:
@@ -276,9 +354,18 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _write_whole(path: Path, content: str | Iterable[bytes]) -> None:
-    """Write a file in one step: at any moment the old file or the new one is there, never a part."""
+def write_whole(path: Path, content: str | Iterable[bytes]) -> None:
+    """Write a file in one step: at any moment the old file or the new one is there, never a part.
+
+    This also holds if the process is killed or the machine stops.
+    """
     temporary = path.with_name(path.name + ".part")
-    with temporary.open("wb") as file:
-        file.writelines([content.encode("utf-8", "backslashreplace")] if isinstance(content, str) else content)
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.writelines([content.encode("utf-8", "backslashreplace")] if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -87,7 +87,7 @@ class Run:
 
 
 def load(paths: Iterable[str | Path]) -> list[Run]:
-    """The runs at ``paths``. A comparison's directory counts as all its runs that have begun.
+    """The runs at ``paths``. A comparison's directory counts as all its runs that are finished.
 
     Raises ``ValueError`` for a path that is neither, and if there are no runs.
     """
@@ -125,9 +125,35 @@ def grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:
     return groups
 
 
+def unfinished(paths: Iterable[str | Path]) -> list[str]:
+    """Names of the cells of comparisons at ``paths`` that have not finished: interrupted, failed, or not begun."""
+    comparisons = [path for path in map(Path, paths) if (path / PLAN).is_file()]
+    return [c["path"] for path in comparisons for c in _plan(path) if not _has_finished(path / c["path"])]
+
+
 def _cells(path: Path) -> list[tuple[Path, str | None]]:
-    plan = json.loads((path / PLAN).read_text(encoding="utf-8"))
-    return [(path / c["path"], c["label"]) for c in plan["cells"] if (path / c["path"] / "config.yaml").is_file()]
+    cells = _plan(path)
+    found: list[tuple[Path, str | None]] = [
+        (path / c["path"], c["label"]) for c in cells if _has_finished(path / c["path"])
+    ]
+    if not found:
+        names = ", ".join(c["path"] for c in cells)
+        raise ValueError(
+            f"run: none of the comparison {path} has finished ({names}); the same `errata compare` command continues it"
+        )
+    return found
+
+
+def _plan(path: Path) -> list[dict[str, Any]]:
+    try:
+        cells = json.loads((path / PLAN).read_text(encoding="utf-8"))["cells"]
+        return [{"path": str(c["path"]), "label": c["label"]} for c in cells]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"run: {path / PLAN} is damaged; the same `errata compare` command writes it again") from error
+
+
+def _has_finished(path: Path) -> bool:
+    return (path / "config.yaml").is_file() and RunDirectory(path).finished
 
 
 def _settings(config: Row) -> dict[str, str]:

@@ -205,13 +205,13 @@ def claims(cosines: dict[int, dict[str, float]], table: Mapping[Estimator, dict[
             "Leave-one-out changes no expectation, with rollouts of any length",
             "the others' costs do not depend on this rollout",
             ragged[False] < 1e-9,
-            f"relative bias {ragged[False]:.0e} on worlds where rollouts stop when they like",
+            f"relative bias {ragged[False]:.0e} on worlds where rollouts differ in length",
         ),
         Claim(
             "Leave-one-out changes no expectation",
             "missing: the other response was shown this one (a sibling's success)",
             pairs["leave_one_out"] < 1e-6,
-            f"relative bias {pairs['leave_one_out']:.2f} in pairs that teach each other; "
+            f"relative bias {pairs['leave_one_out']:.2f} in pairs that are each other's context; "
             f"no baseline {pairs['none']:.0e}",
             expected=False,
         ),

@@ -211,7 +211,7 @@ def claims(n: dict[str, Any]) -> tuple[Claim, ...]:
         ),
         Claim(
             small,
-            "missing: the expert's states. DistIL's are the student's; what it never reaches is not counted",
+            "missing: the expert's states. With DistIL's, the student's own, states that it never reaches do not count",
             lost["minus_log_p"] <= lost["kl_student_states"],
             "−log p = {minus_log_p:.2f}, Σ KL {kl_student_states:.2f}; expert's states {kl_expert_states:.2f}".format(
                 **lost
@@ -247,7 +247,7 @@ def claims(n: dict[str, Any]) -> tuple[Claim, ...]:
         ),
         Claim(
             "It also has the best pass@1",
-            "the same. Keeping the tail is paid for at N = 1",
+            "the same. The rare answers cost pass@1",
             all(ce["1"] >= c["1"] for c in curves.values()),
             "; ".join(f"{name} {c['1']:.2f}" for name, c in curves.items()),
             expected=False,
@@ -260,9 +260,9 @@ def claims(n: dict[str, Any]) -> tuple[Claim, ...]:
         ),
         Claim(
             mixture,
-            "missing: the expert's states. What the student wrote itself is no evidence of f",
+            "missing: the expert's states. The student's own text says nothing about f",
             abs(average["student_states"] - average["pass@1"]) < 0.01,
-            "pass@1 {student_states:.3f}: the experts do not take up what was begun, and every token is split".format(
+            "pass@1 {student_states:.3f}: the experts do not continue what was begun, so every token is an average".format(
                 **average
             ),
             expected=False,

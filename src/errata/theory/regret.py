@@ -169,7 +169,7 @@ def claims(n: dict[str, Any]) -> tuple[Claim, ...]:
         ),
         Claim(
             "The same with KL on the expert's states (supervised fine-tuning)",
-            "missing: the student's states; it loses the thread after an error",
+            "missing: the student's states; after an error it makes only errors",
             states["gap"] <= states["formula"],
             "H = {horizon}: gap {gap:.2f}, formula {formula:.2f}; with the student's states {bound:.2f}".format(
                 **states
@@ -191,7 +191,7 @@ def claims(n: dict[str, Any]) -> tuple[Claim, ...]:
         ),
         Claim(
             "With `ce` the student ends above its expert",
-            "the expert is sure where success is near, as one conditioned on success is",
+            "the expert is sure where success is near, like one conditioned on success",
             all(n["above_expert"]),
             f"{sum(n['above_expert'])} of {len(n['above_expert'])} random worlds; in the first J {ce['J']:.2f}, "
             f"expert {n['expert_value']:.2f}, `kl` {kl['J']:.2f}",
@@ -231,7 +231,7 @@ def pictures(runs: dict[str, Run], expert: float) -> tuple[Picture, ...]:
         axes.plot(HORIZONS, [gap(*f) for f in falls], "o-", color=COLOURS["reward"], label="gap J(π_T) − J(π)")
         axes.plot(HORIZONS, [bound(*f) for f in falls], ":", color=COLOURS["kl"], label="bound, the student's states")
         axes.plot(HORIZONS, theirs, ":", color=COLOURS["reverse_kl"], label="same formula, the expert's states")
-        axes.set(title="A student that loses the thread", xlabel="horizon H", ylabel="reward", ylim=(0, 11))
+        axes.set(title="A student whose errors compound", xlabel="horizon H", ylabel="reward", ylim=(0, 11))
         axes.legend(loc="upper left")
 
     caption = (

@@ -7,11 +7,13 @@
 from __future__ import annotations
 
 import inspect
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -19,10 +21,14 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import RepeatSampler
 from trl.trainer.utils import maybe_gather_lm_head_ctx as _gather
 
 from errata.records import Messages
+from errata.training import checkpoint as checkpoints
+from errata.training import interrupt
 from errata.training.batch import TokenBatch
+from errata.training.checkpoint import complete_checkpoints as complete_checkpoints
 
 PRIVATE = {
     "_generate_and_score_completions": ("self", "inputs"),
@@ -33,6 +39,12 @@ PRIVATE = {
     "_generate_single_turn": ("self", "prompt_ids", "images", "multimodal_fields", "num_generations"),
     "_save_checkpoint": ("self", "model", "trial"),
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
+    "_get_train_sampler": ("self", "dataset"),
+    "_run_epoch": (
+        *("self", "model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch", "trial"),
+        *("ignore_keys_for_eval", "start_time", "resume_from_checkpoint", "epochs_trained"),
+        "steps_trained_in_current_epoch",
+    ),
 }
 """Private methods used here, with the parameters they must have."""
 
@@ -89,17 +101,63 @@ class Sampled(NamedTuple):
     """Tokens that the policy itself generated."""
 
 
+class EpochSampler(RepeatSampler):  # type: ignore[misc]
+    """TRL's order of problems, computed from the seed and ``epoch`` alone.
+
+    ``RepeatSampler`` draws the orders of all epochs from one generator. A resumed process creates a new one, so without this
+    class it would use the first epoch's order for whichever epoch it resumes in.
+    """
+
+    epoch = 0
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle:
+            self.generator.manual_seed(self.seed)
+            for _ in range(self.epoch):
+                torch.randperm(self.num_samples, generator=self.generator)
+        yield from super().__iter__()
+
+
+class RandomState(NamedTuple):
+    """The state of all random number generators that sampling uses."""
+
+    python: Any
+    numpy: Any
+    cpu: Tensor
+    cuda: list[Tensor]
+
+    @classmethod
+    def now(cls) -> RandomState:
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
+
+    def restore(self) -> None:
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.cpu)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(self.cuda)
+
+
 class TRLHooks(GRPOTrainer):  # type: ignore[misc]
     """TRL's trainer, opened at the places errata needs."""
 
     generation: Any = None
     """The generation batch in use, whatever ``on_rollouts`` made of it; saved with a checkpoint that falls inside it."""
+    chat_template_kwargs: dict[str, Any]
     _targets: list[list[int]] | None = None
     sampled_lengths: list[int]
     """(B,) tokens that the policy itself generated in this process's last completions, also of those that are masked because
     they were truncated."""
     local_scores: list[list[float]]
     """(B, number of reward functions) of this process's last judged completions, NaN where a function gave none."""
+    evaluation_due: bool = False
+    """An evaluation of the current policy has started and not finished. A checkpoint stores this."""
+    stopped: bool = False
+    """A signal ended training before its last step."""
+    _at_step_end: RandomState | None = None
+    _logging: dict[str, Any] | None = None
+    _resumed: bool = False
 
     # -- to be implemented ----------------------------------------------------------------------------------------
 
@@ -180,7 +238,7 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         ``template_kwargs``: arguments of the chat template, over the run's ``chat_template_kwargs``.
         """
         self._batch_environments = [None] * len(prompts)
-        before = self.chat_template_kwargs
+        before: dict[str, Any] = self.chat_template_kwargs
         self.chat_template_kwargs = {**before, **(template_kwargs or {})}
         try:
             ids: list[list[int]] = self._tokenize_prompts(prompts)[0] if prompts else []
@@ -304,14 +362,95 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
             return prepare_fsdp(teacher, self.accelerator)
         return self.accelerator.prepare_model(teacher, device_placement=False if stays else None, evaluation_mode=True)
 
+    # -- interruption ---------------------------------------------------------------------------------------------
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's ``train``, which a signal can interrupt.
+
+        On a single process, a signal raises ``Interrupted`` during sampling and evaluation. At any other time, and on several
+        processes, training stops with a checkpoint at the end of the step, and ``stopped`` is set.
+        """
+        with interrupt.deferred():
+            return super().train(*args, **kwargs)
+
+    def note_step_end(self) -> None:
+        """Keep the state of the random number generators. Call at the end of each optimizer step."""
+        self._at_step_end = RandomState.now()
+
+    def asked_to_stop(self) -> bool:
+        """Whether any process received a signal. Collective: call on every rank."""
+        mine = interrupt.received() is not None
+        if self.accelerator.num_processes > 1:
+            flag = torch.tensor(float(mine), device=self.accelerator.device)
+            mine = bool(self.accelerator.reduce(flag, "sum") > 0)
+        self.stopped = mine
+        return mine
+
+    def save_interrupted(self) -> Path | None:
+        """The checkpoint of the last completed step, written if it does not exist. ``None`` before training began."""
+        folder = self._checkpoint_folder(None)
+        if (folder / checkpoints.MANIFEST).is_file():
+            return folder
+        if self._at_step_end is None:
+            return None
+        with interrupt.deferred():
+            self._save_checkpoint(self.model, None)
+        return folder
+
+    def save_policy(self, folder: Path) -> None:
+        """Write the policy and its tokenizer for ``from_pretrained``. Collective: call on every rank."""
+        with checkpoints.writing(folder):
+            self.save_model(str(folder), _internal_call=True)
+        if self.args.should_save:
+            (folder / "training_args.bin").unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """A context for an evaluation.
+
+        At its end the random number generators are as before. A signal may end it; the resumed run then repeats the evaluation.
+        """
+        self.evaluation_due = True
+        before = RandomState.now()
+        try:
+            with self._interruptible(True):
+                yield
+        finally:
+            before.restore()
+
+    @contextmanager
+    def _interruptible(self, droppable: bool) -> Iterator[None]:
+        if droppable and self.accelerator.num_processes == 1:
+            with interrupt.at_once():
+                yield
+        else:
+            yield
+
+    def _sampled(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's sampling and judging. A signal ends it at once if the step has changed nothing yet; the step is then dropped."""
+        metrics = {name: list(values) for name, values in self._metrics["train"].items()}
+        tokens, before = self.state.num_input_tokens_seen, self._at_step_end
+        try:
+            with self._interruptible(self.micro_step == 0 and (self._resumed or before is not None)):
+                return super()._generate_and_score_completions(inputs)  # type: ignore[no-any-return]
+        except interrupt.Interrupted:
+            if before is not None:
+                before.restore()
+            self._metrics["train"].clear()
+            self._metrics["train"].update(metrics)
+            self.state.num_input_tokens_seen = tokens
+            raise
+
     # -- TRL's private methods, overridden ------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._targets = self.targets(inputs)
         try:
-            batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+            batch = self._sampled(inputs)
         finally:
             self._targets = None
+        # After the sampling, which a signal may abandon: a dropped step must leave no trace in the method's memory.
         self.generation = self.on_rollouts(inputs, token_batch(batch))
         return {**batch, ROWS: torch.arange(len(inputs), device=batch["completion_ids"].device)}
 
@@ -335,26 +474,69 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         return self.batch_loss(model, inputs[ROWS], lambda: super(TRLHooks, self)._compute_loss(model, inputs))
 
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(dataset)
+        if type(sampler) is RepeatSampler:
+            sampler.__class__ = EpochSampler
+        self._train_sampler = sampler
+        return sampler
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # resumed after its last step: the loop would take one more
+            self.control.should_training_stop = True
+            return
+        if isinstance(getattr(self, "_train_sampler", None), EpochSampler):
+            self._train_sampler.epoch = kwargs["epoch"]
+        if self._logging is not None:
+            self._tr_loss.fill_(self._logging["loss"])
+            self._globalstep_last_logged = self._logging["last"]
+            self._logging = None
+        elif self.state.global_step == 0:
+            self.note_step_end()
+        super()._run_epoch(**kwargs)
+
+    def _checkpoint_folder(self, trial: Any) -> Path:
+        return Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        folder = (
-            Path(self._get_output_dir(trial=trial))
-            / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            / "errata_state"
-        )
+        folder = self._checkpoint_folder(trial)
         if self.args.should_save:
-            folder.mkdir(exist_ok=True)
+            checkpoints.remove(folder)  # an earlier process may have left an incomplete one
         self.accelerator.wait_for_everyone()
-        self.save_state(folder)
-        # A generation batch that serves several optimizer steps is part of where the run stands.
-        generate_every = self.args.steps_per_generation * self.num_iterations
-        rank = self.accelerator.process_index
-        if self._step % generate_every:
-            saved = {"step": self._step, "inputs": self._buffered_inputs, "generation": self.generation}
-            torch.save(saved, folder / f"generation_batch_{rank}.pt")
+        with checkpoints.writing(folder):
+            self._write_checkpoint(folder, model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            (folder / "complete").touch()
+            with checkpoints.writing(folder):
+                checkpoints.seal(folder)
+            best = self.state.best_model_checkpoint
+            keep = None if best is None else Path(best)
+            checkpoints.rotate(folder.parent, self.args.save_total_limit, current=folder, keep=keep)
+        self.accelerator.wait_for_everyone()
+
+    def _write_checkpoint(self, folder: Path, model: Any, trial: Any) -> None:
+        # Transformers would delete older checkpoints before this one is complete.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        state = folder / "errata_state"
+        if self.args.should_save:
+            state.mkdir(exist_ok=True)
+        self.accelerator.wait_for_everyone()
+        self.save_state(state)
+        # One generation batch can serve several steps, and one log row can cover several: a checkpoint may fall in between.
+        inside = self._step % (self.args.steps_per_generation * self.num_iterations) != 0
+        position = {
+            "step": self._step,
+            "inputs": self._buffered_inputs if inside else None,
+            "generation": self.generation if inside else None,
+            "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
+            "logging": {"loss": float(self._tr_loss), "last": self._globalstep_last_logged},
+            "evaluation_due": self.evaluation_due,
+        }
+        torch.save(position, state / f"position_{self.accelerator.process_index}.pt")
 
     def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -366,10 +548,18 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
                 f"{checkpoint}: has no errata_state, so it was not written by errata; start from it with --model instead"
             )
         self.load_state(folder)
-        path = folder / f"generation_batch_{self.accelerator.process_index}.pt"
-        if path.is_file():
-            saved = torch.load(path, map_location=self.accelerator.device, weights_only=False)
-            self._step, self._buffered_inputs, self.generation = saved["step"], saved["inputs"], saved["generation"]
+        path = folder / f"position_{self.accelerator.process_index}.pt"
+        if not path.is_file():
+            raise ValueError(
+                f"{checkpoint}: was written by fewer processes than these {self.accelerator.num_processes}; "
+                "use as many as the run began with"
+            )
+        saved = torch.load(path, map_location=self.accelerator.device, weights_only=False)
+        self._resumed = True
+        self._step, self.evaluation_due, self._logging = saved["step"], saved["evaluation_due"], saved["logging"]
+        self._metrics["train"].update(saved["metrics"])
+        if saved["inputs"] is not None:
+            self._buffered_inputs, self.generation = saved["inputs"], saved["generation"]
 
 
 def _observed(prompt: Any, observation: Any) -> Any:
@@ -388,9 +578,3 @@ def _methods(environment: Any) -> list[Callable[..., Any]]:
     """What TRL offers of an environment as tools."""
     names = [name for name, _ in inspect.getmembers(type(environment), predicate=inspect.isfunction)]
     return [getattr(environment, n) for n in names if n not in ("reset", "get_reward") and not n.startswith("_")]
-
-
-def complete_checkpoints(run: Path) -> list[Path]:
-    """Checkpoints of ``run`` that were written to the end, oldest first; one torn by a kill is not among them."""
-    found = [p.parent.parent for p in run.glob(f"{PREFIX_CHECKPOINT_DIR}-*/errata_state/complete")]
-    return sorted(found, key=lambda p: int(p.name.rsplit("-", 1)[1]))

@@ -9,12 +9,15 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from errata.contexts import Renderer
 from errata.evaluation import summary
@@ -22,9 +25,9 @@ from errata.evaluation.sampling import sample
 from errata.experts import Teacher
 from errata.methods import Method
 from errata.recipe.config import ErrataConfig
-from errata.records import Group, Rollout, TeacherContext, Verdict
+from errata.records import Group, Prompt, Rollout, Row, State, TeacherContext, Verdict, is_solved
 from errata.training.compat import Sampled
-from errata.training.rollouts import Completion, Row, build_rollouts
+from errata.training.rollouts import Completion, build_rollouts
 
 logger = logging.getLogger(__name__)
 
@@ -35,16 +38,18 @@ WARN_BELOW = 0.8
 class Engine(Protocol):
     """What an evaluation needs of the trainer."""
 
-    model: Any
+    model: nn.Module
     accelerator: Accelerator
-    processing_class: Any
-    tools: Any
+    tokenizer: PreTrainedTokenizerBase
+    tools: Sequence[object] | None
 
     def sample(self, rows: Sequence[Row], *, temperature: float, top_p: float) -> Sampled: ...
 
     def judge(
-        self, rows: Sequence[Row], prompts: list[Any], completions: list[Completion], ids: list[list[int]]
+        self, rows: Sequence[Row], prompts: list[Prompt], completions: list[Completion], ids: list[list[int]]
     ) -> list[Verdict]: ...
+
+    def evaluating(self) -> AbstractContextManager[None]: ...
 
 
 @dataclass
@@ -66,15 +71,16 @@ class Evaluator:
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         self.best_teacher_accuracy = state["best_teacher_accuracy"]
 
-    def __call__(self, engine: Engine, dataset: Iterable[Row]) -> dict[str, Any]:
+    def __call__(self, engine: Engine, dataset: Iterable[Row]) -> State:
         """avg@k, pass@k and the teacher's accuracy. Collective: call on every rank."""
         config, accelerator = self.config, engine.accelerator
         devices = [accelerator.device] if accelerator.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with engine.evaluating(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(config.seed + accelerator.process_index)
             rows = list(dataset)
             rollouts = self._rollouts(engine, rows)
-            metrics = summary(judged_rows(rollouts, config.eval_k), k=config.eval_k)
+            threshold = self.method.success_threshold
+            metrics = summary(judged_rows(rollouts, config.eval_k), k=config.eval_k, threshold=threshold)
             accuracy = self._teacher_accuracy(engine, rollouts, rows)
         if accuracy is not None:
             metrics["teacher_accuracy"] = accuracy
@@ -117,7 +123,11 @@ class Evaluator:
         judged_as = [by_id[r.problem_id] for r, _ in contexts]
 
         def verdicts(
-            *, prompts: list[Any], completions: list[Completion], completion_ids: list[list[int]], **columns: Any
+            *,
+            prompts: list[Prompt],
+            completions: list[Completion],
+            completion_ids: list[list[int]],
+            **columns: list[object],
         ) -> list[Verdict]:
             here = [{"prompt": p, **{k: v[i] for k, v in columns.items()}} for i, p in enumerate(prompts)]
             return engine.judge(here, prompts, completions, completion_ids)
@@ -126,7 +136,7 @@ class Evaluator:
         with self.teacher.generating(student) as teacher:
             answers = sample(
                 engine.accelerator.unwrap_model(teacher),
-                getattr(engine.processing_class, "tokenizer", engine.processing_class),
+                engine.tokenizer,
                 [dict(row) for row in judged_as],
                 verdicts,
                 k=1,
@@ -139,7 +149,7 @@ class Evaluator:
                 progress=False,
             )
         threshold = self.method.success_threshold
-        return sum(bool((row["score"] or 0) >= threshold) for row in answers) / len(answers)
+        return sum(is_solved(row["score"], threshold) for row in answers) / len(answers)
 
     def _contexts(self, rollouts: Sequence[Rollout]) -> list[tuple[Rollout, TeacherContext]]:
         """The first rollout of each problem that has a context, with that context."""
@@ -174,7 +184,7 @@ class Evaluator:
             )
 
 
-def judged_rows(rollouts: Sequence[Rollout], k: int) -> list[dict[str, Any]]:
+def judged_rows(rollouts: Sequence[Rollout], k: int) -> list[State]:
     """A row for each of k rollouts of each problem, as ``errata.evaluation.sample`` writes them, with the turns."""
     return [
         {

@@ -9,31 +9,33 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
+from datasets import Dataset
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from errata.contexts import DEFAULT, Rendered, Renderer
 from errata.experts import Access, Teacher
 from errata.methods import Method, TeacherMethod
 from errata.ops.scores import Head, TokenScores
 from errata.recipe.config import ErrataConfig
-from errata.records import Group, Messages, Rollout, TeacherContext, Verdict, groups_of
+from errata.records import Group, Messages, Prompt, Rollout, Row, TeacherContext, Verdict, groups_of
 from errata.training import compat
 from errata.training.batch import GenerationBatch, LocalSignals, TeacherOutputs, TokenBatch
 from errata.training.comments import comments_of
 from errata.training.evaluation import Evaluator
-from errata.training.forward import accept_head_function, at_completion
+from errata.training.forward import accept_head_function, at_completion, check_scores
+from errata.training.length_warning import WarnOfShortAnswers
 from errata.training.loss import Averaging, LossSettings, two_stream_loss
 from errata.training.metrics import StepMeans, batch_metrics, prompt_metrics, score_sums
 from errata.training.replay import PastBatch, Replay
 from errata.training.rollout_log import Likeliest, RolloutLog, WriteRow
-from errata.training.rollouts import Completion, Judges, Row, build_rollouts
+from errata.training.rollouts import Completion, Judges, Verifier, build_rollouts
 from errata.training.scoring import Scorer
 from errata.training.signals import decide
 from errata.training.teacher_pass import Expert, Place, StatefulExpert, TeacherPass
@@ -63,13 +65,13 @@ class ErrataTrainer(compat.TRLHooks):
 
     def __init__(
         self,
-        model: Any,
-        verifiers: Sequence[Any],
+        model: PreTrainedModel | str,
+        verifiers: Sequence[Verifier],
         args: ErrataConfig,
         *,
         method: Method,
-        train_dataset: Any,
-        eval_dataset: Any = None,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
         run: WriteRow = lambda stem, row: None,
         expert: MakeTeacher | None = None,
         access: Access | None = None,
@@ -104,7 +106,10 @@ class ErrataTrainer(compat.TRLHooks):
             self.reward_funcs[i] = self._judges.functions[i]
         if self.aux_loss_enabled and not method.trl_loss:
             raise ValueError("router_aux_loss_coef: not added to a distillation loss; set it to 0 or use method: grpo")
-        accept_head_function(self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model)
+        policy = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        accept_head_function(policy)
+        if not self.sharded:
+            check_scores(policy)
         made = self._make_teacher(expert)
         self.teacher = made if isinstance(made, Teacher) else None
         self.expert: Expert | None = None if isinstance(made, Teacher) else made
@@ -149,7 +154,9 @@ class ErrataTrainer(compat.TRLHooks):
         self._means = StepMeans()
         self._keep_row = run
         self._rollout_log = RolloutLog(run, self.tokenizer, args.rollouts_saved, method.success_threshold)
-        self.add_callback(_UpdateTeacher(self.teacher))
+        self.add_callback(_AfterStep(self))
+        if method.uses_teacher:
+            self.add_callback(WarnOfShortAnswers())
 
     def _make_teacher(self, expert: MakeTeacher | None) -> Teacher | Expert | None:
         if not isinstance(self.method, TeacherMethod):
@@ -161,8 +168,7 @@ class ErrataTrainer(compat.TRLHooks):
             return prepared
 
         if expert is not None:
-            made: Teacher | Expert = expert(prepare)
-            return made
+            return expert(prepare)
         per_generation = self.args.steps_per_generation * self.num_iterations
         return self_teacher(self.model, self.args, self.method, prepare, per_generation, self.sharded)
 
@@ -196,18 +202,19 @@ class ErrataTrainer(compat.TRLHooks):
         """Whether the one micro-batch is the whole generation batch, used once: then its own forward can be scored."""
         return bool(self.args.steps_per_generation == 1 and self.num_iterations == 1)
 
-    def targets(self, rows: list[dict[str, Any]]) -> list[list[int]] | None:
+    def targets(self, rows: Sequence[Row]) -> list[list[int]] | None:
         if self.method.learns_from == "rollouts":
             return None
         texts = [row["reference"] for row in rows]
         ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return [[*i, self.turn_end][: self.max_completion_length] for i in ids]
 
-    def on_rollouts(self, rows: list[dict[str, Any]], tokens: TokenBatch) -> GenerationBatch:
+    def on_rollouts(self, rows: Sequence[Row], tokens: TokenBatch) -> GenerationBatch:
         """From sampled and judged completions to the batch that the losses of its micro-batches take."""
         if self.method.learns_from == "reference":
             tokens = replace(tokens, old_logp=None, sampler_ratio=None)  # nothing was sampled, so there is no ratio
         first, step = self.accelerator.process_index * len(rows), self.state.global_step
+        self._judges.check([str(row["problem_id"]) for row in rows])
         local = self._build(rows, tokens, first)
         local, metrics = self._comments(local, rows, step)
         self.log_metrics_of_step(metrics)
@@ -248,10 +255,11 @@ class ErrataTrainer(compat.TRLHooks):
         return build_rollouts(rows, prompts, completions, verdicts, self.sampled_lengths, indices)
 
     def judge(
-        self, rows: Sequence[Row], prompts: list[Any], completions: list[Completion], ids: list[list[int]]
+        self, rows: Sequence[Row], prompts: list[Prompt], completions: list[Completion], ids: list[list[int]]
     ) -> list[Verdict]:
         """Verdicts as in training. Collective: call on every rank, with equally many rows."""
         scores = self.judged_scores(rows, prompts, completions, ids)
+        self._judges.check([str(row["problem_id"]) for row in rows])
         return self._judges.verdicts(scores, [float(w) for w in self.reward_weights])
 
     def _with_entropy(self, rollouts: Sequence[Rollout], tokens: TokenBatch) -> list[Rollout]:
@@ -286,11 +294,11 @@ class ErrataTrainer(compat.TRLHooks):
 
     # -- one micro-batch ------------------------------------------------------------------------------------------
 
-    def batch_loss(self, model: nn.Module, rows: Tensor, trl_loss: Any) -> Tensor:
+    def batch_loss(self, model: nn.Module, rows: Tensor, trl_loss: Callable[[], Tensor]) -> Tensor:
         """The two-stream loss of one micro-batch; TRL's own where its options ask for more than the clipped surrogate."""
         batch: GenerationBatch = self.generation.select(rows.cpu())
         if self._own_trl_loss or self.aux_loss_enabled:
-            trls: Tensor = trl_loss()
+            trls = trl_loss()
             self._write_rollouts(replace(batch, signals=batch.signals or self._decide_ahead(batch)), None)
             return trls
         place = f"{(self.args.seed, self.state.global_step, self.micro_step, self.accelerator.process_index)}"
@@ -305,6 +313,7 @@ class ErrataTrainer(compat.TRLHooks):
             return loss, scores
 
         inputs = batch.tokens.model_inputs() if past is None else Replay.joined(batch.tokens, past)
+        loss: Tensor
         with self.accelerator.autocast():
             loss, scores = model(**inputs, with_head=on_head)
         self._after_loss(replace(batch, signals=decided[0]), scores, heads[0])
@@ -406,7 +415,7 @@ class ErrataTrainer(compat.TRLHooks):
     # -- evaluation and state -------------------------------------------------------------------------------------
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+        self, eval_dataset: Dataset | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """avg@k and pass@k on the held-out rows, and the teacher's own accuracy in its contexts."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -415,6 +424,7 @@ class ErrataTrainer(compat.TRLHooks):
                 "eval_dataset: nothing to evaluate on; name a task with a test split or set eval_strategy: no"
             )
         metrics = self.evaluator(self, dataset)
+        self.evaluation_due = False
         if self.accelerator.is_main_process:
             task, split = self.args.eval_task or self.args.task, self.args.eval_split
             self._keep_row("eval", {"step": self.state.global_step, "task": task, "split": split, **metrics})
@@ -471,12 +481,24 @@ def _check_references(method: Method, args: ErrataConfig, rows: Any, kwargs: Map
             )
 
 
-class _UpdateTeacher(TrainerCallback):  # type: ignore[misc]
-    """Lets a teacher follow the student, once per optimizer step."""
+class _AfterStep(TrainerCallback):  # type: ignore[misc]
+    """Updates a teacher that follows the student after each optimizer step, and stops training after a signal."""
 
-    def __init__(self, teacher: Teacher | None) -> None:
-        self._teacher = teacher
+    def __init__(self, trainer: ErrataTrainer) -> None:
+        self._trainer = trainer
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._teacher is not None:
-            self._teacher.update()
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._trainer.evaluation_due:  # a signal ended it before the run was resumed
+            self._trainer.evaluate()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        trainer = self._trainer
+        if trainer.teacher is not None:
+            trainer.teacher.update()
+        trainer.note_step_end()
+        if trainer.asked_to_stop():
+            control.should_save = control.should_training_stop = True

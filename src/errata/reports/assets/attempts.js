@@ -419,11 +419,11 @@
   }
 
   place.append(el("details", { class: "sift", open: !matchMedia("(max-width: 48rem)").matches }, el("summary", {}, "Filter ", count), bar), el("div", { class: "reader" }, el("div", { class: "list" }, items), sheet));
-  const asked = new URLSearchParams(location.hash.slice(1)), anchor = location.hash.includes("attempt=");
+  const address = new URLSearchParams(location.hash.slice(1)), anchor = location.hash.includes("attempt=");
   const original = location.hash;
-  signal = SIGNALS.find((s) => s.key === asked.get("signal"))?.key || signal;
+  signal = SIGNALS.find((s) => s.key === address.get("signal"))?.key || signal;
   const example = rows.findIndex((row) => verdictOf(row)[0] === "wrong" && row.tokens.some((_, t) => correction(row, t) !== null));
-  current = anchor && rows[Number(asked.get("attempt"))] ? Number(asked.get("attempt")) : Math.max(example, 0);
+  current = anchor && rows[Number(address.get("attempt"))] ? Number(address.get("attempt")) : Math.max(example, 0);
   filter();
   open(current);
   if (anchor) document.getElementById("rollouts").scrollIntoView();
