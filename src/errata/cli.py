@@ -124,6 +124,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(args: argparse.Namespace, rest: list[str]) -> int:
+    from errata.recipe.settings import check_before_loading
+
+    check_before_loading(args.recipe, rest)  # before the slow imports
     from errata.commands.train import train
 
     return train(args.recipe, rest)
@@ -137,7 +140,9 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _compare(args: argparse.Namespace, rest: list[str]) -> int:
     from errata.commands.compare import compare
+    from errata.recipe.settings import check_before_loading
 
+    check_before_loading(args.recipe, rest)
     names = [name.strip() for name in args.methods.split(",") if name.strip()]
     return compare(args.recipe, names, args.seeds, args.jobs, args.tune, rest, target=args.target)
 
