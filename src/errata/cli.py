@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 EXIT_BAD_INPUT = 2
+EXIT_ERROR = 1
 
 
 def _yes_or_no(word: str) -> bool:
@@ -25,9 +27,12 @@ _STRICT: dict[str, Any] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Bad input ends in one line on standard error and status 2."""
+    """Run one command. Bad input ends in one line on standard error and status 2, any other error in one line and status 1.
+
+    ``--debug`` shows where an error came from.
+    """
     parser = _parser()
-    words = list(sys.argv[1:] if argv is None else argv)
+    words, debug = _without_debug(list(sys.argv[1:] if argv is None else argv))
     # `train` and `compare` hand unknown flags on to the recipe's parser.
     args, rest = parser.parse_known_args(words)
     if rest and args.command not in ("train", "compare"):
@@ -35,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args, rest) or 0)
     except (ValueError, FileNotFoundError) as error:
+        if debug:
+            traceback.print_exc()
         print(f"errata: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except BrokenPipeError:  # the reader of a listing went away
@@ -42,12 +49,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("errata: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"errata: {_unexpected(error)}", file=sys.stderr)
+        return EXIT_ERROR
+
+
+def _without_debug(words: list[str]) -> tuple[list[str], bool]:
+    """The command line without ``--debug``; transformers' setting of that name is followed by a value."""
+    for i, word in enumerate(words):
+        if word == "--debug" and words[i + 1 : i + 2] not in (["underflow_overflow"], ["tpu_metrics_debug"]):
+            return [*words[:i], *words[i + 1 :]], True
+    return words, False
+
+
+def _unexpected(error: Exception) -> str:
+    """One line for an error that no check has foreseen, with what to do where that is known."""
+    kind, said = type(error).__name__, " ".join(str(error).split())
+    said = f"{kind}: {said[:500]}" if said else kind
+    if kind == "OutOfMemoryError" or isinstance(error, MemoryError):
+        mend = "lower per_device_train_batch_size (and raise gradient_accumulation_steps), max_completion_length or eval_batch_size"
+    elif isinstance(error, ImportError):
+        mend = "install the missing package, or leave out the setting that needs it"
+    else:
+        return f"{said} (--debug shows where)"
+    return f"{said}; {mend} (--debug shows where)"
 
 
 def _parser() -> argparse.ArgumentParser:
     from errata import __version__
 
     parser = argparse.ArgumentParser(prog="errata", description="Reinforcement learning from rich feedback.")
+    parser.add_argument("--debug", action="store_true", help="show where an error came from")
     parser.add_argument("--version", action="version", version=f"errata {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

@@ -83,7 +83,9 @@ def hints_of(kind: Any) -> dict[str, Any]:
         if is_dataclass(kind):
             found = get_type_hints(kind, include_extras=True)
             return {f.name: found[f.name] for f in fields(kind) if f.init}
-        return get_type_hints(kind.__init__ if isinstance(kind, type) else kind, include_extras=True)
+        return get_type_hints(
+            inspect.getattr_static(kind, "__init__") if isinstance(kind, type) else kind, include_extras=True
+        )
     except (NameError, TypeError, AttributeError):
         return {}
 
@@ -105,7 +107,7 @@ def _refused(value: object, hint: Any) -> str | None:
     if origin is Annotated:
         wanted = _refused(value, arguments[0])
         ranges = [r for r in arguments[1:] if isinstance(r, Range)]
-        if wanted is None and value is not None and all(value in r for r in ranges):
+        if wanted is None and isinstance(value, int | float) and all(value in r for r in ranges):
             return None
         noun = wanted or ("a whole number" if arguments[0] is int else "a number")
         return " ".join([noun, *map(str, ranges)])

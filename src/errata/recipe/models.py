@@ -106,13 +106,11 @@ def check_finite(model: Any, path: str) -> None:
     """Raises ``ValueError`` naming a weight that holds NaN or infinity."""
     for name, weight in model.named_parameters():
         # The sum is one pass without a copy; only if it is not finite do the entries themselves matter.
-        if (
-            weight.is_floating_point()
-            and not weight.is_meta
-            and not weight.detach().sum(dtype=torch.float32).isfinite()
-        ):
-            if not weight.detach().isfinite().all():
-                raise ValueError(f"model: weight {name!r} of {path!r} holds NaN or infinity; use an undamaged copy")
+        values = weight.detach()
+        if not values.is_floating_point() or values.is_meta or values.sum(dtype=torch.float32).isfinite():
+            continue
+        if not values.isfinite().all():
+            raise ValueError(f"model: weight {name!r} of {path!r} holds NaN or infinity; use an undamaged copy")
 
 
 def check_vocabulary(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
