@@ -69,7 +69,7 @@ def _unexpected(error: Exception) -> str:
     kind, said = type(error).__name__, " ".join(str(error).split())
     said = f"{kind}: {said[:500]}" if said else kind
     if kind == "OutOfMemoryError" or isinstance(error, MemoryError):
-        mend = "lower per_device_train_batch_size (and raise gradient_accumulation_steps), max_completion_length or eval_batch_size"
+        mend = "lower per_device_train_batch_size, max_completion_length or eval_batch_size"
     elif isinstance(error, ImportError):
         mend = "install the missing package, or leave out the setting that needs it"
     else:

@@ -55,6 +55,8 @@ def check(name: str, value: object, hint: Any) -> None:
     A type that is not understood accepts everything but NaN and infinity.
     """
     wanted = _refused(value, hint)
+    if wanted is not None and wanted.startswith("one of "):
+        raise ValueError(f"{name}: {_shown(value)} is none of {wanted.removeprefix('one of ')}")
     if wanted is not None:
         raise ValueError(f"{name}: must be {wanted}, got {_shown(value)}")
 
@@ -88,6 +90,12 @@ def hints_of(kind: Any) -> dict[str, Any]:
         )
     except (NameError, TypeError, AttributeError):
         return {}
+
+
+def is_plain(hint: Any) -> bool:
+    """Whether a type is a number or a truth value, or null. Texts of a library's settings may stand for other types too."""
+    kinds = {hint} if get_origin(hint) is None else set(get_args(hint))
+    return kinds <= {bool, int, float, type(None)}
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

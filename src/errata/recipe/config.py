@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import yaml
 from trl import GRPOConfig
 
 from errata.recipe.settings import RULES
-from errata.validate import check, hints_of
+from errata.validate import check, hints_of, is_plain
 
 
 def mapping(value: dict[str, Any] | str | None) -> dict[str, Any]:
@@ -137,7 +137,6 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
         self.num_generations_eval = self.eval_k
         self.per_device_eval_batch_size = max(self.eval_batch_size // self.eval_k, 1) * self.eval_k
         super().__post_init__()
-        self.context_template = _template(self.context_template)
         if self.correction is not None and self.critic is not None:
             raise ValueError("critic: a critique would replace what correction says; leave out one of the two")
 
@@ -149,15 +148,12 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
             if f.name in ("method_args", "task_args", "expert_args"):
                 # Declared as mapping or text for TRL's parser, which makes a mapping of the text.
                 check(f.name, value, dict[str, Any] | None)
+            elif f.name == "context_template":
+                self.context_template = _template(value)
             elif f.name in RULES:
                 check(f.name, value, RULES[f.name])
-            elif f.name in ErrataConfig.__annotations__ or _is_plain(hints[f.name]):
+            elif f.name in ErrataConfig.__annotations__ or is_plain(hints[f.name]):
                 check(f.name, value, hints[f.name])
-
-
-def _is_plain(hint: Any) -> bool:
-    """Whether a setting of TRL's holds a number or a truth value; its texts may be enumerations or lists too."""
-    return {hint, *get_args(hint)} <= {bool, int, float, hint, type(None)} and hint is not str
 
 
 def _template(given: Any) -> str | dict[str, Any]:

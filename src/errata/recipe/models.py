@@ -125,7 +125,8 @@ def check_vocabulary(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's kind and the first line of what it says."""
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    """An exception's kind and the first line of what it says, with the second where the first only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = " ".join(lines[: 2 if lines[:1] and lines[0].endswith(":") else 1])
     kind = type(error).__name__
     return said if isinstance(error, OSError | ValueError) and said else f"{kind}: {said}" if said else kind

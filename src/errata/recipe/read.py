@@ -16,7 +16,7 @@ from trl.scripts.grpo import GRPOScriptArguments
 from errata.recipe.config import ErrataConfig
 from errata.recipe.settings import RULES, check_given
 from errata.recipe.text import as_number, load_mapping
-from errata.validate import check, hints_of, nearest
+from errata.validate import check, hints_of, is_plain, nearest
 
 NESTED = ("method_args", "task_args", "expert_args")
 
@@ -128,5 +128,6 @@ def _reject_unknown(keys: Iterable[str], known: set[str], where: str) -> None:
 def _check_model(model: ModelConfig) -> None:
     hints = hints_of(ModelConfig)
     for f in fields(model):
-        if f.init:
-            check(f.name, getattr(model, f.name), RULES.get(f.name, hints.get(f.name, Any)))
+        hint = RULES.get(f.name, hints.get(f.name))
+        if f.name in RULES or is_plain(hint):
+            check(f.name, getattr(model, f.name), hint)
