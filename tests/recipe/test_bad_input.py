@@ -386,7 +386,7 @@ def test_options_of_eval(capsys, words, said):
         (RuntimeError("two\nlines"), "RuntimeError: two lines (--debug shows where)"),
         (ImportError("No module named 'vllm'"), "install the missing package"),
         (torch.OutOfMemoryError("CUDA out of memory"), "lower per_device_train_batch_size"),
-        (PermissionError(13, "Permission denied", "x"), "PermissionError: [Errno 13] Permission denied: 'x'"),
+        (ConnectionResetError(104, "reset by peer"), "ConnectionResetError: [Errno 104] reset by peer"),
         (KeyError("x"), "KeyError: 'x'"),
     ],
     ids=lambda v: type(v).__name__,
