@@ -14,6 +14,7 @@ from errata.recipe import models, rows, verifiers
 from errata.recipe.config import mapping
 from errata.recipe.experts import expert_of
 from errata.recipe.read import Recipe
+from errata.recipe.settings import check_packages
 from errata.training.rollout_log import WriteRow
 from errata.training.trainer import ErrataTrainer
 
@@ -35,6 +36,7 @@ def build_trainer(
         ValueError: in one line, for anything the user can mend.
     """
     config, model_args = recipe.config, recipe.model
+    check_packages({**vars(model_args), **vars(config)})
     method = method_of(recipe)
     judges = verifiers.verifiers_of(recipe)
     tools = verifiers.tools_of(config)
