@@ -73,6 +73,8 @@ def trainer(
     method_args: Any = None,
     eval_rows: int = 0,
     access: Any = None,
+    expert: Any = None,
+    train_rows: int = 8,
     **changes: Any,
 ) -> ErrataTrainer:
     decided = methods.get(method, **(method_args or {})) if isinstance(method, str) else method
@@ -83,11 +85,12 @@ def trainer(
         verifiers or [verifier],
         config,
         method=decided,
-        train_dataset=rows(),
+        train_dataset=rows(train_rows),
         eval_dataset=rows(eval_rows) if eval_rows else None,
         processing_class=TOKENIZER,
         peft_config=peft_config,
         access=access,
+        expert=expert,
         run=(lambda stem, row: None) if keep is None else (lambda stem, row: keep.append((stem, row))),
     )
 

@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 
 from accelerate import Accelerator
 from torch import Tensor, nn
+from accelerate.utils import gather_object
 
 from errata.contexts import Rendered
 from errata.experts import Access, Answer, Query, SelfTeacher, Teacher
@@ -117,11 +118,10 @@ class TeacherPass:
             for i, answer in zip(with_teacher, self.expert.answer(queries), strict=True):
                 answers[i] = answer
         ids, logp, counts = (x.to(tokens.device) for x in pad_answers(answers, weights, tokens.mask.shape[1]))
-        metrics |= self._expert_metrics(answers, with_teacher, counts, tokens)
         failed: list[int] = []
         if self.expert is not None and self.self_on_failure:
             failed = [i for i in with_teacher if answers[i] is None and contexts[i].kind != "expert"]
-        metrics["expert/by_self"] = len(failed) / max(len(contexts), 1)
+        metrics |= self._expert_metrics([answers[i] for i in with_teacher], counts, tokens, len(failed))
         states = TeacherOutputs.none(len(contexts))
         if failed:
             states, more = self.run(SelfTeacher(model, "live"), model, tokens, prompts, failed)
@@ -147,7 +147,9 @@ class TeacherPass:
         sequences = teacher_sequences(self.encode([prompts[i].prompt for i in run_rows]), completions)
         by_part, padding = [], 0.0
         for part in range(teacher.parts):
-            with teacher.acting(model, part) as module:
+            with teacher.acting(model, part) as acting:
+                # Processes run different numbers of forwards, and DDP's may be a collective: it broadcasts buffers.
+                module = acting if self.sharded else self.accelerator.unwrap_model(acting)
 
                 def forward(inputs: dict[str, Tensor], module: nn.Module = module) -> Tensor:
                     with self.accelerator.autocast():
@@ -250,17 +252,29 @@ class TeacherPass:
         )
 
     def _expert_metrics(
-        self, answers: Sequence[Answer | None], rows: Sequence[int], counts: Tensor, tokens: TokenBatch
+        self, answers: Sequence[Answer | None], counts: Tensor, tokens: TokenBatch, by_self: int
     ) -> Metrics:
-        states = int((counts > 0).sum())
-        metrics = {
+        """Of all processes. Collective: call on every rank."""
+        counters = {} if self.expert is None else dict(self.expert.counters)
+        here = (
+            int((counts > 0).sum()),
+            int(tokens.mask.sum()),
+            sum(a is None for a in answers),
+            len(answers),
+            by_self,
+            len(tokens),
+            *counters.values(),
+        )
+        states, generated, unanswered, queries, failed, rollouts, *totals = (
+            sum(values) for values in zip(*gather_object([here]), strict=True)
+        )
+        return {
             "expert/states": float(states),
-            "expert/share": states / max(int(tokens.mask.sum()), 1),
-            "expert/unanswered": sum(answers[i] is None for i in rows) / max(len(rows), 1),
+            "expert/share": states / max(generated, 1),
+            "expert/unanswered": unanswered / max(queries, 1),
+            **{f"expert/{name}": float(total) for name, total in zip(counters, totals, strict=True)},
+            "expert/by_self": failed / rollouts,
         }
-        if self.expert is not None:
-            metrics |= {f"expert/{name}": float(value) for name, value in self.expert.counters.items()}
-        return metrics
 
 
 def _draw_seed(place: Place, row: int) -> int:

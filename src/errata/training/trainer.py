@@ -273,23 +273,26 @@ class ErrataTrainer(compat.TRLHooks):
         place = f"{(self.args.seed, self.state.global_step, self.micro_step, self.accelerator.process_index)}"
         past = None if self.replay is None else self.replay.draw(batch.tokens, place)
         heads: list[Head] = []  # kept aside: what a wrapped model returns may be copied in another type
-        decided: list[LocalSignals] = []
+        decided: list[tuple[LocalSignals, Tensor | None]] = []
 
         def on_head(hidden: Tensor, head: Head) -> tuple[Tensor, TokenScores]:
             heads.append(head)
-            loss, scores, signals = self._loss_of_hidden(hidden, head, batch, past)
-            decided.append(signals)
+            loss, scores, signals, reach = self._loss_of_hidden(hidden, head, batch, past)
+            decided.append((signals, reach))
             return loss, scores
 
         inputs = batch.tokens.model_inputs() if past is None else Replay.joined(batch.tokens, past)
         with self.accelerator.autocast():
             loss, scores = model(**inputs, with_head=on_head)
-        self._after_loss(replace(batch, signals=decided[0]), scores, heads[0])
+        signals, reach = decided[0]
+        self._after_loss(replace(batch, signals=signals), scores, heads[0], reach)
         return loss
 
     def _loss_of_hidden(
         self, hidden: Tensor, head: Head, batch: GenerationBatch, past: PastBatch | None
-    ) -> tuple[Tensor, TokenScores, LocalSignals]:
+    ) -> tuple[Tensor, TokenScores, LocalSignals, Tensor | None]:
+        """The loss, its scores, the signals, and the reach of past rollouts."""
+        reach = None
         if past is None:
             own, of_past = at_completion(hidden, batch.tokens.mask.shape[1]), None
         else:
@@ -317,10 +320,9 @@ class ErrataTrainer(compat.TRLHooks):
         if past is not None and self.replay is not None and of_past is not None:
             among = self._loss_settings.counted(batch.tokens.mask, signals.sd_weight)
             weights = averaging.weights(past.mask, signals.sd_count.clamp(min=1), among)
-            more, metrics = self.replay.loss(of_past, head, past, weights)
-            self.log_metrics_of_step(metrics)
+            more, reach = self.replay.loss(of_past, head, past, weights)
             loss = loss + more
-        return loss, scores, signals
+        return loss, scores, signals, reach
 
     @property
     def _scores_in_part(self) -> bool:
@@ -355,8 +357,8 @@ class ErrataTrainer(compat.TRLHooks):
             self.accelerator.num_processes,
         )
 
-    def _after_loss(self, batch: GenerationBatch, scores: TokenScores, head: Head) -> None:
-        """Metrics, replay and rollouts.jsonl."""
+    def _after_loss(self, batch: GenerationBatch, scores: TokenScores, head: Head, reach: Tensor | None) -> None:
+        """Metrics, replay and rollouts.jsonl. ``reach``: of ``Replay.loss``."""
         samples_only = self.teacher_pass.access.gives == "samples"
         clip = (self.epsilon_low, self.epsilon_high)
         self.log_metrics_of_step(
@@ -365,7 +367,10 @@ class ErrataTrainer(compat.TRLHooks):
         if self.method.uses_teacher:
             self.log_metrics_of_step(prompt_metrics(self.generation.prompts))
         if self.replay is not None:
-            self.replay.keep(batch, scores, lambda: self.teacher_pass.reader.head(batch.teacher, head))
+            self.log_metrics_of_step(self.replay.metrics(self.accelerator, reach))
+            # Gathered on every process or on none, where it is sharded.
+            with_states = batch.teacher.sparse is None
+            self.replay.keep(batch, scores, self.teacher_pass.reader.head(batch.teacher, head) if with_states else None)
         if self.accelerator.is_main_process:
             self._rollout_log.write(
                 self.state.global_step + 1,
