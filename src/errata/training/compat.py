@@ -116,11 +116,15 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         """
         raise NotImplementedError
 
+    def saved_generation(self) -> Any:
+        """What of ``generation`` each process saves with a checkpoint that falls inside it."""
+        return self.generation
+
     def save_state(self, folder: Path) -> None:
         """Write what must outlive the process; the checkpoint counts as complete only after this."""
 
     def load_state(self, folder: Path) -> None:
-        """Restore what ``save_state`` wrote."""
+        """Restore what ``save_state`` wrote; ``generation`` is there already, if the checkpoint falls inside it."""
 
     # -- offered --------------------------------------------------------------------------------------------------
 
@@ -128,6 +132,11 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
     def micro_step(self) -> int:
         """Which of an optimizer step's micro-batches this is."""
         return int(self._step) % int(self.args.gradient_accumulation_steps)
+
+    @property
+    def inside_generation(self) -> bool:
+        """Whether further micro-batches of the generation batch are to come."""
+        return bool(self._step % (self.args.steps_per_generation * self.num_iterations))
 
     @property
     def sharded(self) -> bool:
@@ -301,10 +310,9 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
         self.save_state(folder)
         # A generation batch that serves several optimizer steps is part of where the run stands.
-        generate_every = self.args.steps_per_generation * self.num_iterations
         rank = self.accelerator.process_index
-        if self._step % generate_every:
-            saved = {"step": self._step, "inputs": self._buffered_inputs, "generation": self.generation}
+        if self.inside_generation:
+            saved = {"step": self._step, "inputs": self._buffered_inputs, "generation": self.saved_generation()}
             torch.save(saved, folder / f"generation_batch_{rank}.pt")
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -319,11 +327,11 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
             raise ValueError(
                 f"{checkpoint}: has no errata_state, so it was not written by errata; start from it with --model instead"
             )
-        self.load_state(folder)
         path = folder / f"generation_batch_{self.accelerator.process_index}.pt"
         if path.is_file():
             saved = torch.load(path, map_location=self.accelerator.device, weights_only=False)
             self._step, self._buffered_inputs, self.generation = saved["step"], saved["inputs"], saved["generation"]
+        self.load_state(folder)
 
 
 def _observed(prompt: Any, observation: Any) -> Any:

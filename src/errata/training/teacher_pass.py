@@ -12,16 +12,19 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
+import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
 from accelerate.utils import gather_object
+from torch import Tensor, nn
 
 from errata.contexts import Rendered
 from errata.experts import Access, Answer, Query, SelfTeacher, Teacher
 from errata.experts.access import sample_states, sparse_distribution
+from errata.experts.heads import gathered_head
 from errata.experts.queries import pad_answers
 from errata.ops.scores import Head
 from errata.records import Prompt, State, TeacherContext
+from errata.training import compat
 from errata.training.batch import SparseValues, TeacherOutputs, TokenBatch
 from errata.training.forward import head_of
 from errata.training.scoring import WHOLE_KL, Reader, Scorer
@@ -82,6 +85,8 @@ class TeacherPass:
     """Rollouts of one teacher forward."""
     self_on_failure: bool
     """Whether the policy itself is the teacher where the expert fails to answer."""
+    keeps_head: bool
+    """Whether a generation batch serves several optimizer steps, so that its states outlive the head they belong to."""
 
     @property
     def reader(self) -> Reader:
@@ -108,7 +113,7 @@ class TeacherPass:
         ]
         outputs, metrics = self.run(self.teacher, model, tokens, prompts, with_teacher)
         if self.access.gives == "full":
-            return outputs, metrics
+            return self._with_head(model, outputs), metrics
         weights = self._states_to_query(model, tokens, prompts, with_teacher, place, no_checkpointing)
         answers: list[Answer | None] = [None] * len(contexts)
         if self.expert is None:
@@ -127,7 +132,22 @@ class TeacherPass:
             states, more = self.run(SelfTeacher(model, "live"), model, tokens, prompts, failed)
             metrics |= more
             counts[failed] = tokens.mask[failed].float()
-        return replace(states, sparse=SparseValues(ids, logp, counts), of_student=bool(failed)), metrics
+        outputs = replace(states, sparse=SparseValues(ids, logp, counts), of_student=bool(failed))
+        return self._with_head(model, outputs), metrics
+
+    def _with_head(self, model: nn.Module, outputs: TeacherOutputs) -> TeacherOutputs:
+        """The outputs with a copy of the head of this moment, where later optimizer steps will read them and change it."""
+        student_head = head_of(self.accelerator.unwrap_model(model))
+        if outputs.of_student:
+            changes = student_head.weight.requires_grad
+        else:
+            changes = self.teacher is not None and self.teacher.head_changes(student_head)
+        if not (self.keeps_head and changes):
+            return outputs
+        with torch.no_grad(), compat.gathered(student_head.weight, student_head.bias):
+            head = gathered_head(self.reader.head(outputs, student_head), student_head.weight.device)
+        bias = None if head.bias is None else head.bias.clone()
+        return replace(outputs, head=replace(head, weight=head.weight.clone(), bias=bias))
 
     def run(
         self,

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor, nn
@@ -39,6 +40,9 @@ from errata.training.scoring import Scorer
 from errata.training.signals import decide
 from errata.training.teacher_pass import Expert, Place, StatefulExpert, TeacherPass
 from errata.training.teachers import MakeTeacher, self_teacher
+
+_HEAD = "generation_head.pt"
+"""File of the head that reads the generation batch's teacher states, in a checkpoint that falls inside a generation batch."""
 
 
 class ErrataTrainer(compat.TRLHooks):
@@ -124,6 +128,7 @@ class ErrataTrainer(compat.TRLHooks):
             self.temperature,
             args.per_device_train_batch_size,
             self_on_failure=args.expert_on_failure == "self",
+            keeps_head=args.gradient_accumulation_steps % (args.steps_per_generation * self.num_iterations) != 0,
         )
         self.replay = self._make_replay()
         self.renderer = Renderer(
@@ -404,6 +409,11 @@ class ErrataTrainer(compat.TRLHooks):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logged)
         return logged
 
+    def saved_generation(self) -> GenerationBatch:
+        # Its head may be as large as the rest, so the main process saves it for all.
+        batch: GenerationBatch = self.generation
+        return replace(batch, teacher=replace(batch.teacher, head=None))
+
     def save_state(self, folder: Path) -> None:
         state = {"memory": self.memory.state_dict(), "evaluator": self.evaluator.state_dict()}
         if self.teacher is not None:
@@ -413,6 +423,8 @@ class ErrataTrainer(compat.TRLHooks):
         if self.replay is not None:
             self.replay.save(folder, self.accelerator.process_index)
         if self.args.should_save:
+            if self.inside_generation and self.generation.teacher.head is not None:
+                torch.save(self.generation.teacher.head, folder / _HEAD)  # the same on every process
             (folder / "state.json").write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
             if self.teacher is not None:
                 self.teacher.save(folder)
@@ -421,6 +433,9 @@ class ErrataTrainer(compat.TRLHooks):
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         self.memory.load_state_dict(state["memory"])
         self.evaluator.load_state_dict(state["evaluator"])
+        if (folder / _HEAD).is_file():
+            head = torch.load(folder / _HEAD, map_location=self.accelerator.device, weights_only=False)
+            self.generation = replace(self.generation, teacher=replace(self.generation.teacher, head=head))
         if self.replay is not None:
             self.replay.load(folder, self.accelerator.process_index)
         if "expert" in state and isinstance(self.expert, StatefulExpert):
