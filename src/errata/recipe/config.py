@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -129,6 +130,11 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
             self.output_dir = "runs/" + (
                 self.run_name or f"{(self.task or 'run').replace('/', '-')}-{self.method.split(':')[-1]}"
             )
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        if processes > 1 and not torch.accelerator.is_available():
+            self.use_cpu = (
+                True  # without it accelerate looks for a GPU, finds none, and every process takes itself for the first
+            )
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False
             # TRL's default is bfloat16 everywhere; on a CPU it is slower.
@@ -137,6 +143,11 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
         self.num_generations_eval = self.eval_k
         self.per_device_eval_batch_size = max(self.eval_batch_size // self.eval_k, 1) * self.eval_k
         super().__post_init__()
+        if self.world_size != processes:
+            raise ValueError(
+                f"use_cpu: {processes} processes were started, but on this machine's accelerator each of them would train "
+                "alone and write the same files; set use_cpu: true, or start one process"
+            )
         if self.correction is not None and self.critic is not None:
             raise ValueError("critic: a critique would replace what correction says; leave out one of the two")
 

@@ -173,11 +173,15 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         """
         raise NotImplementedError
 
+    def saved_generation(self) -> Any:
+        """What of ``generation`` each process saves with a checkpoint that falls inside it."""
+        return self.generation
+
     def save_state(self, folder: Path) -> None:
         """Write what must outlive the process; the checkpoint counts as complete only after this."""
 
     def load_state(self, folder: Path) -> None:
-        """Restore what ``save_state`` wrote."""
+        """Restore what ``save_state`` wrote; ``generation`` is there already, if the checkpoint falls inside it."""
 
     # -- offered --------------------------------------------------------------------------------------------------
 
@@ -185,6 +189,11 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
     def micro_step(self) -> int:
         """Which of an optimizer step's micro-batches this is."""
         return int(self._step) % int(self.args.gradient_accumulation_steps)
+
+    @property
+    def inside_generation(self) -> bool:
+        """Whether further micro-batches of the generation batch are to come."""
+        return bool(self._step % (self.args.steps_per_generation * self.num_iterations))
 
     @property
     def sharded(self) -> bool:
@@ -480,11 +489,11 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
         self.save_state(state)
         # One generation batch can serve several steps, and one log row can cover several: a checkpoint may fall in between.
-        inside = self._step % (self.args.steps_per_generation * self.num_iterations) != 0
+        inside = self.inside_generation
         position = {
             "step": self._step,
             "inputs": self._buffered_inputs if inside else None,
-            "generation": self.generation if inside else None,
+            "generation": self.saved_generation() if inside else None,
             "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
             "logging": {"loss": float(self._tr_loss), "last": self._globalstep_last_logged},
             "evaluation_due": self.evaluation_due,
@@ -500,7 +509,6 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
             raise ValueError(
                 f"{checkpoint}: has no errata_state, so it was not written by errata; start from it with --model instead"
             )
-        self.load_state(folder)
         path = folder / f"position_{self.accelerator.process_index}.pt"
         if not path.is_file():
             raise ValueError(
@@ -513,6 +521,7 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         self._metrics["train"].update(saved["metrics"])
         if saved["inputs"] is not None:
             self._buffered_inputs, self.generation = saved["inputs"], saved["generation"]
+        self.load_state(folder)
 
 
 def _observed(prompt: Any, observation: Any) -> Any:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor, nn
@@ -41,6 +42,9 @@ from errata.training.scoring import Scorer
 from errata.training.signals import decide
 from errata.training.teacher_pass import Expert, Place, StatefulExpert, TeacherPass
 from errata.training.teachers import MakeTeacher, self_teacher
+
+_HEAD = "generation_head.pt"
+"""File of the head that reads the generation batch's teacher states, in a checkpoint that falls inside a generation batch."""
 
 
 class ErrataTrainer(compat.TRLHooks):
@@ -129,6 +133,7 @@ class ErrataTrainer(compat.TRLHooks):
             self.temperature,
             args.per_device_train_batch_size,
             self_on_failure=args.expert_on_failure == "self",
+            keeps_head=args.gradient_accumulation_steps % (args.steps_per_generation * self.num_iterations) != 0,
         )
         self.replay = self._make_replay()
         self.renderer = Renderer(
@@ -283,24 +288,28 @@ class ErrataTrainer(compat.TRLHooks):
         place = f"{(self.args.seed, self.state.global_step, self.micro_step, self.accelerator.process_index)}"
         past = None if self.replay is None else self.replay.draw(batch.tokens, place)
         heads: list[Head] = []  # kept aside: what a wrapped model returns may be copied in another type
-        decided: list[LocalSignals] = []
+        decided: list[tuple[LocalSignals, Tensor | None]] = []
 
         def on_head(hidden: Tensor, head: Head) -> tuple[Tensor, TokenScores]:
             heads.append(head)
-            loss, scores, signals = self._loss_of_hidden(hidden, head, batch, past)
-            decided.append(signals)
+            loss, scores, signals, reach = self._loss_of_hidden(hidden, head, batch, past)
+            decided.append((signals, reach))
             return loss, scores
 
         inputs = batch.tokens.model_inputs() if past is None else Replay.joined(batch.tokens, past)
         with self.accelerator.autocast():
             loss, scores = model(**inputs, with_head=on_head)
-        check_loss(loss.detach(), replace(batch, signals=decided[0]), scores, self.state.global_step + 1)
-        self._after_loss(replace(batch, signals=decided[0]), scores, heads[0])
+        signals, reach = decided[0]
+        batch = replace(batch, signals=signals)
+        check_loss(loss.detach(), batch, scores, self.state.global_step + 1)
+        self._after_loss(batch, scores, heads[0], reach)
         return loss
 
     def _loss_of_hidden(
         self, hidden: Tensor, head: Head, batch: GenerationBatch, past: PastBatch | None
-    ) -> tuple[Tensor, TokenScores, LocalSignals]:
+    ) -> tuple[Tensor, TokenScores, LocalSignals, Tensor | None]:
+        """The loss, its scores, the signals, and the reach of past rollouts."""
+        reach = None
         if past is None:
             own, of_past = at_completion(hidden, batch.tokens.mask.shape[1]), None
         else:
@@ -328,10 +337,9 @@ class ErrataTrainer(compat.TRLHooks):
         if past is not None and self.replay is not None and of_past is not None:
             among = self._loss_settings.counted(batch.tokens.mask, signals.sd_weight)
             weights = averaging.weights(past.mask, signals.sd_count.clamp(min=1), among)
-            more, metrics = self.replay.loss(of_past, head, past, weights)
-            self.log_metrics_of_step(metrics)
+            more, reach = self.replay.loss(of_past, head, past, weights)
             loss = loss + more
-        return loss, scores, signals
+        return loss, scores, signals, reach
 
     @property
     def _scores_in_part(self) -> bool:
@@ -366,8 +374,8 @@ class ErrataTrainer(compat.TRLHooks):
             self.accelerator.num_processes,
         )
 
-    def _after_loss(self, batch: GenerationBatch, scores: TokenScores, head: Head) -> None:
-        """Metrics, replay and rollouts.jsonl."""
+    def _after_loss(self, batch: GenerationBatch, scores: TokenScores, head: Head, reach: Tensor | None) -> None:
+        """Metrics, replay and rollouts.jsonl. ``reach``: of ``Replay.loss``."""
         samples_only = self.teacher_pass.access.gives == "samples"
         clip = (self.epsilon_low, self.epsilon_high)
         self.log_metrics_of_step(
@@ -376,7 +384,10 @@ class ErrataTrainer(compat.TRLHooks):
         if self.method.uses_teacher:
             self.log_metrics_of_step(prompt_metrics(self.generation.prompts))
         if self.replay is not None:
-            self.replay.keep(batch, scores, lambda: self.teacher_pass.reader.head(batch.teacher, head))
+            self.log_metrics_of_step(self.replay.metrics(self.accelerator, reach))
+            # Gathered on every process or on none, where it is sharded.
+            with_states = batch.teacher.sparse is None
+            self.replay.keep(batch, scores, self.teacher_pass.reader.head(batch.teacher, head) if with_states else None)
         if self.accelerator.is_main_process:
             self._rollout_log.write(
                 self.state.global_step + 1,
@@ -411,6 +422,11 @@ class ErrataTrainer(compat.TRLHooks):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logged)
         return logged
 
+    def saved_generation(self) -> GenerationBatch:
+        # Its head may be as large as the rest, so the main process saves it for all.
+        batch: GenerationBatch = self.generation
+        return replace(batch, teacher=replace(batch.teacher, head=None))
+
     def save_state(self, folder: Path) -> None:
         state = {"memory": self.memory.state_dict(), "evaluator": self.evaluator.state_dict()}
         if self.teacher is not None:
@@ -420,6 +436,8 @@ class ErrataTrainer(compat.TRLHooks):
         if self.replay is not None:
             self.replay.save(folder, self.accelerator.process_index)
         if self.args.should_save:
+            if self.inside_generation and self.generation.teacher.head is not None:
+                torch.save(self.generation.teacher.head, folder / _HEAD)  # the same on every process
             (folder / "state.json").write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
             if self.teacher is not None:
                 self.teacher.save(folder)
@@ -428,6 +446,9 @@ class ErrataTrainer(compat.TRLHooks):
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         self.memory.load_state_dict(state["memory"])
         self.evaluator.load_state_dict(state["evaluator"])
+        if (folder / _HEAD).is_file():
+            head = torch.load(folder / _HEAD, map_location=self.accelerator.device, weights_only=False)
+            self.generation = replace(self.generation, teacher=replace(self.generation.teacher, head=head))
         if self.replay is not None:
             self.replay.load(folder, self.accelerator.process_index)
         if "expert" in state and isinstance(self.expert, StatefulExpert):
