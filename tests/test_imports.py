@@ -65,7 +65,7 @@ def loaded_with(package):
 
 
 def is_allowed(module, package, allowed):
-    """Whether ``module`` is in the package itself, in records or validate, or in what ``allowed`` names: packages, or modules of one."""
+    """Whether ``module`` is the package's own, records, validate, or in ``allowed``: packages, or modules of one."""
     parts = module.split(".")
     if parts[0] in {package, "records", "validate", "__version__"} | allowed or ".".join(parts[:2]) in allowed:
         return True

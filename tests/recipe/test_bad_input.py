@@ -65,7 +65,7 @@ def test_a_bad_setting_of_a_method_is_named(case):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--learning_rate", "1e30"], "--learning_rate: must be a number in (0, 1], got 1e+30"),
+        (["--learning_rate", "1e30"], "--learning_rate: must be a number in [0, 1], got 1e+30"),
         (["--top_p=.nan"], "--top_p: must be a number in (0, 1], got nan"),
         (["--top_p=nan"], "--top_p: must be a number in (0, 1], got 'nan'"),
         (["--bf17", "true"], "bf17: unknown argument, did you mean 'bf16'"),
@@ -113,7 +113,7 @@ def test_settings_are_checked_before_torch_is_loaded(tmp_path):
         [sys.executable, "-c", code, "train", recipe(tmp_path, learning_rate=1e30)], capture_output=True, text=True
     )
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert "learning_rate: must be a number in (0, 1], got 1e+30" in done.stderr
+    assert "learning_rate: must be a number in [0, 1], got 1e+30" in done.stderr
 
 
 # -- the validator itself ---------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from errata import methods, tasks
-from errata.contexts import Renderer
+from errata.contexts import DEFAULT, Renderer
 from errata.feedback import judge
 from errata.methods import TeacherMethod
 from errata.records import Group, Messages, Rollout, TeacherContext, Verdict
@@ -51,7 +51,8 @@ def show_contexts(args: argparse.Namespace, rows: Any) -> int:
     """
     method = methods.get(args.method, **_mapping("method_args", args.method_args))
     teacher_method = method if isinstance(method, TeacherMethod) else None
-    renderer = Renderer(args.context_template, history=teacher_method is not None and teacher_method.history > 0)
+    wording = args.context_template or (DEFAULT if teacher_method is None else teacher_method.context_template)
+    renderer = Renderer(wording, history=teacher_method is not None and teacher_method.history > 0)
     try:
         verifier = tasks.verifier(args.name, **_mapping("task_args", args.task_args))
     except (RuntimeError, ImportError) as error:

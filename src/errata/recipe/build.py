@@ -52,6 +52,8 @@ def build_trainer(
         split = recipe.script.dataset_train_split if config.task is None else "train"
         train_rows = rows.rows_of(recipe, split=split, task=config.task)
     rows.check_template_tasks(recipe, train_rows)
+    if method.learns_from == "reference" and not config.strict and not evaluate_only:
+        train_rows = rows.with_reference(train_rows)
     if not evaluate_only:
         rows.check_enough(config, train_rows)
     for judged in (train_rows, *([] if eval_rows is None else [eval_rows])):

@@ -88,9 +88,9 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
         None, "Freeze an EMA or synced teacher once its own accuracy falls below this share of its best."
     )
     context_template: dict[str, Any] | str | None = _help(
-        "sdpo",
-        "Wording of a teacher's prompt: sdpo, house, a .jinja file or Jinja text; or one for each task, "
-        "{rulebook: house, livecodebench: my.jinja}.",
+        None,
+        "Wording of a teacher's prompt: sdpo, opsd, house, a .jinja file or Jinja text; or one for each task, "
+        "{rulebook: house, livecodebench: my.jinja}; the method's own unless given.",
     )
     max_teacher_prompt_length: int | None = _help(
         None, "Longest teacher prompt in tokens; shown texts lose their middle."
@@ -160,7 +160,7 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
                 # Declared as mapping or text for TRL's parser, which makes a mapping of the text.
                 check(f.name, value, dict[str, Any] | None)
             elif f.name == "context_template":
-                self.context_template = _template(value)
+                self.context_template = None if value is None else _template(value)
             elif f.name in RULES:
                 check(f.name, value, RULES[f.name])
             elif f.name in ErrataConfig.__annotations__ or is_plain(hints[f.name]):

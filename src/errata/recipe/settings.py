@@ -24,7 +24,7 @@ _OrMinusOne = Annotated[int, Range(1, also=-1)]
 
 RULES: dict[str, Any] = {
     # the optimizer and how long it runs
-    "learning_rate": PositiveShare,
+    "learning_rate": Share,  # 0 measures without learning
     "weight_decay": NonNegative,
     "adam_beta1": Share,
     "adam_beta2": Share,

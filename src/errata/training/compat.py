@@ -144,6 +144,10 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
 
     generation: Any = None
     """The generation batch in use, whatever ``on_rollouts`` made of it; saved with a checkpoint that falls inside it."""
+    _targets: list[list[int]] | None = None
+    sampled_lengths: list[int]
+    """(B,) tokens that the policy itself generated in this process's last completions, also of those that are masked because
+    they were truncated."""
     local_scores: list[list[float]]
     """(B, number of reward functions) of this process's last judged completions, NaN where a function gave none."""
     evaluation_due: bool = False
@@ -162,6 +166,10 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         What it returns is kept as ``generation``.
         """
         raise NotImplementedError
+
+    def targets(self, rows: list[dict[str, Any]]) -> list[list[int]] | None:
+        """Completions, as token ids, that stand in training where sampled ones would; ``None``: sample."""
+        return None
 
     def batch_loss(self, model: nn.Module, rows: Tensor, trl_loss: Callable[[], Tensor]) -> Tensor:
         """The loss of one micro-batch, already divided for gradient accumulation.
@@ -216,10 +224,34 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
 
-    def encode_prompts(self, prompts: list[Messages | str]) -> list[list[int]]:
-        """Token ids of prompts as the policy sees them, chat template, tools and generation prompt included."""
+    @property
+    def turn_end(self) -> int:
+        """The token that ends the policy's turn: the last one of an assistant's message that generation stops at."""
+        tokenizer = self.tokenizer
+        if tokenizer.chat_template:
+            said = [{"role": "user", "content": "."}, {"role": "assistant", "content": "."}]
+            ids = tokenizer.apply_chat_template(
+                said, chat_template=self.chat_template, tokenize=True, return_dict=False
+            )
+            for token in reversed(ids):
+                if token in self.eos_token_ids:
+                    return int(token)
+        return int(tokenizer.eos_token_id)
+
+    def encode_prompts(
+        self, prompts: list[Messages | str], template_kwargs: Mapping[str, Any] | None = None
+    ) -> list[list[int]]:
+        """Token ids of prompts as the policy sees them, chat template, tools and generation prompt included.
+
+        ``template_kwargs``: arguments of the chat template, over the run's ``chat_template_kwargs``.
+        """
         self._batch_environments = [None] * len(prompts)
-        ids: list[list[int]] = self._tokenize_prompts(prompts)[0] if prompts else []
+        before: dict[str, Any] = self.chat_template_kwargs
+        self.chat_template_kwargs: dict[str, Any] = {**before, **(template_kwargs or {})}
+        try:
+            ids: list[list[int]] = self._tokenize_prompts(prompts)[0] if prompts else []
+        finally:
+            self.chat_template_kwargs = before
         return ids
 
     def sample(self, rows: Sequence[Mapping[str, Any]], *, temperature: float, top_p: float) -> Sampled:
@@ -228,12 +260,11 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         with self._sampling(temperature, top_p):
             seen = self.state.num_input_tokens_seen
             try:
-                _, ids, tool_mask, completions, *_ = self._generate(prompts)
+                _, ids, _, completions, *_ = self._generate(prompts)
             finally:
                 self.state.num_input_tokens_seen = seen
                 self._metrics["eval"].clear()
-        lengths = [len(i) for i in ids] if tool_mask is None else [sum(m) for m in tool_mask]
-        return Sampled(prompts, completions, ids, lengths)
+        return Sampled(prompts, completions, ids, self.sampled_lengths)
 
     def judged_scores(
         self,
@@ -422,10 +453,25 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
     # -- TRL's private methods, overridden ------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = self._sampled(inputs)
+        self._targets = self.targets(inputs)
+        try:
+            batch = self._sampled(inputs)
+        finally:
+            self._targets = None
         # After the sampling, which a signal may abandon: a dropped step must leave no trace in the method's memory.
         self.generation = self.on_rollouts(inputs, token_batch(batch))
         return {**batch, ROWS: torch.arange(len(inputs), device=batch["completion_ids"].device)}
+
+    def _generate(self, prompts: Any) -> Any:
+        found = super()._generate(prompts)
+        _, ids, tool_mask, *_ = found
+        self.sampled_lengths = [len(i) for i in ids] if tool_mask is None else [sum(m) for m in tool_mask]
+        return found
+
+    def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._targets is not None:
+            return self._targets, None
+        return super()._generate_single_turn(prompt_ids, *args, **kwargs)
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         scores: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from errata.contexts import Rendered, Renderer
+from errata.contexts import DEFAULT, Rendered, Renderer
 from errata.experts import Access, Teacher
 from errata.methods import Method, TeacherMethod
 from errata.ops.scores import Head, TokenScores
@@ -34,9 +34,9 @@ from errata.training.finite import StopAtBadWeights, check_loss
 from errata.training.forward import accept_head_function, at_completion, check_scores
 from errata.training.length_warning import WarnOfShortAnswers
 from errata.training.loss import Averaging, LossSettings, two_stream_loss
-from errata.training.metrics import batch_metrics, prompt_metrics, score_metrics
+from errata.training.metrics import StepMeans, batch_metrics, prompt_metrics, score_sums
 from errata.training.replay import PastBatch, Replay
-from errata.training.rollout_log import RolloutLog, WriteRow
+from errata.training.rollout_log import Likeliest, RolloutLog, WriteRow
 from errata.training.rollouts import Completion, Judges, Verifier, build_rollouts
 from errata.training.scoring import Scorer
 from errata.training.signals import decide
@@ -83,11 +83,13 @@ class ErrataTrainer(compat.TRLHooks):
         **kwargs: Any,
     ) -> None:
         self._own_trl_loss = compat.options_beyond_clipping(args)
-        if method.uses_teacher and self._own_trl_loss:
+        if self._own_trl_loss and not method.trl_loss:
             raise ValueError(
-                f"{', '.join(self._own_trl_loss)}: {type(method).__name__} distils beside TRL's clipped surrogate and has no "
-                "such option; leave it at TRL's default (loss_type: dapo, grpo, bnpo or dr_grpo) or use method: grpo"
+                f"{', '.join(self._own_trl_loss)}: the loss of {type(method).__name__} is not TRL's and has no such option; "
+                "leave it at TRL's default (loss_type: dapo, grpo, bnpo or dr_grpo) or use method: grpo"
             )
+        if method.learns_from == "reference":
+            _check_references(method, args, train_dataset, kwargs)
         if isinstance(kwargs.get("environment_factory"), dict):
             raise ValueError(
                 "environment_factory: must be one class; several environments in one run are not supported"
@@ -107,7 +109,7 @@ class ErrataTrainer(compat.TRLHooks):
         for i in range(len(self._judges.functions), len(self.reward_funcs)):
             self._judges.add(self.reward_funcs[i])
             self.reward_funcs[i] = self._judges.functions[i]
-        if method.uses_teacher and self.aux_loss_enabled:
+        if self.aux_loss_enabled and not method.trl_loss:
             raise ValueError("router_aux_loss_coef: not added to a distillation loss; set it to 0 or use method: grpo")
         policy = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
         accept_head_function(policy)
@@ -118,7 +120,9 @@ class ErrataTrainer(compat.TRLHooks):
         self.expert: Expert | None = None if isinstance(made, Teacher) else made
         objective = replace(method.objective(), clip_low=self.epsilon_low, clip_high=self.epsilon_high)
         routed = isinstance(method, TeacherMethod) and method.denominators == "routed"
-        self._loss_settings = LossSettings(objective, self.temperature, routed)
+        # A reference was not sampled: its likelihood is the policy's own, at temperature 1.
+        temperature = 1.0 if method.learns_from == "reference" else self.temperature
+        self._loss_settings = LossSettings(objective, temperature, routed)
         self._scorer = Scorer(
             self.accelerator, self.sharded, objective.divergence, self.temperature, args.per_device_train_batch_size
         )
@@ -128,7 +132,7 @@ class ErrataTrainer(compat.TRLHooks):
             access or Access(),
             self.accelerator,
             self.sharded,
-            self.encode_prompts,
+            self._encode_teacher_prompts,
             self._scorer,
             self.temperature,
             args.per_device_train_batch_size,
@@ -136,10 +140,12 @@ class ErrataTrainer(compat.TRLHooks):
             keeps_head=args.gradient_accumulation_steps % (args.steps_per_generation * self.num_iterations) != 0,
         )
         self.replay = self._make_replay()
+        wording = method.context_template if isinstance(method, TeacherMethod) else DEFAULT
         self.renderer = Renderer(
-            args.context_template or "sdpo",
+            wording if args.context_template is None else args.context_template,
+            default=wording,
             max_tokens=args.max_teacher_prompt_length,
-            count_tokens=lambda prompt: len(self.encode_prompts([prompt])[0]),
+            count_tokens=lambda prompt: len(self._encode_teacher_prompts([prompt])[0]),
             history=isinstance(method, TeacherMethod) and method.history > 0,
         )
         self._comments = comments_of(
@@ -151,6 +157,7 @@ class ErrataTrainer(compat.TRLHooks):
             self._write_by_policy,
         )
         self.evaluator = Evaluator(args, method, self.renderer, self.teacher, self.sharded)
+        self._means = StepMeans()
         self._keep_row = run
         self._rollout_log = RolloutLog(run, self.tokenizer, args.rollouts_saved, method.success_threshold)
         self.add_callback(StopAtBadWeights())  # before a teacher follows them
@@ -171,6 +178,12 @@ class ErrataTrainer(compat.TRLHooks):
             return expert(prepare)
         per_generation = self.args.steps_per_generation * self.num_iterations
         return self_teacher(self.model, self.args, self.method, prepare, per_generation, self.sharded)
+
+    def _encode_teacher_prompts(self, prompts: list[Messages | str]) -> list[list[int]]:
+        method = self.method
+        return self.encode_prompts(
+            prompts, method.teacher_chat_template_kwargs if isinstance(method, TeacherMethod) else {}
+        )
 
     def _make_replay(self) -> Replay | None:
         method, args = self.method, self.args
@@ -196,8 +209,17 @@ class ErrataTrainer(compat.TRLHooks):
         """Whether the one micro-batch is the whole generation batch, used once: then its own forward can be scored."""
         return bool(self.args.steps_per_generation == 1 and self.num_iterations == 1)
 
+    def targets(self, rows: Sequence[Row]) -> list[list[int]] | None:
+        if self.method.learns_from == "rollouts":
+            return None
+        texts = [row["reference"] for row in rows]
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [[*i, self.turn_end][: self.max_completion_length] for i in ids]
+
     def on_rollouts(self, rows: Sequence[Row], tokens: TokenBatch) -> GenerationBatch:
         """From sampled and judged completions to the batch that the losses of its micro-batches take."""
+        if self.method.learns_from == "reference":
+            tokens = replace(tokens, old_logp=None, sampler_ratio=None)  # nothing was sampled, so there is no ratio
         first, step = self.accelerator.process_index * len(rows), self.state.global_step
         self._judges.check([str(row["problem_id"]) for row in rows])
         local = self._build(rows, tokens, first)
@@ -236,8 +258,8 @@ class ErrataTrainer(compat.TRLHooks):
             texts = self.tokenizer.batch_decode(tokens.completion_ids, skip_special_tokens=True)
             completions = list(texts)
         verdicts = self._judges.verdicts(self.local_scores, weights)
-        lengths = tokens.mask.sum(1).tolist()
-        return build_rollouts(rows, prompts, completions, verdicts, lengths, range(first, first + len(rows)))
+        indices = range(first, first + len(rows))
+        return build_rollouts(rows, prompts, completions, verdicts, self.sampled_lengths, indices)
 
     def judge(
         self, rows: Sequence[Row], prompts: list[Prompt], completions: list[Completion], ids: list[list[int]]
@@ -281,10 +303,11 @@ class ErrataTrainer(compat.TRLHooks):
 
     def batch_loss(self, model: nn.Module, rows: Tensor, trl_loss: Callable[[], Tensor]) -> Tensor:
         """The two-stream loss of one micro-batch; TRL's own where its options ask for more than the clipped surrogate."""
-        if self._own_trl_loss or self.aux_loss_enabled:
-            loss: Tensor = trl_loss()
-            return loss
         batch: GenerationBatch = self.generation.select(rows.cpu())
+        if self._own_trl_loss or self.aux_loss_enabled:
+            trls: Tensor = trl_loss()
+            self._write_rollouts(replace(batch, signals=batch.signals or self._decide_ahead(batch)), None)
+            return trls
         place = f"{(self.args.seed, self.state.global_step, self.micro_step, self.accelerator.process_index)}"
         past = None if self.replay is None else self.replay.draw(batch.tokens, place)
         heads: list[Head] = []  # kept aside: what a wrapped model returns may be copied in another type
@@ -297,6 +320,7 @@ class ErrataTrainer(compat.TRLHooks):
             return loss, scores
 
         inputs = batch.tokens.model_inputs() if past is None else Replay.joined(batch.tokens, past)
+        loss: Tensor
         with self.accelerator.autocast():
             loss, scores = model(**inputs, with_head=on_head)
         signals, reach = decided[0]
@@ -377,10 +401,11 @@ class ErrataTrainer(compat.TRLHooks):
     def _after_loss(self, batch: GenerationBatch, scores: TokenScores, head: Head, reach: Tensor | None) -> None:
         """Metrics, replay and rollouts.jsonl. ``reach``: of ``Replay.loss``."""
         samples_only = self.teacher_pass.access.gives == "samples"
-        clip = (self.epsilon_low, self.epsilon_high)
-        self.log_metrics_of_step(
-            score_metrics(self.accelerator, batch, scores, teacher_known=not samples_only, clip=clip)
+        self._means.add(
+            score_sums(batch, scores, teacher_known=not samples_only, objective=self._loss_settings.objective)
         )
+        if self.accelerator.sync_gradients:  # the step's last micro-batch
+            self.log_metrics_of_step(self._means.take(self.accelerator))
         if self.method.uses_teacher:
             self.log_metrics_of_step(prompt_metrics(self.generation.prompts))
         if self.replay is not None:
@@ -388,15 +413,18 @@ class ErrataTrainer(compat.TRLHooks):
             # Gathered on every process or on none, where it is sharded.
             with_states = batch.teacher.sparse is None
             self.replay.keep(batch, scores, self.teacher_pass.reader.head(batch.teacher, head) if with_states else None)
+        self._write_rollouts(
+            batch,
+            scores._replace(teacher_logp=None, teacher_entropy=None) if samples_only else scores,
+            # One process alone cannot gather a sharded head.
+            None if self.sharded else lambda row: self.teacher_pass.likeliest(batch.teacher, row, head, 4),
+        )
+
+    def _write_rollouts(
+        self, batch: GenerationBatch, scores: TokenScores | None, likeliest: Likeliest | None = None
+    ) -> None:
         if self.accelerator.is_main_process:
-            self._rollout_log.write(
-                self.state.global_step + 1,
-                batch,
-                scores._replace(teacher_logp=None, teacher_entropy=None) if samples_only else scores,
-                self.generation.rollouts,
-                # One process alone cannot gather a sharded head.
-                None if self.sharded else lambda row: self.teacher_pass.likeliest(batch.teacher, row, head, 4),
-            )
+            self._rollout_log.write(self.state.global_step + 1, batch, scores, self.generation.rollouts, likeliest)
 
     # -- evaluation and state -------------------------------------------------------------------------------------
 
@@ -456,6 +484,25 @@ class ErrataTrainer(compat.TRLHooks):
         if self.teacher is not None:
             self.teacher.load_state_dict(state.get("teacher", {}))
             self.teacher.load(folder)
+
+
+def _check_references(method: Method, args: ErrataConfig, rows: Dataset, kwargs: Mapping[str, object]) -> None:
+    """Raises ``ValueError`` where there is a row without a reference, or a setting that references have no use for."""
+    name = type(method).__name__
+    given = [k for k in ("tools", "environment_factory", "rollout_func") if kwargs.get(k)]
+    if given:
+        raise ValueError(f"{given[0]}: {name} learns from references and samples no turns; leave it out")
+    if args.use_vllm and args.vllm_importance_sampling_correction:
+        raise ValueError(
+            f"vllm_importance_sampling_correction: {name} learns from references, which no engine sampled; set it to false"
+        )
+    texts = rows["reference"] if "reference" in (getattr(rows, "column_names", None) or ()) else [None] * len(rows)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(
+                f"reference: {name} learns from it, and row {number} ({rows[number]['problem_id']}) has none; "
+                "leave such rows out (strict: false does) or use another method"
+            )
 
 
 class _AfterStep(TrainerCallback):  # type: ignore[misc]
