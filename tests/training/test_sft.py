@@ -68,7 +68,7 @@ def test_accumulation_changes_nothing(tmp_path, cut):
     run = trainer(tmp_path, "sft", max_steps=1, learning_rate=0.0, **cut)
     run.train()
     ((loss,),) = history(run, "loss")
-    expected = float(cross_entropy(build_model(len(TOKENIZER)), learned_from(run)))
+    expected = cross_entropy(build_model(len(TOKENIZER)), learned_from(run)).item()
     assert loss == pytest.approx(expected, rel=1e-5)
 
 
@@ -82,7 +82,7 @@ def test_a_second_pass_over_a_batch_has_no_ratio(tmp_path):
         plain.zero_grad()
         loss = cross_entropy(plain, learned_from(run))
         loss.backward()
-        losses.append(float(loss))
+        losses.append(loss.item())
         with torch.no_grad():
             for p in plain.parameters():
                 p -= 0.1 * p.grad
