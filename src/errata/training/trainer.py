@@ -512,7 +512,7 @@ class _AfterStep(TrainerCallback):  # type: ignore[misc]
         self._trainer = trainer
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         if self._trainer.evaluation_due:  # a signal ended it before the run was resumed
             self._trainer.evaluate()
