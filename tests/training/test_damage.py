@@ -22,6 +22,7 @@ FILES = (
     *("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "manifest.json"),
     *("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"),
     *("errata_state/state.json", "errata_state/position_0.pt", "errata_state/replay_0.pt", "errata_state/teacher.safetensors"),
+    "errata_state/generation_head.pt",
 )  # fmt: skip
 
 
