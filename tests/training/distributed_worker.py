@@ -26,7 +26,7 @@ from errata.recipe.config import ErrataConfig
 ROLLOUTS = 12  # of a generation batch: three groups of four, of which the second lies across two processes
 STEPS = 4
 _SIBLING = {"sources": ["sibling"]}
-_DRIFT = {"warmup_steps": 1, "margin": -0.5, "anchor_scale": 20.0}
+_DRIFT = {"warmup_steps": 1, "margin": 0.0, "anchor_scale": 20.0}
 _REPLAY = {"replay_capacity": 100, "replay_share": 100.0}  # all of the past, so that no draw depends on the process
 
 CASES: dict[str, dict[str, Any]] = {

@@ -53,7 +53,7 @@ class DRIFT(TeacherMethod):
 
     rhythm: bool = True
     """False: M_t = 1."""
-    margin: float = 0.2
+    margin: NonNegative = 0.2
     tau: Positive = 1.0
     max_bonus: NonNegative = 2.0
     window: Count = 8
