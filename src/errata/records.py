@@ -12,6 +12,12 @@ from typing import Any
 
 Messages = list[dict[str, Any]]
 """A chat: ``[{"role": "user", "content": "3+4="}]``."""
+Prompt = Messages | str
+"""What is asked: a chat, or a text to continue."""
+Row = Mapping[str, Any]
+"""A row of a data set, or of a run's JSON lines: values by column name."""
+State = dict[str, Any]
+"""The saved state of an object, JSON-serialisable."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ def test_every_source_of_the_method_with_the_tasks_own_verdict(capsys):
         == "rulebook/new-rule/train/0 (train), method distil: teacher shown sibling, else feedback, else reference"
     )
     assert found["What the student sees"] == "[user]\n4a-3b+9c-9d+6=?"
-    attempt, verdict = found["A failed attempt, made up, and what the world says to it"].split("\n")
+    attempt, verdict = found["A failed attempt, made up, and its feedback"].split("\n")
     assert attempt == "8a-2=6b+5=1c+9=0d*9=3"  # the next row's solution
     trace = "4 not 8;8a-3=5 not a-2=6;6b+9=5 not b+5=1;1c-9=2 not c+9=0;0d+6=6 not d*9=3"
     assert verdict == f"score 0, trace: {trace}"
@@ -52,9 +52,8 @@ def test_every_source_of_the_method_with_the_tasks_own_verdict(capsys):
     assert found["What the teacher sees if a sibling succeeded (sibling)"] == (
         f"rollout 1 of its group succeeded (reward 1); holds the answer\n{solved}"
     )
-    assert found["What the teacher sees if the attempt failed and the world spoke (feedback)"] == (
-        "the world's trace on its own attempt; does not hold the answer\n"
-        f"[user]\n4a-3b+9c-9d+6=?\ntried:{attempt}\ntold:{trace}"
+    assert found["What the teacher sees if the attempt failed and there is feedback (feedback)"] == (
+        f"trace on its own attempt; does not hold the answer\n[user]\n4a-3b+9c-9d+6=?\ntried:{attempt}\ntold:{trace}"
     )
     assert found["What the teacher sees if the data set has a reference (reference)"] == (
         f"the data set's reference; holds the answer\n{solved}"
@@ -69,7 +68,7 @@ def test_the_methods_settings_show(capsys):
         "buffer)",
         "feedback)",
     ]
-    for source in ("a sibling succeeded (sibling)", "the success buffer knows a solution (buffer)"):
+    for source in ("a sibling succeeded (sibling)", "the success buffer holds a solution (buffer)"):
         lines = found[f"What the teacher sees if {source}"].splitlines()
         assert lines[3:5] == ["solved:4a-3=1b+9=0c-9=1d+6=7", "solved:[successful attempt 2]"]
         assert [line[:6] for line in lines[5:]] == ["tried:", "told:4", "tried:", "told:4"]
@@ -78,7 +77,7 @@ def test_the_methods_settings_show(capsys):
 def test_messages_that_stay_are_not_printed_again(capsys):
     found = parts(shown(capsys, *PHYSICS, "--show-context"))
     assert found["What the student sees"].startswith("[system]\n")
-    told = found["What the teacher sees if the attempt failed and the world spoke (feedback)"]
+    told = found["What the teacher sees if the attempt failed and there is feedback (feedback)"]
     assert told.splitlines()[1:3] == ["[system] as above", "[user]"]
     assert "You chose " in told
 
@@ -87,7 +86,7 @@ def test_a_method_without_a_teacher_and_a_row_without_a_reference(capsys):
     found = parts(shown(capsys, *RULES, "--method", "grpo"))
     assert list(found) == ["", "What the student sees"]
     assert found[""].endswith("no teacher")
-    pytest.importorskip("math_verify")
+    pytest.importorskip("sympy")
     math = ["tasks", "math", "--task_path", str(FIXTURES / "math"), "--show-context", "--rows", "3", "--method", "opsd"]
     last = parts(shown(capsys, *math).split("math/math/5b7b2d65644b")[1])
     title = "What the teacher sees if the data set has a reference (reference)"
@@ -97,8 +96,8 @@ def test_a_method_without_a_teacher_and_a_row_without_a_reference(capsys):
 def test_programs_are_judged_where_no_row_has_a_solution(capsys):
     arguments = ["tasks", "livecodebench/v6", "--task_path", str(FIXTURES / "livecodebench"), "--show-context"]
     found = parts(shown(capsys, *arguments, "--task_args", "{unsafe_local: true}"))
-    assert "score 0, tests: Test " in found["A failed attempt, made up, and what the world says to it"]
-    told = found["What the teacher sees if the attempt failed and the world spoke (feedback)"]
+    assert "score 0, tests: Test " in found["A failed attempt, made up, and its feedback"]
+    told = found["What the teacher sees if the attempt failed and there is feedback (feedback)"]
     assert "The following is feedback from your unsuccessful earlier attempt:\n\nTest " in told
     sibling = found["What the teacher sees if a sibling succeeded (sibling)"]
     assert sibling == "Nothing: this row has no reference that could stand for a solution here."

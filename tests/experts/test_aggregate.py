@@ -67,4 +67,4 @@ def test_padding_is_left_of_prompts_and_right_of_completions():
     assert batch["completion_ids"].tolist() == [[1, 1, 1], [1, 7, 7]]
     assert batch["completion_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["weights"][0, 0].tolist() == [0, -math.inf]
-    assert batch["asked"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["query_weight"].tolist() == [[1, 1, 1], [1, 0, 0]]

@@ -14,7 +14,7 @@ from errata.experts import LocalExpert, LocalSampler
 from errata.experts.heads import matched_head
 from errata.experts.queries import Query
 from errata.ops.scores import Head, token_scores
-from errata.training.forward import accept_head_function, head_of
+from errata.training.forward import head_of
 
 SIZE = len(CHARACTERS)
 IDS = torch.tensor([[3, 40, 50, 60, 70], [3, 41, 51, 61, 71]])
@@ -137,9 +137,8 @@ def test_it_is_loaded_on_first_use_and_runs_on_the_students_device(larger):
 def test_it_trains_a_smaller_policy_and_stays_as_it_is(tmp_path, larger):
     def run(folder, steps=4, **changes):
         kept = []
-        t = trainer(folder, "distil", max_steps=steps, keep=kept, **changes)
-        t.teacher = LocalExpert(larger, CHARACTERS, prepare=lambda m: accept_head_function(m) or m)
-        return t, kept
+        expert = LocalExpert(larger, CHARACTERS).prepared_by
+        return trainer(folder, "distil", max_steps=steps, keep=kept, expert=expert, **changes), kept
 
     whole, kept = run(tmp_path / "a", eval_strategy="steps", eval_steps=4, eval_rows=4)
     before = weights(whole.teacher.separate)

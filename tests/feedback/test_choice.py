@@ -19,18 +19,18 @@ def test_the_strict_format():
     ("text", "letter", "problem"),
     [
         ("<answer>b</answer>", "B", "the <answer> block holds a small letter"),
-        ("<answer>(B)</answer>", "B", "the <answer> block holds more than one letter"),
-        ("<answer>B.</answer>", "B", "the <answer> block holds more than one letter"),
-        ("<answer>**B**</answer>", "B", "the <answer> block holds more than one letter"),
-        ("<answer>B: 20 m</answer>", "B", "the <answer> block holds more than one letter"),
-        ("<answer>B) 40 m</answer>", "B", "the <answer> block holds more than one letter"),
-        ("<answer>Option B</answer>", "B", "the <answer> block holds more than one letter"),
-        ("<answer>The answer is B.</answer>", "B", "the <answer> block holds more than one letter"),
-        (r"<answer>$\boxed{B}$</answer>", "B", "the <answer> block holds more than one letter"),
-        ("<answer>20 m</answer>", "B", "the <answer> block holds more than one letter"),
-        ("<answer>A or B</answer>", None, "the <answer> block holds more than one letter"),
-        ("<answer>E</answer>", None, "the <answer> block holds more than one letter"),
-        ("<answer>7 m</answer>", None, "the <answer> block holds more than one letter"),
+        ("<answer>(B)</answer>", "B", "the <answer> block holds more than the letter"),
+        ("<answer>B.</answer>", "B", "the <answer> block holds more than the letter"),
+        ("<answer>**B**</answer>", "B", "the <answer> block holds more than the letter"),
+        ("<answer>B: 20 m</answer>", "B", "the <answer> block holds more than the letter"),
+        ("<answer>B) 40 m</answer>", "B", "the <answer> block holds more than the letter"),
+        ("<answer>Option B</answer>", "B", "the <answer> block holds more than the letter"),
+        ("<answer>The answer is B.</answer>", "B", "the <answer> block holds more than the letter"),
+        (r"<answer>$\boxed{B}$</answer>", "B", "the <answer> block holds more than the letter"),
+        ("<answer>20 m</answer>", "B", "the <answer> block holds more than the letter"),
+        ("<answer>A or B</answer>", None, "the <answer> block holds more than the letter"),
+        ("<answer>E</answer>", None, "the <answer> block holds more than the letter"),
+        ("<answer>7 m</answer>", None, "the <answer> block holds more than the letter"),
         ("<answer> </answer>", None, "the <answer> block is empty"),
         ("<answer>A</answer> no: <answer>B</answer>", "B", "there are 2 <answer> blocks"),
         ("<answer>B</answer> as shown above", "B", "text follows the <answer> block"),
@@ -91,7 +91,7 @@ def test_right_wrong_and_unread():
 def test_a_right_choice_in_a_sloppy_format():
     sloppy = judge("<answer>(B)</answer>")
     assert (sloppy.score, sloppy.kind, sloppy.leaks_answer) == (1.0, "format", False)
-    assert sloppy.feedback.startswith("Format: the <answer> block holds more than one letter;")
+    assert sloppy.feedback.startswith("Format: the <answer> block holds more than the letter;")
     assert judge("<answer>(B)</answer>", require_format=True).score == 0.0
     assert judge("<answer>B</answer>", require_format=True).score == 1.0
 

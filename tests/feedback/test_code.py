@@ -5,6 +5,7 @@ import json
 import pytest
 
 from errata.feedback.code import CodeVerifier, read_code, same_output
+from errata.feedback.code_reading import first_difference, same_value
 from errata.feedback.sandbox import run as sandbox
 from errata.records import Verdict
 
@@ -29,12 +30,19 @@ def judge(program, tests, function="", *, fenced=True, **args):
     ("text", "code", "problem"),
     [
         ("```python\nprint(1)\n```", "print(1)\n", ""),
-        ("a\n```py\n1\n```\nb\n```\n2\n```\nc", "2\n", ""),
+        ("a\n```py\n1\n```\nb\n```\nprint(2)\n```\nc", "print(2)\n", ""),
+        ("```py\nprint(1)\n```\nOutput:\n```\n2\n```", "print(1)\n", ""),
+        ("~~~py\nprint(1)\n~~~", "print(1)\n", ""),
+        ("```py\r\nprint(1)\r\n```\r\n", "print(1)\n", ""),
+        ("- so\n  ```py\n  if x:\n    y\n  ```", "if x:\n  y\n", ""),
+        ("```py\nprint(1)``` done", "print(1)``` done\n", ""),
+        ("```py\nprint(1)```", "print(1)\n", ""),
+        ("```py\n1\n```\nUsage:\n```py\nprint(2)\n```", "1\n", ""),
         ("```python\n1\n```\nOutput:\n```text\n7\n```", "1\n", ""),
         ("```Python title=x\n1\n```", "1\n", ""),
         ("```python\ns = '```'\n```", "s = '```'\n", ""),
         ("print(1)", None, "there is no code block"),
-        ("```python\nprint(1)", None, "the code block is not closed"),
+        ("```python\nprint(1)", "print(1)\n", ""),
         ("```cpp\nint x;\n```", None, "there is no Python code block"),
         ("```python\n\n```", None, "the code block is empty"),
     ],
@@ -64,11 +72,44 @@ def test_without_a_program_nothing_is_run():
         ("yes", "Yes", False),
         ("", "\n\n", True),
         ("1", "", False),
-        ("1 a", "1.0 a", False),
+        ("1 a", "1.0 a", True),
+        ("1 a", "1.0  a", False),
+        ("1000", "1_000", False),
     ],
 )
 def test_outputs_are_compared_as_the_benchmark_does(expected, got, same):
     assert same_output(expected, got) is same
+
+
+@pytest.mark.parametrize(
+    ("expected", "got", "tolerance", "same"),
+    [
+        ("0.333333333333", "0.333333", 1e-5, True),
+        ("0.333333333333", "0.333333", 0.0, False),
+        ("0.5", "0.51", 1e-5, False),
+        ("2000000.5", "2000001.5", 1e-5, True),
+        ("7", "7.000001", 1e-5, False),
+        ("7.0", "7.000001", 1e-5, True),
+    ],
+)
+def test_a_tolerance_is_for_numbers_that_are_not_whole(expected, got, tolerance, same):
+    assert same_output(expected, got, tolerance) is same
+    assert same_value(expected, got, tolerance) is same
+
+
+def test_the_tolerance_is_an_option():
+    assert judge("print(1 / 3)", [("", "0.33333")]).score == 1.0
+    assert judge("print(1 / 3)", [("", "0.33333")], float_tolerance=0.0).score == 0.0
+    with pytest.raises(ValueError, match="float_tolerance: must be from 0 to below 1, not 1"):
+        CodeVerifier(float_tolerance=1, unsafe_local=True)
+
+
+def test_the_first_difference_of_a_long_output():
+    assert first_difference("1\n2\n3\n4\n5", "1\n2\n0\n4\n5") == "line 3: '3' was expected, '0' was printed"
+    assert first_difference("1\n2\n3\n4\n5", "1\n2\n3\n4") == "5 lines were expected, 4 were printed"
+    assert first_difference("1", "2") == ""
+    feedback = judge("for i in range(100): print(i // 51)", [("", "0\n" * 100)]).feedback
+    assert feedback.endswith("First difference:\nline 52: '0' was expected, '1' was printed")
 
 
 # -- programs --
@@ -149,7 +190,7 @@ def test_a_program_may_exit_and_be_a_main_module():
 def test_feedback_keeps_to_its_budget():
     tests = [("\n".join(map(str, range(5000))), "no"), ("x" * 5000, "y" * 5000)]
     verdict = judge("import sys; print(sys.stdin.read())", tests, budget=600)
-    assert len(verdict.feedback) < 900
+    assert len(verdict.feedback) <= 600
     assert "characters ...]" in verdict.feedback
     assert verdict.feedback.count("Test ") == 2
 
@@ -230,8 +271,16 @@ def test_wrong_settings_and_rows():
         CodeVerifier(show=0, unsafe_local=True)
     with pytest.raises(ValueError, match="reads the column 'tests'"):
         CodeVerifier(unsafe_local=UNSAFE)(completions=["x"])
-    with pytest.raises(ValueError, match="tests: a row has none"):
+    with pytest.raises(ValueError, match="tests: row 0 of the batch has none, so that any program would pass"):
         judge("1", [])
+    for tests, problem in [
+        (None, "must be a list of tests"),
+        (7, "must be a list"),
+        ("[", "is not valid JSON"),
+        ("[{}]", "must be a list"),
+    ]:
+        with pytest.raises(ValueError, match=f"tests: row 1 of the batch {problem}"):
+            CodeVerifier(unsafe_local=True)(completions=["x", "x"], tests=['[{"input": "", "output": ""}]', tests])
 
 
 def test_where_programs_cannot_be_isolated_it_says_so_before_the_run(monkeypatch):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errata.feedback import as_verdicts, combine, completion_text, load_verifier
+from errata.feedback import as_verdicts, combine_verdicts, completion_text, load_verifier
 from errata.feedback.custom import answer_text, verifier_name
 from errata.records import Verdict
 
@@ -121,51 +121,22 @@ def test_names():
 # -- combining --
 
 
-def length(completions, **_):
-    return [float(len(c)) for c in completions]
+def test_combined_verdicts_add_scores_and_join_feedback():
+    both = combine_verdicts([Verdict(1.0, "good", "style"), Verdict(0.5, "slow", "time", True)], [1.0, 2.0])
+    assert both == Verdict(2.0, "good\nslow", "style+time", True)
 
 
-def polite(completions, **_):
-    return [Verdict(1.0) if "please" in c else Verdict(0.0, "Say please.", kind="style") for c in completions]
+def test_a_failed_verifier_is_left_out_as_in_trl():
+    failed = Verdict(None, "boom", "error", info={"error": "boom"})
+    assert combine_verdicts([failed, Verdict(0.5, "slow", "time")], [1.0, 1.0]).score == 0.5
+    assert combine_verdicts([failed, Verdict(0.5, "slow", "time")], [1.0, 1.0]).feedback == "slow"
+    assert combine_verdicts([failed, failed], [1.0, 1.0]) == failed
+    assert combine_verdicts([Verdict(None), Verdict(None)], [1.0, 1.0]) == Verdict(None)
 
 
-def picky(completions, **_):
-    return [None, {"score": 1.0, "feedback": "Shorter.", "kind": "style", "leaks_answer": True}, math.nan]
-
-
-def test_combined_verifiers_add_scores_and_join_feedback():
-    both = combine([length, polite, picky], [0.5, 2.0, 1.0])
-    assert both.__name__ == "length+polite+picky"
-    first, second, third = both(completions=["ab", "abcd", "please"], prompts=["", "", ""])
-    assert first == Verdict(
-        1.0,  # 0.5·2 + 2·0, and picky did not judge it
-        "Say please.",
-        kind="style",
-        info={"length": {"score": 2.0}, "polite": {"score": 0.0}, "picky": {"score": None}},
-    )
-    assert (second.score, second.feedback, second.kind) == (3.0, "Say please.\n\nShorter.", "style")
-    assert second.leaks_answer
-    assert (third.score, third.kind, third.info["error"]) == (None, "error", "the score is nan")
-    assert third.info["length"] == {"score": 6.0}
-
-
-def test_all_none_is_none_and_equal_names_are_told_apart():
-    nothing = combine([lambda completions, **_: [None], lambda completions, **_: [None]])
-    assert nothing(completions=["x"]) == [
-        Verdict(None, info={"<lambda>.0": {"score": None}, "<lambda>.1": {"score": None}})
-    ]
-
-
-def test_combining_asks_for_as_many_weights_as_verifiers():
+def test_combining_needs_as_many_weights_as_verdicts():
     with pytest.raises(ValueError, match=r"weights: 1 for 2 verifiers"):
-        combine([length, polite], [1.0])
-    with pytest.raises(ValueError, match="at least one"):
-        combine([])
-
-
-def test_a_part_that_returns_the_wrong_number_is_named():
-    with pytest.raises(ValueError, match="verifier 'picky' returned 3 verdicts for 1 completions"):
-        combine([length, picky])(completions=["x"])
+        combine_verdicts([Verdict(1.0), Verdict(1.0)], [1.0])
 
 
 # -- loading by name --

@@ -192,22 +192,45 @@ def test_right_in_any_spelling_of_json():
     assert (verdict.score, verdict.feedback, verdict.kind) == (1.0, "", "")
     assert verdict.info == {
         "actions": ["findBooks"],
-        "same_calls": False,
+        "same_calls": True,
         "strict_format": True,
-    }  # 2.0 is not written 2
+    }
     assert judge(action("findBooks", '{"limit": 2, "words": "owls"}'), OWLS).info["same_calls"]
     sloppy = judge(action("findBooks", '"{\\"words\\": \\"owls\\", \\"limit\\": 2}"'), OWLS)
     assert (sloppy.score, sloppy.kind, sloppy.info["strict_format"]) == (1.0, "format", False)
 
 
-def test_the_benchmark_merges_inputs():
-    de, en = ("findBooks", {"words": "owls", "language": "de"}), ("findBooks", {"words": "owls", "language": "en"})
-    both = written([Call(*de), Call(*en)])
-    twice = written([Call(*en), Call(*en)])
-    assert (judge(both, de, en).score, judge(both, de, en).info["same_calls"]) == (1.0, True)
-    assert (judge(twice, de, en).score, judge(twice, de, en).info["same_calls"]) == (1.0, False)
-    assert judge(written([Call(*en), Call(*de)]), de, en).score == 0.0
-    assert judge(written([Call(*en)]), de, en).score == 0.0
+DE, EN = ("findBooks", {"words": "owls", "language": "de"}), ("findBooks", {"words": "owls", "language": "en"})
+
+
+def test_the_release_merges_inputs_and_we_grade_call_by_call():
+    both, twice = written([Call(*DE), Call(*EN)]), written([Call(*EN), Call(*EN)])
+    turned, one = written([Call(*EN), Call(*DE)]), written([Call(*EN)])
+    verdicts = {
+        grading: [judge(text, DE, EN, grading=grading) for text in (both, twice, turned, one)]
+        for grading in ("calls", "sdpo")
+    }
+    assert [v.score for v in verdicts["calls"]] == [1.0, 0.0, 1.0, 0.0]
+    assert [v.score for v in verdicts["sdpo"]] == [1.0, 1.0, 0.0, 0.0]
+    assert [v.info["same_calls"] for v in verdicts["sdpo"]] == [True, False, True, False]
+    assert verdicts["calls"][1].feedback == (
+        "Call 2, 'findBooks': its arguments are not what the question asks for: 'language' has a wrong value."
+    )
+    with pytest.raises(ValueError, match="grading: 'merge' is none of calls, sdpo"):
+        ToolCallVerifier(grading="merge")
+
+
+def test_arguments_swapped_between_calls_are_wrong():
+    lend = ("lendBook", {"bookId": 7, "reader": {"name": "Ada"}})
+    swapped = written([Call("findBooks", lend[1]), Call("lendBook", OWLS[1])])
+    verdict = judge(swapped, OWLS, lend)
+    assert (verdict.score, judge(swapped, OWLS, lend, grading="sdpo").score) == (0.0, 1.0)
+    assert verdict.feedback.splitlines()[-2:] == [
+        "Call 1, 'findBooks': its arguments are not what the question asks for: "
+        "'words' is missing, 'limit' is missing, 'bookId' is not asked for, 'reader' is not asked for.",
+        "Call 2, 'lendBook': its arguments are not what the question asks for: "
+        "'bookId' is missing, 'reader' is missing, 'words' is not asked for, 'limit' is not asked for.",
+    ]
 
 
 def test_an_optional_call_may_be_left_out():
@@ -301,6 +324,26 @@ def test_a_prompt_without_documented_tools_and_a_missing_column():
     verifier = ToolCallVerifier()
     answer = json.dumps([{"Action": "a", "Action_Input": {}}])
     (verdict,) = verifier(prompts=["Do it."], completions=[action("b", "{}")], answer=[answer])
-    assert (verdict.score, verdict.feedback) == (0.0, "")
+    assert (verdict.score, verdict.feedback) == (0.0, "'b' is not a tool that this question needs.")
     with pytest.raises(ValueError, match="reads the column 'answer'"):
         verifier(prompts=["Do it."], completions=["x"])
+
+
+@pytest.mark.parametrize("answer", [None, 7, [], [{"Action": "a", "Action_Input": 3}]])
+def test_an_answer_that_is_no_list_of_calls_is_refused_by_row(answer):
+    right = json.dumps([{"Action": "a", "Action_Input": {}}])
+    with pytest.raises(ValueError, match=r"^answer: .* \(row 1 of the batch\)$"):
+        ToolCallVerifier()(prompts=["?", "?"], completions=["x", "x"], answer=[right, answer])
+
+
+def test_an_answer_may_be_a_list_already():
+    answer = [{"Action": "openingHours", "Action_Input": {}}]
+    (verdict,) = ToolCallVerifier()(prompts=[PROMPT], completions=[action("openingHours", "{}")], answer=[answer])
+    assert verdict.score == 1.0
+
+
+def test_feedback_on_many_wrong_calls_is_short():
+    calls = [Call("findBooks", {"words": str(i), "x" * 500: 1}) for i in range(40)]
+    feedback = judge(written(calls), *[("findBooks", {"words": "owls", "limit": i}) for i in range(40)]).feedback
+    assert len(feedback) < 3000
+    assert feedback.endswith(" more.")

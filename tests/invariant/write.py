@@ -7,14 +7,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from tests.invariant.cells import BY_NAME, Cell
+from tests.invariant.cells import BY_NAME, REFERENCES, Cell
 from tests.invariant.worker import CellError, Worker, run_fresh
+
+PROCESSOR = REFERENCES.parent / "processor.txt"
+"""The processor that wrote the references: only there are they repeated bit for bit."""
+
+
+def processor() -> str:
+    """This machine's processor and its instruction sets."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    found = dict(line.split("\t: ", 1) for line in lines if line.startswith(("model name", "flags")) and "\t: " in line)
+    return "\n".join([*found.values(), platform.machine()]) + "\n"
 
 
 def as_text(metrics: dict[str, list[Any]]) -> str:
@@ -56,6 +68,7 @@ def main() -> int:
             else:
                 cell.reference.parent.mkdir(exist_ok=True)
                 cell.reference.write_text(as_text(metrics))
+                PROCESSOR.write_text(processor())
             print(f"{name}  {time.perf_counter() - started:.1f} s  {said}", flush=True)
         worker.close()
     return int(bad > 0)

@@ -5,8 +5,10 @@ import logging
 import pytest
 from datasets import Dataset
 
+from errata.recipe import models, verifiers
+from errata.recipe import read as reading
 from errata.recipe.read import read
-from errata.training import recipe, sources
+from errata.recipe.rows import check_template_tasks, checked
 
 
 def written(tmp_path, text):
@@ -46,7 +48,7 @@ def test_a_trl_recipe_is_read_unchanged(tmp_path):
     found = read(path)
     assert found.config.model == "Qwen/Qwen3-8B"
     assert (found.config.learning_rate, found.config.beta, found.model.lora_r) == (1e-5, 0.04, 8)
-    assert sources.verifiers_of(found)[0].__name__ == "think_format_reward"
+    assert verifiers.verifiers_of(found)[0].__name__ == "think_format_reward"
 
 
 @pytest.mark.parametrize(
@@ -76,17 +78,17 @@ def test_a_context_template_of_an_unknown_task_is_named(tmp_path):
     path = written(tmp_path, "model: house\ncontext_template: {rulebok: house}\n")
     rows = Dataset.from_list([{"prompt": "a", "task": "mine/own"}])
     with pytest.raises(ValueError, match="context_template: no task 'rulebok'"):
-        sources.check_template_tasks(read(path), rows)
+        check_template_tasks(read(path), rows)
     for name in ("rulebook", "rulebook/sharpen", "mine", "mine/own"):
-        sources.check_template_tasks(read(path, ["--context_template", f"{{{name}: house}}"]), rows)
+        check_template_tasks(read(path, ["--context_template", f"{{{name}: house}}"]), rows)
 
 
 def test_on_gpu_is_left_out_without_one(tmp_path, monkeypatch):
     path = written(tmp_path, "model: house\ntask: t\non_gpu: {model: Qwen/Qwen3-8B}\n")
-    monkeypatch.setattr(recipe.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(reading.torch.cuda, "is_available", lambda: False)
     assert read(path).config.model == "house"
-    monkeypatch.setattr(recipe.torch.cuda, "is_available", lambda: True)
-    assert recipe._yaml(path)["on_gpu"] == {"model": "Qwen/Qwen3-8B"}
+    monkeypatch.setattr(reading.torch.cuda, "is_available", lambda: True)
+    assert reading._yaml(path)["on_gpu"] == {"model": "Qwen/Qwen3-8B"}
 
 
 @pytest.mark.parametrize(
@@ -137,35 +139,35 @@ def test_a_missing_recipe():
 )
 def test_bad_rows_are_named(rows, message):
     with pytest.raises(ValueError, match=message):
-        sources.checked(Dataset.from_list(rows), "data")
+        checked(Dataset.from_list(rows), "data")
 
 
 def test_bad_rows_are_left_out_and_counted_where_not_strict(caplog):
     found = [("a", "x"), ("", "y"), ("b", "x"), ("c", None), ("d", "z"), ("a", "x")]
     rows = Dataset.from_list([{"prompt": prompt, "problem_id": name} for prompt, name in found])
     with pytest.raises(ValueError, match=r"^data: row 1, column 'prompt': .* \(strict: false leaves such rows out\)$"):
-        sources.checked(rows, "data")
+        checked(rows, "data")
     with caplog.at_level(logging.WARNING):
-        assert sources.checked(rows, "data", strict=False)["prompt"] == ["a", "d", "a"]
+        assert checked(rows, "data", strict=False)["prompt"] == ["a", "d", "a"]
     assert "data: left out 3 of 6 rows; the first: row 1, column 'prompt'" in caplog.text
     unnamed = Dataset.from_list([{"prompt": ""}, {"prompt": "a"}])
-    assert len(sources.checked(unnamed, "data", strict=False)["problem_id"]) == 1
+    assert len(checked(unnamed, "data", strict=False)["problem_id"]) == 1
     with pytest.raises(ValueError, match="data: no usable rows; the first problem: row 0, column 'prompt'"):
-        sources.checked(Dataset.from_list([{"prompt": ""}]), "data", strict=False)
+        checked(Dataset.from_list([{"prompt": ""}]), "data", strict=False)
 
 
 def test_problem_ids_are_derived_stably():
-    one = sources.checked(Dataset.from_list([{"prompt": "a"}, {"prompt": "b"}]), "data")["problem_id"]
-    other = sources.checked(Dataset.from_list([{"prompt": "b"}, {"prompt": "a"}]), "data")["problem_id"]
+    one = checked(Dataset.from_list([{"prompt": "a"}, {"prompt": "b"}]), "data")["problem_id"]
+    other = checked(Dataset.from_list([{"prompt": "b"}, {"prompt": "a"}]), "data")["problem_id"]
     assert list(one) == list(reversed(other))
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/model", "a/b/c"])
 def test_a_model_path_that_does_not_exist(name):
     with pytest.raises(ValueError, match="model: no directory"):
-        sources.model_path(name)
+        models.model_path(name)
 
 
 def test_a_directory_without_a_model(tmp_path):
     with pytest.raises(ValueError, match=r"neither a config.json nor a finished checkpoint"):
-        sources.model_path(str(tmp_path))
+        models.model_path(str(tmp_path))

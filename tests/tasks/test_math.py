@@ -36,7 +36,7 @@ def test_one_path_to_train_on_and_one_to_test_on(tmp_path):
     assert load("math", path=str(FIXTURES), split="test")["reference"] == [None, None]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="math-verify is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("sympy") is None, reason="SymPy is not installed")
 def test_the_references_are_right():
     rows = load("math", path=str(FIXTURES), split="train").select(range(2))
     judged = verifier("math", workers=1)(completions=rows["reference"], answer=rows["answer"])

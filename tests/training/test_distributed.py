@@ -65,7 +65,7 @@ def test_two_processes_agree(tmp_path, method):
     assert len(set((one["problems"] + two["problems"])[:4])) == 1
     assert one["eval"] == two["eval"] == list(range(12))
     saved = json.loads((tmp_path / "checkpoint-4" / "errata_state" / "state.json").read_text())
-    assert saved["experience"] == one["experience"]
+    assert saved["memory"] == one["experience"]
     assert all(torch.isfinite(torch.tensor(one["loss"])))
     if method == "sdpo":  # each process criticises its own failures, and one without any goes along
         assert one["failed"] == one["criticised"] == [True] * len(one["failed"])

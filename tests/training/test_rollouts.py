@@ -5,7 +5,7 @@ import torch
 from tests.training.worlds import trainer
 
 from errata.records import Verdict
-from errata.training.rollouts import Recorder, combined
+from errata.training.rollouts import Recorder
 
 
 def test_recorder_gives_trl_floats_and_keeps_verdicts():
@@ -15,14 +15,6 @@ def test_recorder_gives_trl_floats_and_keeps_verdicts():
     assert recorder(prompts=["p"] * 3, completions=["a", "b", "c"], answer=["x"] * 3) == [1.0, 0.0, None]
     assert [v.feedback for v in recorder.verdicts] == ["", "no", ""]
     assert (recorder.prompts, recorder.completions) == (["p"] * 3, ["a", "b", "c"])
-
-
-def test_combined_verdict():
-    both = combined([Verdict(1.0, "good", "style"), Verdict(0.5, "slow", "time", True)], [1.0, 2.0])
-    assert both == Verdict(2.0, "good\nslow", "style+time", True)
-    failed = Verdict(None, "boom", "error", info={"error": "boom"})
-    assert combined([failed, Verdict(0.5, "slow", "time")], [1.0, 1.0]).score == 0.5
-    assert combined([failed, failed], [1.0, 1.0]).kind == "error"
 
 
 def test_a_failing_verifier_costs_its_rollout_only(tmp_path):
@@ -67,3 +59,44 @@ def test_several_verifiers_are_summed_by_weight(tmp_path):
     run.train()
     assert {r.reward for r in run.generation.rollouts} == {2.0}
     assert {r.verdict.feedback for r in run.generation.rollouts} == {"first"}
+
+
+def missing_column(completions, solution_code, **columns):
+    return [1.0] * len(completions)
+
+
+def test_a_verifier_that_fails_on_every_rollout_stops_the_first_step_with_row_and_exception(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"verifier: missing_column failed on all 8 rollouts; the first: row 'p\d': .*solution_code"
+    ):
+        trainer(tmp_path, "grpo", verifiers=[missing_column], max_steps=1).train()
+    with pytest.raises(ValueError, match="missing_column failed on all"):
+        trainer(tmp_path, "grpo", verifiers=[missing_column], max_steps=1, eval_rows=2).evaluate()
+
+
+def test_a_verifier_that_fails_on_half_of_them_is_a_warning_with_the_count(tmp_path, caplog):
+    calls = []
+
+    def fragile(completions, **columns):
+        calls.append(None)
+        if len(calls) % 2:
+            raise RuntimeError("boom")
+        return [1.0] * len(completions)
+
+    trainer(tmp_path, "grpo", verifiers=[fragile], max_steps=1).train()
+    assert "fragile failed on 4 of 8 rollouts; row 'p" in caplog.text
+    assert "boom" in caplog.text
+
+
+def test_a_verifier_that_has_judged_may_fail_on_a_whole_later_batch(tmp_path, caplog):
+    steps = []
+
+    def later(completions, trainer_state, **columns):
+        steps.append(trainer_state.global_step)
+        if trainer_state.global_step == 1:
+            raise RuntimeError("the judge is away")
+        return [1.0] * len(completions)
+
+    trainer(tmp_path, "grpo", verifiers=[later], max_steps=3).train()
+    assert "later failed on 8 of 8 rollouts" in caplog.text
+    assert max(steps) == 2

@@ -73,6 +73,7 @@ def trainer(
     method_args: Any = None,
     eval_rows: int = 0,
     access: Any = None,
+    expert: Any = None,
     **changes: Any,
 ) -> ErrataTrainer:
     decided = methods.get(method, **(method_args or {})) if isinstance(method, str) else method
@@ -88,6 +89,7 @@ def trainer(
         processing_class=TOKENIZER,
         peft_config=peft_config,
         access=access,
+        expert=expert,
         run=(lambda stem, row: None) if keep is None else (lambda stem, row: keep.append((stem, row))),
     )
 

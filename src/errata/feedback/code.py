@@ -7,15 +7,14 @@ JSON, one a line, and its value as JSON. What a test expects never enters the sa
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Any
 
+from errata.feedback.code_reading import first_difference, read_code, same_output, same_value
 from errata.feedback.custom import answer_text
 from errata.feedback.sandbox import OUTPUT_BYTES, SandboxResult, isolation, run_python
 from errata.feedback.sandbox.worker import processors
@@ -23,26 +22,51 @@ from errata.records import Verdict
 
 __all__ = ["CodeVerifier", "read_code", "same_output"]
 
-# What LiveCodeBench grants programs without their asking; builtins last, to undo math's pow and the like.
-_GRANTED = """
-import bisect, collections, copy, functools, heapq, itertools, math, operator, re, string, sys
-from typing import *
-from collections import *
-from heapq import *
-from bisect import *
-from math import *
-from itertools import *
-from functools import *
-from operator import *
-from string import *
-from builtins import *
-sys.setrecursionlimit(50_000)
-"""
+# What LiveCodeBench grants programs without their asking. Its order counts: builtins undo math's pow and the like, and
+# the modules come last, so that `random` is the module again.
+_STARRED = [
+    "string",
+    "re",
+    "datetime",
+    "collections",
+    "heapq",
+    "bisect",
+    "copy",
+    "math",
+    "random",
+    "statistics",
+    "itertools",
+    "functools",
+    "operator",
+    "io",
+    "sys",
+    "json",
+    "builtins",
+    "typing",
+]
+_GRANTED = "".join(f"from {name} import *\n" for name in _STARRED) + (
+    "import string, re, datetime, collections, heapq, bisect, copy, math, random, statistics, itertools, functools, "
+    "operator, io, sys, json\nsys.setrecursionlimit(50_000)\n"
+)
 
+# As LiveCodeBench does: 50,000 digits of an int may be written, and a program may start no other.
 _DRIVER = """
+def errata_prepare():
+    import os, sys
+    sys.set_int_max_str_digits(50_000)
+    def errata_refuse(*_, **__):
+        raise PermissionError("a program may not start another one")
+    import _posixsubprocess
+    _posixsubprocess.fork_exec = errata_refuse
+    for name in ("system", "fork", "forkpty", "posix_spawn", "posix_spawnp", "execv", "execve"):
+        if hasattr(os, name):
+            setattr(os, name, errata_refuse)
+
+errata_prepare()
+
 def errata_load(source, granted, names):
     import linecache
-    linecache.cache["program.py"] = (len(source), None, source.splitlines(True), "program.py")
+    linecache.cache["program.py"] = (len(source), None, [line + "\\n" for line in source.split("\\n")], "program.py")
     exec(granted, names)
     return compile(source, "program.py", "exec", dont_inherit=True)
 
@@ -51,20 +75,27 @@ def errata_fail(error):
     trace = error.__traceback__
     while trace and trace.tb_frame.f_code.co_filename != "program.py":
         trace = trace.tb_next
-    traceback.print_exception(type(error), error, trace)
+    told = traceback.TracebackException(type(error), error, trace)
+    told.stack[:] = [frame for frame in told.stack if frame.name != "errata_refuse"]
+    print("".join(told.format()), end="", file=sys.stderr)
     sys.exit(1)
 """
 
 _RUN_PROGRAM = """
 try:
     exec(errata_load({source!r}, {granted!r}, globals()))
+except SystemExit as error:
+    if not isinstance(error.code, str):
+        raise
+    import sys
+    sys.exit(error.code + "\\n" + {mark!r})  # a last word, no failure
 except Exception as error:
     errata_fail(error)
 """
 
 _RUN_FUNCTION = """
 import json, sys
-arguments = [json.loads(line) for line in sys.stdin.read().strip().splitlines()]
+arguments = [json.loads(line) for line in sys.stdin.read().split("\\n") if line.strip(" \\t\\r")]
 names = {{"__name__": "solution"}}
 try:
     exec(errata_load({source!r}, {granted!r}, names), names)
@@ -78,9 +109,8 @@ except Exception as error:
 print("\\n" + {mark!r} + json.dumps(value, default=repr))
 """
 
-_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
-
-
+_LAST_WORD = ":errata-exit"
+_LEAST_SHOWN = 200  # characters of feedback on one test
 _LIMITS = {
     "timeout": "exceeded the time limit of {0:g} s",
     "memory": "exceeded the memory limit of {1:g} MB",
@@ -96,34 +126,6 @@ class _Failure:
     shown: tuple[tuple[str, str], ...]
 
 
-def read_code(text: str) -> tuple[str | None, str]:
-    """The last Python code block of a completion; or ``None`` and what is wrong."""
-    blocks = _FENCE.findall(text)
-    python = [code for language, code in blocks if language.lower() in ("", "python", "python3", "py")]
-    if python and python[-1].strip():
-        return python[-1], ""
-    if python:
-        return None, "the code block is empty"
-    if blocks:
-        return None, "there is no Python code block"
-    return None, "the code block is not closed" if "```" in text else "there is no code block"
-
-
-def same_output(expected: str, got: str) -> bool:
-    """LiveCodeBench's comparison: line by line without outer white space, numbers by their exact decimal value."""
-    ours, theirs = got.strip().split("\n"), expected.strip().split("\n")
-    return len(ours) == len(theirs) and all(map(_same_line, ours, theirs))
-
-
-def _same_line(a: str, b: str) -> bool:
-    if a.strip() == b.strip():
-        return True
-    try:
-        return [Decimal(token) for token in a.split()] == [Decimal(token) for token in b.split()]
-    except InvalidOperation:
-        return False
-
-
 class CodeVerifier:
     """Judges programs as a TRL reward function does: ``verifier(completions=..., tests=[...], function=[...])``.
 
@@ -136,7 +138,9 @@ class CodeVerifier:
         timeout_s: wall time of one test; LiveCodeBench's own by default.
         memory_mb: memory of one test; AtCoder's limit by default.
         show: failing tests that the feedback describes.
-        budget: characters of feedback at most, about; long inputs and outputs lose their middle.
+        budget: characters of feedback at most; long inputs and outputs lose their middle.
+        float_tolerance: the difference, absolute or relative, that is allowed where a test expects a number with a point
+            or an exponent; contests mostly allow 1e-5 to 1e-9. 0 compares the decimals exactly, as LiveCodeBench does.
         workers: programs run at a time; by default this process's share of the processors.
         unsafe_local: allow running programs without isolation where there is none.
     Raises:
@@ -153,11 +157,15 @@ class CodeVerifier:
         show: int = 2,
         budget: int = 2000,
         partial: bool = False,
+        float_tolerance: float = 1e-5,
         workers: int | None = None,
         unsafe_local: bool = False,
     ) -> None:
         if show < 1 or budget < 200:
             raise ValueError(f"show must be at least 1 and budget at least 200, not {show} and {budget}")
+        if not 0 <= float_tolerance < 1:
+            raise ValueError(f"float_tolerance: must be from 0 to below 1, not {float_tolerance}")
+        self.float_tolerance = float_tolerance
         self.timeout_s, self.memory_mb, self.unsafe_local = timeout_s, memory_mb, unsafe_local
         self.show, self.budget, self.partial = show, budget, partial
         self.workers = workers or processors()
@@ -169,12 +177,13 @@ class CodeVerifier:
         if "tests" not in columns:
             raise ValueError("columns: the code verifier reads the column 'tests', and the data has none")
         functions = columns.get("function") or [""] * len(completions)
+        tests = [_tests(given, row) for row, given in enumerate(columns["tests"])]
         with ThreadPoolExecutor(self.workers) as pool:
-            return list(pool.map(self._judge, map(answer_text, completions), columns["tests"], functions))
+            return list(pool.map(self._judge, map(answer_text, completions), tests, functions))
 
-    def _judge(self, text: str, tests_json: str, function: str) -> Verdict:
-        source, problem = read_code(text)
-        tests = _parsed(tests_json)
+    def _judge(self, text: str, tests: list[dict[str, str]], function: str | None) -> Verdict:
+        function = function or ""
+        source, problem = read_code(text, function)
         if source is None:
             wanted = "put the whole program in one ```python block"
             return Verdict(0.0, f"No program could be read: {problem}; {wanted}.", kind="format", info=_info(0, tests))
@@ -199,7 +208,7 @@ class CodeVerifier:
 
     def _run(self, source: str, given: str, function: str) -> tuple[SandboxResult, str | None]:
         """What became of one test, and the JSON of the function's value if there is one."""
-        mark = secrets.token_hex(8) + ":"
+        mark = secrets.token_hex(8) + (":" if function else _LAST_WORD)
         driver = _RUN_FUNCTION if function else _RUN_PROGRAM
         program = _DRIVER + driver.format(source=source, granted=_GRANTED, name=function, mark=mark)
         result = run_python(
@@ -217,37 +226,62 @@ class CodeVerifier:
             what = _LIMITS[result.status].format(self.timeout_s, self.memory_mb, OUTPUT_BYTES >> 20)
             return _Failure(what, (given,))
         if result.status == "error":
-            error = result.stderr.strip("\n") or f"exit code {result.returncode}"
+            error, _, last_word = result.stderr.rstrip("\n").rpartition("\n")
+            if not function and last_word.endswith(_LAST_WORD) and self._same(test, result.stdout):
+                return None
+            error = error if last_word.endswith(_LAST_WORD) else result.stderr
+            error = error.strip("\n") or f"exit code {result.returncode}"
             return _Failure("raised an error", (given, ("Error", error)))
         if function and value is None:
             return _Failure("ended before its function returned", (given,))
         if function:
             assert value is not None
-            same = _same_value(test["output"], value)
+            same = same_value(test["output"], value, self.float_tolerance)
             return None if same else _Failure("returned a wrong value", (given, expected, ("Returned", value)))
-        if same_output(test["output"], result.stdout):
+        if self._same(test, result.stdout):
             return None
-        return _Failure("printed a wrong output", (given, expected, ("Printed", result.stdout)))
+        where = first_difference(test["output"], result.stdout, self.float_tolerance)
+        first = (("First difference", where),) if where else ()
+        return _Failure("printed a wrong output", (given, expected, ("Printed", result.stdout), *first))
+
+    def _same(self, test: dict[str, str], printed: str) -> bool:
+        return same_output(test["output"], printed, self.float_tolerance)
 
     def _feedback(self, failures: Sequence[tuple[int, _Failure]], n_tests: int) -> str:
         errors = [dict(failure.shown).get("Error") for _, failure in failures]
         new = [pair for i, pair in enumerate(failures) if errors[i] is None or errors[i] not in errors[:i]]
-        room = self.budget // len(new) - 80
+        new = new[: max(1, self.budget // _LEAST_SHOWN)]
         parts = []
         for number, failure in new:
             said = [f"Test {number} of {n_tests}: the program {failure.what}."]
-            for label, text in failure.shown:
-                limit = max(room // len(failure.shown) - len(label), 40)
-                said.append(f"{label}:\n" + _cut(text.strip("\n"), limit))
+            room = self.budget // len(new) - len(said[0]) - 2
+            for i, (label, text) in enumerate(failure.shown):  # what is short leaves its room to what follows
+                limit = room // (len(failure.shown) - i) - len(label) - 3
+                said.append(f"{label}:\n" + _cut(text.strip("\n") or "(nothing)", limit))
+                room -= len(said[-1]) + 1
             parts.append("\n".join(said))
         return "\n\n".join(parts)
 
 
+def _tests(given: Any, row: int) -> list[dict[str, str]]:
+    try:
+        return _parsed(given if isinstance(given, str) else json.dumps(given))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"tests: row {row} of the batch {error}") from None
+
+
 @lru_cache(maxsize=256)
 def _parsed(tests_json: str) -> list[dict[str, str]]:
-    tests: list[dict[str, str]] = json.loads(tests_json)
+    try:
+        tests = json.loads(tests_json)
+    except ValueError as error:
+        raise ValueError(f"is not valid JSON: {error}") from None
+    if not isinstance(tests, list) or not all(
+        isinstance(t, dict) and isinstance(t.get("input"), str) and isinstance(t.get("output"), str) for t in tests
+    ):
+        raise ValueError("must be a list of tests, each with the texts 'input' and 'output'")
     if not tests:
-        raise ValueError("tests: a row has none, so that any program would pass")
+        raise ValueError("has none, so that any program would pass")
     return tests
 
 
@@ -256,19 +290,13 @@ def _info(passed: int, tests: Sequence[Any], failed: str = "") -> dict[str, Any]
 
 
 def _call(function: str, given: str) -> str:
-    return f"{function}({', '.join(given.strip().splitlines())})"
-
-
-def _same_value(expected: str, got: str) -> bool:
-    try:
-        return bool(json.loads(got) == json.loads(expected))
-    except ValueError:
-        return False
+    return f"{function}({', '.join(line.strip() for line in given.split(chr(10)) if line.strip())})"
 
 
 def _cut(text: str, limit: int) -> str:
     """The text without its middle if it is longer than ``limit`` characters; the end keeps more: it holds the error."""
     if len(text) <= limit:
         return text
-    head, tail = limit * 2 // 5, limit * 3 // 5
+    limit -= len("\n[... 10000000 characters ...]\n")
+    head, tail = max(limit * 2 // 5, 0), max(limit * 3 // 5, 1)
     return f"{text[:head]}\n[... {len(text) - head - tail} characters ...]\n{text[-tail:]}"

@@ -10,7 +10,6 @@ import difflib
 import functools
 import importlib
 import importlib.util
-import inspect
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ from errata.records import Verdict
 __all__ = [
     "answer_text",
     "as_verdicts",
-    "combine",
+    "combine_verdicts",
     "completion_text",
     "load_function",
     "load_verifier",
@@ -118,60 +117,29 @@ def _as_verdict(value: Any, where: str) -> Verdict:
     return replace(verdict, score=float(score))
 
 
-def combine(verifiers: Sequence[Verifier], weights: Sequence[float] | None = None) -> Verifier:
-    """One verifier of several: the weighted sum of their scores, their feedback joined, each one's score in ``info``.
+def combine_verdicts(verdicts: Sequence[Verdict], weights: Sequence[float]) -> Verdict:
+    """One verdict of several on the same rollout: the weighted sum of the scores given, and all feedback, a line each.
 
-    As in TRL a ``None`` is left out of the sum, and the sum of only ``None`` is ``None``. But if a verifier *failed*
-    (``kind="error"``), the rollout is not judged, because an incomplete sum cannot be compared with the group's other
-    scores. Weights are 1 by default.
+    The rule is TRL's, whose advantages are of the same sums: a score that was not given, whether ``None`` or because the
+    verifier failed, is left out, and without any score the rollout is not judged.
 
-    Raises:
-        ValueError: there is no verifier, or the numbers of verifiers and weights differ.
+    Raises ``ValueError`` where the numbers of verdicts and weights differ.
     """
-    parts = list(verifiers)
-    shares = [1.0] * len(parts) if weights is None else [float(w) for w in weights]
-    if not parts or len(parts) != len(shares):
-        raise ValueError(
-            f"weights: {len(shares)} for {len(parts)} verifiers; give one weight to each of at least one verifier"
-        )
-    names = [verifier_name(p) for p in parts]
-    labels = [name if names.count(name) == 1 else f"{name}.{i}" for i, name in enumerate(names)]
-
-    def merge(returned: Sequence[Any], n: int) -> list[Verdict]:
-        judged = [as_verdicts(values, n=n, name=name) for values, name in zip(returned, labels, strict=True)]
-        return [_merged(row, shares, labels) for row in zip(*judged, strict=True)]
-
-    def combined(*, completions: Sequence[Any], **arguments: Any) -> list[Verdict]:
-        return merge([p(completions=completions, **arguments) for p in parts], len(completions))
-
-    async def combined_async(*, completions: Sequence[Any], **arguments: Any) -> list[Verdict]:
-        returned = [p(completions=completions, **arguments) for p in parts]
-        return merge([await r if inspect.isawaitable(r) else r for r in returned], len(completions))
-
-    chosen: Verifier = combined_async if any(_is_async(p) for p in parts) else combined
-    chosen.__name__ = "+".join(names)
-    chosen.limits_own_time = all(getattr(p, "limits_own_time", False) for p in parts)  # type: ignore[attr-defined]
-    return chosen
-
-
-def _is_async(verifier: Verifier) -> bool:
-    call = getattr(verifier, "func", verifier)
-    return inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(getattr(call, "__call__", None))  # noqa: B004
-
-
-def _merged(verdicts: Sequence[Verdict], weights: Sequence[float], labels: Sequence[str]) -> Verdict:
-    info = {label: {"score": v.score, **v.info} for label, v in zip(labels, verdicts, strict=True)}
+    if len(verdicts) != len(weights):
+        raise ValueError(f"weights: {len(weights)} for {len(verdicts)} verifiers; give one weight to each")
+    if len(verdicts) == 1 and weights[0] == 1.0:
+        return verdicts[0]
+    scores = [w * v.score for v, w in zip(verdicts, weights, strict=True) if v.score is not None]
+    with_text = [v for v in verdicts if v.feedback.strip() and v.kind != "error"]
     errors = [v for v in verdicts if v.kind == "error"]
-    if errors:
-        return Verdict(None, kind="error", info={"error": errors[0].info.get("error", "a verifier failed"), **info})
-    with_text = [v for v in verdicts if v.feedback.strip()]
-    scores = [w * v.score for w, v in zip(weights, verdicts, strict=True) if v.score is not None]
+    if not scores:
+        return errors[0] if errors else Verdict(None)
     return Verdict(
-        math.fsum(scores) if scores else None,
-        feedback="\n\n".join(v.feedback.strip() for v in with_text),
+        math.fsum(scores),
+        feedback="\n".join(v.feedback.strip() for v in with_text),
         kind="+".join(dict.fromkeys(v.kind for v in with_text if v.kind)),
         leaks_answer=any(v.leaks_answer for v in with_text),
-        info=info,
+        info={key: value for v in verdicts for key, value in v.info.items()},
     )
 
 

@@ -71,15 +71,15 @@ def recipe_of(settings: Mapping[str, Any], overrides: Sequence[str] = (), *, whe
         given.pop("method_args", None)  # they are meant for the recipe's own method
     for (outer, inner), value in nested.items():
         given[outer] = {**(given.get(outer) or {}), inner: value}
+    known = {f.name for kind in (ErrataConfig, ModelConfig, GRPOScriptArguments) for f in fields(kind) if f.init}
+    _reject_unknown([*given, *on_gpu], known, f"{where}: ")
+    _reject_unknown([word.split("=")[0].removeprefix("--") for word in flat if word.startswith("--")], known, "--")
+
     if "model" not in given and "model" not in pairs:
         named = pairs.get("model_name_or_path", given.get("model_name_or_path"))
         if named is None:
             raise ValueError("model: missing; name a hub id, a directory or `house`")
         given["model"] = named
-    known = {f.name for kind in (ErrataConfig, ModelConfig, GRPOScriptArguments) for f in fields(kind) if f.init}
-    _reject_unknown([*given, *on_gpu], known, f"{where}: ")
-    _reject_unknown([word.split("=")[0].removeprefix("--") for word in flat if word.startswith("--")], known, "--")
-
     parser = _Parser((ErrataConfig, ModelConfig, GRPOScriptArguments))
     parser.set_defaults_with_config(**given)
     config, model, script = parser.parse_args_into_dataclasses(args=list(flat), look_for_args_file=False)

@@ -55,8 +55,8 @@ def load(name: str, path: str | None, split: str, *, strict: bool = True) -> Dat
 
 
 def verifier(name: str, **args: Any) -> CodeVerifier:
-    """See :class:`~errata.feedback.code.CodeVerifier` for ``args``."""
-    return CodeVerifier(**args)
+    """See :class:`~errata.feedback.code.CodeVerifier` for ``args``; floats are compared exactly, as the benchmark does."""
+    return CodeVerifier(**{"float_tolerance": 0.0, **args})
 
 
 def _of_v6(rows: Iterable[Row | BadRowError]) -> Iterator[Row | BadRowError]:

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -26,8 +25,7 @@ from errata.feedback.critique import Critic
 from errata.methods import Method, TeacherMethod
 from errata.recipe import models
 from errata.recipe.config import ErrataConfig
-from errata.records import Messages, Rollout
-from errata.training.rollouts import Row
+from errata.records import Messages, Rollout, Row
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +123,7 @@ class Critiques:
     ) -> None:
         self._config, self._accelerator, self._write = config, accelerator, write
         self._by_policy = config.critic == "policy"
-        self._model: Any = None
+        self._model: torch.nn.Module | None = None
         self._tokenizer = tokenizer
         if not self._by_policy:
             self._model, self._tokenizer = _other_model(str(config.critic), config, accelerator)

@@ -11,11 +11,13 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from errata.contexts import Renderer
 from errata.evaluation import summary
@@ -23,9 +25,9 @@ from errata.evaluation.sampling import sample
 from errata.experts import Teacher
 from errata.methods import Method
 from errata.recipe.config import ErrataConfig
-from errata.records import Group, Rollout, TeacherContext, Verdict, is_solved
+from errata.records import Group, Prompt, Rollout, Row, State, TeacherContext, Verdict, is_solved
 from errata.training.compat import Sampled
-from errata.training.rollouts import Completion, Row, build_rollouts
+from errata.training.rollouts import Completion, build_rollouts
 
 logger = logging.getLogger(__name__)
 
@@ -36,15 +38,15 @@ WARN_BELOW = 0.8
 class Engine(Protocol):
     """What an evaluation needs of the trainer."""
 
-    model: Any
+    model: nn.Module
     accelerator: Accelerator
-    processing_class: Any
-    tools: Any
+    tokenizer: PreTrainedTokenizerBase
+    tools: Sequence[object] | None
 
     def sample(self, rows: Sequence[Row], *, temperature: float, top_p: float) -> Sampled: ...
 
     def judge(
-        self, rows: Sequence[Row], prompts: list[Any], completions: list[Completion], ids: list[list[int]]
+        self, rows: Sequence[Row], prompts: list[Prompt], completions: list[Completion], ids: list[list[int]]
     ) -> list[Verdict]: ...
 
     def evaluating(self) -> AbstractContextManager[None]: ...
@@ -69,7 +71,7 @@ class Evaluator:
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         self.best_teacher_accuracy = state["best_teacher_accuracy"]
 
-    def __call__(self, engine: Engine, dataset: Iterable[Row]) -> dict[str, Any]:
+    def __call__(self, engine: Engine, dataset: Iterable[Row]) -> State:
         """avg@k, pass@k and the teacher's accuracy. Collective: call on every rank."""
         config, accelerator = self.config, engine.accelerator
         devices = [accelerator.device] if accelerator.device.type == "cuda" else []
@@ -121,7 +123,11 @@ class Evaluator:
         judged_as = [by_id[r.problem_id] for r, _ in contexts]
 
         def verdicts(
-            *, prompts: list[Any], completions: list[Completion], completion_ids: list[list[int]], **columns: Any
+            *,
+            prompts: list[Prompt],
+            completions: list[Completion],
+            completion_ids: list[list[int]],
+            **columns: list[object],
         ) -> list[Verdict]:
             here = [{"prompt": p, **{k: v[i] for k, v in columns.items()}} for i, p in enumerate(prompts)]
             return engine.judge(here, prompts, completions, completion_ids)
@@ -130,7 +136,7 @@ class Evaluator:
         with self.teacher.generating(student) as teacher:
             answers = sample(
                 engine.accelerator.unwrap_model(teacher),
-                getattr(engine.processing_class, "tokenizer", engine.processing_class),
+                engine.tokenizer,
                 [dict(row) for row in judged_as],
                 verdicts,
                 k=1,
@@ -178,7 +184,7 @@ class Evaluator:
             )
 
 
-def judged_rows(rollouts: Sequence[Rollout], k: int) -> list[dict[str, Any]]:
+def judged_rows(rollouts: Sequence[Rollout], k: int) -> list[State]:
     """A row for each of k rollouts of each problem, as ``errata.evaluation.sample`` writes them, with the turns."""
     return [
         {

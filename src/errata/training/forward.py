@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import functools
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from errata.ops.scores import Head
 from errata.training import compat
 
-HeadFunction = Callable[[Tensor, Head], Any]
+HeadFunction = Callable[[Tensor, Head], object]
+"""(last hidden states (B,L,H), head) -> what the model's forward is to return."""
 
 
-def accept_head_function(model: nn.Module) -> None:
+def accept_head_function(model: PreTrainedModel) -> None:
     """Teach ``model`` (a Hugging Face causal language model, not yet wrapped) the keyword ``with_head``.
 
     Raises ``ValueError`` for a head that ``head_of`` cannot read.
@@ -29,9 +32,11 @@ def accept_head_function(model: nn.Module) -> None:
     original = model.forward
 
     @functools.wraps(type(model).forward)  # `generate` reads the signature
-    def forward(self: Any, *args: Any, with_head: HeadFunction | None = None, **kwargs: Any) -> Any:
+    def forward(self: PreTrainedModel, *args: object, with_head: HeadFunction | None = None, **kwargs: Any) -> object:
         if with_head is None:
             return original(*args, **kwargs)
+        if self in _WITH_POSITIONS:
+            kwargs["position_ids"] = (kwargs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         outputs = self.base_model(*args, use_cache=False, **kwargs)
         head = head_of(self)
         with compat.gathered(head.weight, head.bias):
@@ -40,11 +45,72 @@ def accept_head_function(model: nn.Module) -> None:
     model.forward = types.MethodType(forward, model)
 
 
-def head_of(model: Any) -> Head:
+_WITH_POSITIONS: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Models whose positions must be given under left padding (``check_scores``)."""
+
+
+@torch.no_grad()
+def check_scores(model: PreTrainedModel) -> None:
+    """Compare, on a few tokens, the log-probs that errata computes from hidden states and head with the model's own logits.
+
+    Models that count positions from the first padding token (GPT-2 and its kind) get their positions from then on. Call it
+    after ``accept_head_function``, on a model that is not sharded.
+
+    Raises:
+        ValueError: naming the architecture, where they differ or where the model cannot be run up to its hidden states.
+    """
+    name, training = type(model).__name__, model.training
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    ids = torch.randint(vocabulary, (1, 6), generator=torch.Generator().manual_seed(0)).to(model.device)
+    mask = torch.ones_like(ids)
+    padded = {
+        "input_ids": torch.nn.functional.pad(ids, (3, 0)),
+        "attention_mask": torch.nn.functional.pad(mask, (3, 0)),
+    }
+    model.eval()
+    try:
+        own = model(input_ids=ids, attention_mask=mask).logits[0].float()
+        ours = _logp_of_states(model, {"input_ids": ids, "attention_mask": mask})
+        under_padding = _logp_of_states(model, padded)[3:]
+        # bfloat16 and float16 logits are rounded by up to 1/256 of their size.
+        exact = model.dtype in (torch.float32, torch.float64)
+        tolerance = 1e-3 if exact else 0.02 + float(own.abs().max()) / 64
+        difference = float((ours - own.log_softmax(-1)).abs().max())
+        if not difference <= tolerance:
+            raise ValueError(
+                f"model: {name}'s own log-probs differ from those of its hidden states and output embedding by "
+                f"{difference:.3g} nats: it changes its logits in a way that errata does not know; use another model"
+            )
+        if not float((under_padding - ours).abs().max()) <= 10 * tolerance:
+            _WITH_POSITIONS.add(model)
+            difference = float((_logp_of_states(model, padded)[3:] - ours).abs().max())
+            if not difference <= 10 * tolerance:
+                raise ValueError(
+                    f"model: {name}'s log-probs change by {difference:.3g} nats under left padding, and positions do not "
+                    "mend it; use another model"
+                )
+    except (TypeError, AttributeError, RuntimeError, IndexError, KeyError) as error:
+        raise ValueError(
+            f"model: {name} cannot be run up to its last hidden states: {' '.join(str(error).split())[:200]}; "
+            "errata needs a decoder with an output embedding; use another model"
+        ) from error
+    finally:
+        model.train(training)
+
+
+def _logp_of_states(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+    """(L,V) log-probs by the model's hidden states and head."""
+    logits: Tensor = model(**inputs, with_head=lambda hidden, head: head.logits(hidden[0]))
+    return logits.log_softmax(-1)
+
+
+def head_of(model: PreTrainedModel) -> Head:
     """The output embedding of a causal language model with its family's logit scaling and soft-capping.
 
-    Gemma caps (``final_logit_softcapping``); Cohere and others multiply (``logit_scale``, ``lm_head_multiplier``,
-    ``output_multiplier``); Granite and MiniCPM divide (``logits_scaling``), HyperCLOVA X multiplies by the same name.
+    Gemma caps (``final_logit_softcapping``), so do RecurrentGemma (``logits_soft_cap``) and xLSTM
+    (``output_logit_soft_cap``). Cohere and others multiply (``logit_scale``, ``lm_head_multiplier``, ``output_multiplier``).
+    Granite and MiniCPM divide (``logits_scaling``); HyperCLOVA X multiplies by the same name.
+
     Raises ``ValueError`` where an adapter sits on it: the scores are computed from its weight alone.
     """
     config = model.config.get_text_config()
@@ -62,17 +128,9 @@ def head_of(model: Any) -> Head:
             "lora_target_modules: an adapter on the output embedding would not be seen by the scores, which are computed "
             "from its weight; leave lm_head out (all-linear does), or train it whole (lora_modules_to_save)"
         )
-    return Head(layer.weight, layer.bias, scale=scale, softcap=getattr(config, "final_logit_softcapping", None))
-
-
-def completion_inputs(
-    prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor
-) -> dict[str, Any]:
-    """Model inputs of left-padded prompts (B,P) followed by right-padded completions (B,T)."""
-    return {
-        "input_ids": torch.cat([prompt_ids, completion_ids], dim=1),
-        "attention_mask": torch.cat([prompt_mask, completion_mask], dim=1),
-    }
+    caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    softcap = next((value for name in caps if (value := getattr(config, name, None)) is not None), None)
+    return Head(layer.weight, layer.bias, scale=scale, softcap=softcap)
 
 
 def at_completion(hidden: Tensor, length: int) -> Tensor:

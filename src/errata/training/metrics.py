@@ -13,7 +13,7 @@ from errata.contexts import Rendered
 from errata.feedback.leaks import mentions_feedback
 from errata.methods import Method, TeacherMethod
 from errata.ops.scores import TokenScores
-from errata.records import Group, Messages, Rollout, TeacherContext
+from errata.records import Group, Prompt, Rollout, TeacherContext
 from errata.training.batch import GenerationBatch
 
 
@@ -84,7 +84,7 @@ def score_metrics(
 
 def _mentions(rollout: Rollout) -> bool:
     """Whether a completion speaks of feedback that its policy never saw, neither in its prompt nor from a tool."""
-    prompt: Messages | str = rollout.prompt
+    prompt: Prompt = rollout.prompt
     seen = [dict(m) for m in rollout.turns if m.get("role") == "tool"]
     if seen:
         prompt = [*([{"content": prompt}] if isinstance(prompt, str) else prompt), *seen]

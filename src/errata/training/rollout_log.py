@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from errata.ops.scores import TokenScores
-from errata.records import Rollout
+from errata.records import Rollout, Row, State
 from errata.training.batch import GenerationBatch
 
 Likeliest = Callable[[int], tuple[Tensor, Tensor]]
 """A row of the micro-batch -> the teacher's likeliest tokens (T,n) and their probabilities."""
-WriteRow = Callable[[str, dict[str, Any]], None]
+WriteRow = Callable[[str, Row], None]
 """Keeps a row in the run directory's file of this stem (``rollouts``, ``eval``)."""
 
 
@@ -56,7 +55,7 @@ class RolloutLog:
             length = int(batch.tokens.completion_mask[row].sum())
             ids = batch.tokens.completion_ids[row, :length].tolist()
             solved = [r.solved(self._threshold) for r in groups[rollout.problem_id]]
-            record: dict[str, Any] = {
+            record: State = {
                 "step": step,
                 "problem_id": rollout.problem_id,
                 "prompt": rollout.prompt,

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
+from accelerate.utils import gather_object
 from torch import nn
 
 from errata.contexts import has_tools, transcript
-from errata.feedback import judge
-from errata.records import Messages, Rollout, Verdict
+from errata.feedback import combine_verdicts, judge
+from errata.records import Prompt, Rollout, Row, Verdict
 
-Completion = str | list[dict[str, Any]]
-Row = Mapping[str, Any]
+logger = logging.getLogger(__name__)
+
+Completion = Prompt
+"""A text, or the messages of one or several turns."""
+Verifier = Callable[..., object] | nn.Module | str
+"""A function, or a reward model that TRL loads and runs."""
 
 
 class Recorder:
@@ -22,21 +27,21 @@ class Recorder:
     A rollout that could not be judged gets ``None``, which TRL leaves out of its group's mean.
     """
 
-    def __init__(self, verifier: Callable[..., Any], *, timeout_s: float) -> None:
+    def __init__(self, verifier: Callable[..., object], *, timeout_s: float) -> None:
         """``timeout_s``: seconds that a batch may take."""
         self.verifier, self.timeout_s = verifier, timeout_s
         self.__name__ = getattr(verifier, "__name__", type(verifier).__name__)
         self.verdicts: list[Verdict] = []
-        self.prompts: list[Messages | str] = []
+        self.prompts: list[Prompt] = []
         self.completions: list[Completion] = []
 
     def __call__(
         self,
         *,
-        prompts: list[Messages | str],
+        prompts: list[Prompt],
         completions: list[Completion],
         completion_ids: list[list[int]] | None = None,
-        **columns: Any,
+        **columns: object,
     ) -> list[float | None]:
         self.verdicts = judge(
             self.verifier,
@@ -53,20 +58,54 @@ class Recorder:
 class Judges:
     """All verifiers of a run with their weights. Reward models (``nn.Module``) are run by TRL and join in by their scores."""
 
-    def __init__(self, verifiers: Sequence[Any], *, timeout_s: float) -> None:
+    def __init__(self, verifiers: Sequence[Verifier], *, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self.functions: list[Recorder | nn.Module | Any] = []
+        self._has_judged: set[int] = set()
+        self.functions: list[Verifier] = []
         for verifier in verifiers:
             self.add(verifier)
 
-    def add(self, verifier: Any) -> None:
+    def add(self, verifier: Verifier) -> None:
         """One more verifier; a reward model's name or module is left as it is, for TRL to run."""
-        runs_here = callable(verifier) and not isinstance(verifier, nn.Module)
-        self.functions.append(Recorder(verifier, timeout_s=self._timeout_s) if runs_here else verifier)
+        if isinstance(verifier, nn.Module | str):
+            self.functions.append(verifier)
+        else:
+            self.functions.append(Recorder(verifier, timeout_s=self._timeout_s))
 
     @property
     def recorders(self) -> list[Recorder]:
         return [f for f in self.functions if isinstance(f, Recorder)]
+
+    def check(self, problem_ids: Sequence[str]) -> None:
+        """Look for verifiers that fail on the last batch. Collective: call on every rank.
+
+        One that fails on at least half of the rollouts of all processes is a warning.
+
+        Args:
+            problem_ids: of this process's rollouts.
+        Raises:
+            ValueError: naming the verifier, the row and the exception, where a verifier fails on every rollout and has never
+                judged one in this process: a missing column or import, which will not mend itself.
+        """
+        local = []
+        for recorder in self.recorders:
+            failed = [i for i, v in enumerate(recorder.verdicts) if v.kind == "error"]
+            first = f"row {problem_ids[failed[0]]!r}: {_error(recorder.verdicts[failed[0]])}" if failed else ""
+            local.append((len(failed), len(recorder.verdicts), first))
+        for n, parts in enumerate(zip(*gather_object([local]), strict=True)):
+            failed_all, total = sum(p[0] for p in parts), sum(p[1] for p in parts)
+            first = next((p[2] for p in parts if p[2]), "")
+            if failed_all < total:
+                self._has_judged.add(n)
+            elif n not in self._has_judged:
+                raise ValueError(
+                    f"verifier: {self.recorders[n].__name__} failed on all {total} rollouts; the first: {first}; "
+                    "mend the verifier or the data's columns"
+                )
+            if failed_all * 2 >= total:
+                logger.warning(
+                    "%s failed on %d of %d rollouts; %s", self.recorders[n].__name__, failed_all, total, first
+                )
 
     def verdicts(self, scores: Sequence[Sequence[float]], weights: Sequence[float]) -> list[Verdict]:
         """The combined verdicts of the last batch.
@@ -77,36 +116,16 @@ class Judges:
         """
         each = [f.verdicts if isinstance(f, Recorder) else None for f in self.functions]
         return [
-            combined([_from_score(scores[i][n]) if told is None else told[i] for n, told in enumerate(each)], weights)
+            combine_verdicts(
+                [_from_score(scores[i][n]) if told is None else told[i] for n, told in enumerate(each)], weights
+            )
             for i in range(len(scores))
         ]
 
 
-def combined(verdicts: Sequence[Verdict], weights: Sequence[float]) -> Verdict:
-    """One verdict of several on the same rollout: the weighted sum of the scores given, as in TRL, and all feedback.
-
-    Scores that a verifier did not give are left out; without any there is no score. Raises ``ValueError`` where the
-    numbers of verdicts and weights differ.
-    """
-    if len(verdicts) == 1 and len(weights) == 1 and weights[0] == 1.0:
-        return verdicts[0]
-    scores = [w * v.score for v, w in zip(verdicts, weights, strict=True) if v.score is not None]
-    told = [v for v in verdicts if v.feedback.strip() and v.kind != "error"]
-    errors = [v for v in verdicts if v.kind == "error"]
-    if not scores:
-        return errors[0] if errors else Verdict(None)
-    return Verdict(
-        math.fsum(scores),
-        feedback="\n".join(v.feedback.strip() for v in told),
-        kind="+".join(dict.fromkeys(v.kind for v in told if v.kind)),
-        leaks_answer=any(v.leaks_answer for v in told),
-        info={key: value for v in verdicts for key, value in v.info.items()},
-    )
-
-
 def build_rollouts(
     rows: Sequence[Row],
-    prompts: Sequence[Messages | str],
+    prompts: Sequence[Prompt],
     completions: Sequence[Completion],
     verdicts: Sequence[Verdict],
     lengths: Sequence[int],
@@ -123,7 +142,7 @@ def build_rollouts(
         indices: each rollout's position among those of all processes.
     """
     # Rollouts of one problem share one row, so that the row is sent once when rollouts are gathered.
-    columns: dict[str, Mapping[str, Any]] = {}
+    columns: dict[str, Row] = {}
     rollouts = []
     for row, prompt, completion, verdict, length, index in zip(
         rows, prompts, completions, verdicts, lengths, indices, strict=True
@@ -147,6 +166,10 @@ def build_rollouts(
             )
         )
     return rollouts
+
+
+def _error(verdict: Verdict) -> str:
+    return " ".join(str(verdict.info.get("error") or verdict.feedback or "no score").split())
 
 
 def _from_score(score: float) -> Verdict:

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -20,13 +20,13 @@ from errata.experts import Access, Answer, Query, SelfTeacher, Teacher
 from errata.experts.access import sample_states, sparse_distribution
 from errata.experts.queries import pad_answers
 from errata.ops.scores import Head
-from errata.records import Messages, TeacherContext
+from errata.records import Prompt, State, TeacherContext
 from errata.training.batch import SparseValues, TeacherOutputs, TokenBatch
 from errata.training.forward import head_of
 from errata.training.scoring import WHOLE_KL, Reader, Scorer
 from errata.training.teacher_forward import hidden_at_completions, teacher_sequences
 
-Encode = Callable[[list[Messages | str]], list[list[int]]]
+Encode = Callable[[list[Prompt]], list[list[int]]]
 """Prompts -> token ids as the policy sees them, chat template and generation prompt included."""
 Metrics = dict[str, float]
 
@@ -43,9 +43,9 @@ class Expert(Protocol):
 class StatefulExpert(Expert, Protocol):
     """An expert whose state belongs in every checkpoint."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> State: ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: State) -> None: ...
 
 
 @dataclass(frozen=True)

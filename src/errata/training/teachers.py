@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
@@ -11,10 +10,11 @@ from torch import nn
 from errata.experts import SelfTeacher, Teacher
 from errata.methods import TeacherMethod
 from errata.recipe.config import ErrataConfig
+from errata.training.teacher_pass import Expert
 
 Prepare = Callable[[nn.Module], nn.Module]
 """Prepares a separate model for the run's parallelism."""
-MakeTeacher = Callable[[Prepare], Any]
+MakeTeacher = Callable[[Prepare], Teacher | Expert]
 """Returns a ``Teacher``, or an ``Expert`` that answers queries."""
 
 

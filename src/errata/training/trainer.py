@@ -9,31 +9,32 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
+from datasets import Dataset
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from errata.contexts import Rendered, Renderer
 from errata.experts import Access, Teacher
 from errata.methods import Method, TeacherMethod
 from errata.ops.scores import Head, TokenScores
 from errata.recipe.config import ErrataConfig
-from errata.records import Group, Messages, Rollout, TeacherContext, Verdict, groups_of
+from errata.records import Group, Messages, Prompt, Rollout, Row, TeacherContext, Verdict, groups_of
 from errata.training import compat
 from errata.training.batch import GenerationBatch, LocalSignals, TeacherOutputs, TokenBatch
 from errata.training.comments import comments_of
 from errata.training.evaluation import Evaluator
-from errata.training.forward import accept_head_function, at_completion
+from errata.training.forward import accept_head_function, at_completion, check_scores
 from errata.training.loss import Averaging, LossSettings, two_stream_loss
 from errata.training.metrics import batch_metrics, prompt_metrics, score_metrics
 from errata.training.replay import PastBatch, Replay
 from errata.training.rollout_log import RolloutLog, WriteRow
-from errata.training.rollouts import Completion, Judges, Row, build_rollouts
+from errata.training.rollouts import Completion, Judges, Verifier, build_rollouts
 from errata.training.scoring import Scorer
 from errata.training.signals import decide
 from errata.training.teacher_pass import Expert, Place, StatefulExpert, TeacherPass
@@ -63,13 +64,13 @@ class ErrataTrainer(compat.TRLHooks):
 
     def __init__(
         self,
-        model: Any,
-        verifiers: Sequence[Any],
+        model: PreTrainedModel | str,
+        verifiers: Sequence[Verifier],
         args: ErrataConfig,
         *,
         method: Method,
-        train_dataset: Any,
-        eval_dataset: Any = None,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
         run: WriteRow = lambda stem, row: None,
         expert: MakeTeacher | None = None,
         access: Access | None = None,
@@ -102,7 +103,10 @@ class ErrataTrainer(compat.TRLHooks):
             self.reward_funcs[i] = self._judges.functions[i]
         if method.uses_teacher and self.aux_loss_enabled:
             raise ValueError("router_aux_loss_coef: not added to a distillation loss; set it to 0 or use method: grpo")
-        accept_head_function(self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model)
+        policy = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        accept_head_function(policy)
+        if not self.sharded:
+            check_scores(policy)
         made = self._make_teacher(expert)
         self.teacher = made if isinstance(made, Teacher) else None
         self.expert: Expert | None = None if isinstance(made, Teacher) else made
@@ -154,8 +158,7 @@ class ErrataTrainer(compat.TRLHooks):
             return prepared
 
         if expert is not None:
-            made: Teacher | Expert = expert(prepare)
-            return made
+            return expert(prepare)
         per_generation = self.args.steps_per_generation * self.num_iterations
         return self_teacher(self.model, self.args, self.method, prepare, per_generation, self.sharded)
 
@@ -183,9 +186,10 @@ class ErrataTrainer(compat.TRLHooks):
         """Whether the one micro-batch is the whole generation batch, used once: then its own forward can be scored."""
         return bool(self.args.steps_per_generation == 1 and self.num_iterations == 1)
 
-    def on_rollouts(self, rows: list[dict[str, Any]], tokens: TokenBatch) -> GenerationBatch:
+    def on_rollouts(self, rows: Sequence[Row], tokens: TokenBatch) -> GenerationBatch:
         """From sampled and judged completions to the batch that the losses of its micro-batches take."""
         first, step = self.accelerator.process_index * len(rows), self.state.global_step
+        self._judges.check([str(row["problem_id"]) for row in rows])
         local = self._build(rows, tokens, first)
         local, metrics = self._comments(local, rows, step)
         self.log_metrics_of_step(metrics)
@@ -226,10 +230,11 @@ class ErrataTrainer(compat.TRLHooks):
         return build_rollouts(rows, prompts, completions, verdicts, lengths, range(first, first + len(rows)))
 
     def judge(
-        self, rows: Sequence[Row], prompts: list[Any], completions: list[Completion], ids: list[list[int]]
+        self, rows: Sequence[Row], prompts: list[Prompt], completions: list[Completion], ids: list[list[int]]
     ) -> list[Verdict]:
         """Verdicts as in training. Collective: call on every rank, with equally many rows."""
         scores = self.judged_scores(rows, prompts, completions, ids)
+        self._judges.check([str(row["problem_id"]) for row in rows])
         return self._judges.verdicts(scores, [float(w) for w in self.reward_weights])
 
     def _with_entropy(self, rollouts: Sequence[Rollout], tokens: TokenBatch) -> list[Rollout]:
@@ -264,7 +269,7 @@ class ErrataTrainer(compat.TRLHooks):
 
     # -- one micro-batch ------------------------------------------------------------------------------------------
 
-    def batch_loss(self, model: nn.Module, rows: Tensor, trl_loss: Any) -> Tensor:
+    def batch_loss(self, model: nn.Module, rows: Tensor, trl_loss: Callable[[], Tensor]) -> Tensor:
         """The two-stream loss of one micro-batch; TRL's own where its options ask for more than the clipped surrogate."""
         if self._own_trl_loss or self.aux_loss_enabled:
             loss: Tensor = trl_loss()
@@ -379,7 +384,7 @@ class ErrataTrainer(compat.TRLHooks):
     # -- evaluation and state -------------------------------------------------------------------------------------
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+        self, eval_dataset: Dataset | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """avg@k and pass@k on the held-out rows, and the teacher's own accuracy in its contexts."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -433,12 +438,14 @@ class _UpdateTeacher(TrainerCallback):  # type: ignore[misc]
         self._trainer = trainer
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         if self._trainer.evaluation_due:  # a signal ended it before the run was resumed
             self._trainer.evaluate()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         trainer = self._trainer
         if trainer.teacher is not None:
             trainer.teacher.update()

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from errata.feedback import combine, judge
+from errata.feedback import judge
 from errata.records import Verdict
 
 
@@ -138,7 +138,6 @@ def test_coroutines_are_awaited_on_one_loop():
     for _ in range(2):
         assert call(slow, ["a", "b"]) == [Verdict(1.0, "fine")] * 2
     assert loops[0] is loops[1]
-    assert call(combine([slow, slow], [1.0, 2.0]), ["a"])[0].score == 3.0
 
 
 @pytest.mark.parametrize("blocking", [False, True])
@@ -201,12 +200,6 @@ def test_a_verifier_that_limits_its_own_time_has_no_other_limit():
     assert call(slow, ["a"], timeout_s=0.1)[0].score is None
     slow.limits_own_time = True
     assert call(slow, ["a"], timeout_s=0.1) == [Verdict(1.0)]
-    assert call(combine([slow, slow]), ["a"], timeout_s=0.1)[0].score == 2.0
-
-    def other(completions, **_):
-        return [0.0] * len(completions)
-
-    assert call(combine([slow, other]), ["a"], timeout_s=0.1)[0].score is None
 
 
 def test_logged_columns_stay_complete_when_a_rollout_is_lost():
