@@ -11,9 +11,8 @@ import platform
 import time
 from pathlib import Path
 
-from errata.feedback.sandbox.worker import processors
-
 from errata.feedback.math import MathVerifier
+from errata.feedback.sandbox.worker import processors
 
 CASES = Path(__file__).parents[1] / "tests" / "feedback" / "cases"
 
