@@ -162,7 +162,7 @@ def test_a_bomb_is_answered_soon_and_no_process_dies(verifier, bomb):
     for answer, tried in [("7", bomb), (bomb, "7"), (bomb, bomb + "+1")]:
         (verdict,) = verifier(completions=[f"\\boxed{{{tried}}}"], answer=[answer])
         assert verdict.score == 0.0, verdict
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 40  # and on an idle machine below 1
     assert process._process is before
 
 

@@ -46,7 +46,7 @@ def cosines(length, seed, **settings):
     mask = torch.ones(sequences.shape).bool()
     detached = TokenScores(logp.detach(), logp.detach(), entropy, entropy, cross_entropy.detach())
     batch = make_batch(mask, detached)
-    signals = methods.get("distil", baseline="none", cost="ce", **settings).signals(batch)
+    signals = methods.get("distil-exact", baseline="none", cost="ce", **settings).signals(batch)
     per_token = -signals.rl_weight * signals.advantage * logp + signals.sd_weight * cross_entropy
     found = torch.autograd.grad((probability.detach() * per_token.sum(1)).sum(), student.tables)
     a, b = torch.cat([g.flatten() for g in true]), torch.cat([g.flatten() for g in found])
@@ -79,7 +79,7 @@ def test_kl_cost_is_exact_for_its_own_objective():
     mask = torch.ones(27, 3).bool()
     scores = TokenScores(logp.detach(), logp.detach(), entropy, entropy, kl.detach() + entropy)
     batch = make_batch(mask, scores)
-    signals = methods.get("distil", baseline="none").signals(batch)
+    signals = methods.get("distil-exact", baseline="none").signals(batch)
     per_token = -signals.rl_weight * signals.advantage * logp + signals.sd_weight * kl
     found = torch.autograd.grad((probability.detach() * per_token.sum(1)).sum(), student.tables)
     for a, b in zip(true, found, strict=True):

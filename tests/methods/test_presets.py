@@ -43,12 +43,24 @@ PUBLISHED = {
     },
     # section 5: "JS ... proportional to exp(-beta H_T), beta=1 ... One shared denominator"
     "srpo": {"divergence": "js", "alpha": 0.5, "entropy_beta": 1.0, "denominators": "shared"},
-    # section 4, ours: unbiased and centred
+    # docs/length.md: length-neutral, about 50 tokens ahead
     "distil": {
+        "credit": "sum",
+        "cost": "kl",
+        "baseline": "per_token",
+        "discount": 0.98,
+        "credit_limit": 0.5,
+        "future_weight": 1.0,
+        "support": "full",
+        "divergence": "forward_ce",
+    },
+    # section 4, the exact gradient: unbiased and centred
+    "distil-exact": {
         "credit": "sum",
         "cost": "kl",
         "baseline": "leave_one_out",
         "discount": 1.0,
+        "credit_limit": None,
         "support": "full",
         "divergence": "forward_ce",
     },
@@ -56,6 +68,8 @@ PUBLISHED = {
     "distil-science": {
         "credit": "mean",
         "cost": "ce",
+        "discount": 1.0,
+        "credit_limit": None,
         "baseline": "none",
         "support": "student_topk",
         "top_k": 100,
@@ -69,6 +83,8 @@ PUBLISHED = {
     "distil-code": {
         "credit": "mean",
         "cost": "ce",
+        "discount": 1.0,
+        "credit_limit": None,
         "baseline": "none",
         "top_k": 20,
         "teacher_rate": 0.01,
@@ -78,6 +94,8 @@ PUBLISHED = {
     "distil-math": {
         "credit": "reweight",
         "cost": "ce",
+        "discount": 1.0,
+        "credit_limit": None,
         "baseline": "none",
         "support": "teacher_topk",
         "top_k": 100,

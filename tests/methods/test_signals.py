@@ -81,31 +81,89 @@ def test_distil_local_term_alone():
     assert rows(signals.rl_weight) == [[0, 0, 0]] * 4
 
 
+def test_distil_charges_what_exceeds_the_others_at_the_same_position():
+    """KL 1, 2, 4 | 1, 1 and 3, 0, 0 | 5. Rollout 0's second token costs 1 more than rollout 1's; its third has no match."""
+    signals = methods.get("distil").signals(distil_batch())
+    assert rows(-signals.advantage) == [[1, 0, 0], [-1, 0, 0], [0, 0, 0], [0, 0, 0]]
+    assert rows(signals.rl_weight) == [[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 0, 0]]
+
+
+def test_distil_looks_fifty_tokens_ahead():
+    """Four rollouts of one problem: the first one's last of three tokens costs 4 more than the others'. γ = .98."""
+    zero, kl = torch.zeros(4, 3), torch.zeros(4, 3)
+    kl[0, 2] = 4
+    everyone = torch.ones(4).bool()
+    changes = {"mask": torch.ones(4, 3).bool(), "group": torch.zeros(4, dtype=torch.long), "has_teacher": everyone}
+    costly = batch(scores=TokenScores(zero, zero, zero, zero, kl), **changes)
+    signals = methods.get("distil", credit_limit=None).signals(costly)
+    assert rows(-signals.advantage)[0] == [3.92, 4, 0]
+    assert rows(-signals.advantage)[1] == [-1.30667, -1.33333, 0]
+
+
+def test_distil_divides_a_large_credit_by_its_size():
+    """Credit 3, -3 on the first of two tokens of two rollouts: root mean square 3/√2; with a limit of .5 they become ±√½."""
+    zero, kl = torch.zeros(2, 2), torch.tensor([[0.0, 4.0], [0.0, 1.0]])
+    two = {
+        "mask": torch.ones(2, 2).bool(),
+        "group": torch.zeros(2, dtype=torch.long),
+        "has_teacher": torch.ones(2).bool(),
+    }
+    costly = batch(scores=TokenScores(zero, zero, zero, zero, kl), **two)
+    assert rows(methods.get("distil", credit_limit=None).signals(costly).advantage) == [[-3, 0], [3, 0]]
+    assert rows(methods.get("distil").signals(costly).advantage) == [[-0.70711, 0], [0.70711, 0]]
+
+
+def test_distil_exact_subtracts_the_others_remaining_sum():
+    signals = methods.get("distil-exact").signals(distil_batch())
+    assert rows(-signals.advantage) == [[5, 4, 0], [-5, -4, 0], [0, 0, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(("cost", "divergence"), [("kl", "forward_kl"), ("ce", "forward_ce")])
+def test_a_top_k_cost_is_taken_on_one_support(cost, divergence):
+    """The teacher's entropy is the whole vocabulary's: on a top-k support it must stay out of the cost."""
+    method = methods.get("distil-exact", cost=cost, support="teacher_topk", top_k=5, baseline="none")
+    assert method.divergence == divergence
+    coarse = torch.tensor([[1.0, 2, 4], [1, 1, 0], [3, 0, 0], [5, 0, 0]])
+    zero, entropy = torch.zeros(4, 3), torch.full((4, 3), 9.0)
+    everyone = torch.ones(4).bool()
+    scores = TokenScores(zero, zero, zero, entropy, coarse)
+    signals = method.signals(batch(scores=scores, has_teacher=everyone))
+    assert rows(-signals.advantage) == [[6, 4, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("discount", 0.0), ("discount", 1.5), ("future_weight", -1.0), ("credit_limit", 0.0)]
+)
+def test_distil_names_a_setting_out_of_range(field, value):
+    with pytest.raises(ValueError, match=field):
+        methods.get("distil", **{field: value})
+
+
 def test_distil_exact_credit_uncentred():
-    signals = methods.get("distil", baseline="none").signals(distil_batch())
+    signals = methods.get("distil-exact", baseline="none").signals(distil_batch())
     # C_t is the sum of KL strictly after t; the advantage is its negative.
     assert rows(-signals.advantage) == [[6, 4, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
     assert rows(signals.per_token["future_credit"]) == [[6, 4, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
 
 
 def test_distil_cost_ce_counts_the_teachers_entropy():
-    signals = methods.get("distil", baseline="none", cost="ce").signals(distil_batch())
+    signals = methods.get("distil-exact", baseline="none", cost="ce").signals(distil_batch())
     assert rows(-signals.advantage) == [[7, 4.5, 0], [1.5, 0, 0], [1, 0.5, 0], [0, 0, 0]]
 
 
 def test_distil_released_mean_divides_by_what_remains():
-    signals = methods.get("distil", credit="mean", cost="ce", baseline="none").signals(distil_batch())
+    signals = methods.get("distil-exact", credit="mean", cost="ce", baseline="none").signals(distil_batch())
     assert rows(-signals.advantage) == [[3.5, 4.5, 0], [1.5, 0, 0], [0.5, 0.5, 0], [0, 0, 0]]
 
 
 def test_distil_reweight_multiplies_the_local_term():
-    signals = methods.get("distil", credit="reweight", cost="ce").signals(distil_batch())
+    signals = methods.get("distil-exact", credit="reweight", cost="ce").signals(distil_batch())
     assert rows(signals.sd_weight) == [[4.5, 5.5, 1], [2.5, 1, 0], [1.5, 1.5, 1], [1, 0, 0]]
     assert rows(signals.rl_weight) == [[0, 0, 0]] * 4
 
 
 def test_distil_discount_and_future_weight():
-    signals = methods.get("distil", baseline="none", discount=0.5, future_weight=0.3).signals(distil_batch())
+    signals = methods.get("distil-exact", baseline="none", discount=0.5, future_weight=0.3).signals(distil_batch())
     assert rows(-signals.advantage)[0] == [4, 4, 0]  # 2 + 4/2, 4
     assert rows(signals.rl_weight)[0] == [0.3, 0.3, 0.3]
 
@@ -117,6 +175,7 @@ def test_distil_leave_one_out_vanishes_for_equal_costs():
     same = TokenScores(zero, zero, zero, zero, ones[[0, 0, 0, 0]])
     equal = batch(mask=torch.ones(4, 3).bool(), scores=same, has_teacher=torch.ones(4).bool())
     assert rows(methods.get("distil").signals(equal).advantage) == [[0, 0, 0]] * 4
+    assert rows(methods.get("distil-exact").signals(equal).advantage) == [[0, 0, 0]] * 4
 
 
 def test_distil_says_which_divergences_it_has():

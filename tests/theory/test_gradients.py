@@ -10,6 +10,7 @@ from errata.ops.credit import center
 from errata.theory.estimators import exact
 from errata.theory.gradients import (
     Estimator,
+    expectation,
     expected_gradient,
     groups,
     loss,
@@ -18,7 +19,15 @@ from errata.theory.gradients import (
     random_world,
     rollout_gradients,
 )
-from errata.theory.tabular import full_tree, gradient, objective, stopping_tree
+from errata.theory.tabular import (
+    disagreement,
+    full_tree,
+    gradient,
+    log_likelihood,
+    neutral_objective,
+    objective,
+    stopping_tree,
+)
 
 TREES = [full_tree(3, 3), stopping_tree(3, 3)]
 
@@ -30,6 +39,46 @@ def test_sum_is_the_exact_gradient_of_its_objective(t, baseline, cost):
     w, z = random_policies(t, seed=3)
     estimate = expected_gradient(w, z, Estimator("sum", cost, baseline))
     torch.testing.assert_close(estimate, exact(w, z, cost), rtol=0, atol=1e-12)
+
+
+def test_at_one_length_costs_may_be_centred_before_the_sum():
+    """``per_token`` is then the exact gradient, and its objective the whole one."""
+    w, z = random_policies(full_tree(3, 3), seed=3)
+    target = exact(w, z, "kl")
+    estimate = expected_gradient(w, z, Estimator(baseline="per_token"))
+    torch.testing.assert_close(estimate, target, rtol=0, atol=1e-12)
+    fixed = gradient(lambda s: neutral_objective(w, s), z)
+    torch.testing.assert_close(fixed, target, rtol=0, atol=1e-12)
+
+
+def test_centred_costs_leave_out_what_comes_of_length():
+    """On rollouts that may stop the estimate goes to the gradient at fixed lengths as groups grow, not to the whole one.
+
+    What is missing is the share of tokens that no other response reaches, (1 - P_i)^(G-1).
+    """
+    w, z = random_policies(stopping_tree(3, 3), seed=3)
+    fixed, whole = gradient(lambda s: neutral_objective(w, s), z), exact(w, z, "kl")
+    local = gradient(lambda s: objective(w, s, "forward_kl", states_from=z), z)
+    p, t = log_likelihood(w.tree, z).exp(), w.tree
+    alive = p @ t.mask.double()
+    mean = p @ (disagreement(w, z, "forward_kl")[0, t.state] * t.mask) / alive
+    assert (whole - fixed).norm() > 0.1 * fixed.norm()
+
+    def missing(size):
+        share = alive * (1 - (1 - alive) ** (size - 1))
+
+        def reached(s):
+            weight = log_likelihood(t, s).exp()
+            excess = (disagreement(w, z, "forward_kl")[0, t.state] - mean) * t.mask
+            return (share / alive) @ (weight @ excess)
+
+        return local + gradient(reached, z)
+
+    for size in (2, 4):
+        rows = groups(w, z, size)
+        estimate = expectation(rows, rollout_gradients(rows, Estimator(baseline="per_token")), z)
+        torch.testing.assert_close(estimate, missing(size), rtol=0, atol=1e-12)
+    assert (missing(50) - fixed).norm() < 1e-4 * fixed.norm()
 
 
 def test_no_credit_is_the_local_term_alone():

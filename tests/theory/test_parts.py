@@ -116,6 +116,14 @@ def test_a_perfect_student_moves_under_ce_only():
     assert mdp.largest_gradient(w, z, "ce") > 0.01
 
 
+def test_an_expert_with_a_secret_shortens_answers_unless_lengths_are_held_fixed():
+    secret = mdp.compute()["secret_bit"]
+    assert secret["exact"]["tokens"] == pytest.approx([5.217, 2.796], abs=1e-3)
+    assert secret["exact"]["J"] == pytest.approx([0.6561, 0.2213], abs=1e-4)
+    assert secret["neutral"]["tokens"] == pytest.approx([5.217, 5.217], abs=1e-3)
+    assert secret["neutral"]["J"] == pytest.approx([0.6561, 0.6561], abs=1e-4)
+
+
 # 4. regret
 
 

@@ -234,8 +234,15 @@ def _sets(gold: Reading, given: Reading) -> bool | None:
     if isinstance(gold, Items) and isinstance(given, Items):
         if gold.name and given.name and not _same_name(gold.name, given.name):
             return False
+        if _counted(gold) != _counted(given):  # without the things that are counted only the order tells them apart
+            return _all(gold.items, given.items)
         return _matched(gold.items, given.items, agree)
     return None
+
+
+def _counted(items: Items) -> bool:
+    """Whether the items count different things: ``3 apples and 2 pears``."""
+    return len({item.unit for item in items.items if isinstance(item, Value)}) > 1
 
 
 def _lists(gold: Reading, given: Reading) -> bool | None:

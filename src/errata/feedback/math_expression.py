@@ -526,7 +526,7 @@ class _Parser:
         term = self._term()
         if not (first.is_Integer and last.is_Integer and -1 <= last - first <= 500):
             raise UnreadableError("a sum without given ends, or a long one, is not computed")
-        if (last - first) * (term.count_ops() + 1) > 3000:
+        if (last - first) * (term.count_ops() + 1) > 1500:
             raise UnreadableError("a long sum is not computed")
         return together(*(term.subs(index, n) for n in range(int(first), int(last) + 1)))
 

@@ -48,7 +48,7 @@ PRESETS: dict[str, Preset] = {
     "sdpo": Preset(SDPO, trainer={"learning_rate": 1e-5}, source="arXiv 2601.20802, exact full vocabulary"),
     "opsd": Preset(OPSD, trainer=_MATH, source="arXiv 2601.18734"),
     "srpo": Preset(SRPO, trainer={"learning_rate": 5e-6}, source="arXiv 2604.02288"),
-    "distil": Preset(DistIL, source="arXiv 2606.05152; unbiased and centred, docs/theory.md"),
+    "distil": Preset(DistIL, source="arXiv 2606.05152; length-neutral credit, docs/length.md"),
     "drift": Preset(DRIFT, source="arXiv 2606.30345; released routing, our documented defaults"),
     "sdpo-science": Preset(
         SDPO,
@@ -74,11 +74,18 @@ PRESETS: dict[str, Preset] = {
         {"learning_rate": 1e-6},
         "arXiv 2601.20802, coding",
     ),
+    "distil-exact": Preset(
+        DistIL,
+        {"baseline": "leave_one_out", "discount": 1.0, "credit_limit": None},
+        source="arXiv 2606.05152, equation of the exact gradient, centred; shortens answers of free length, docs/length.md",
+    ),
     "distil-science": Preset(
         DistIL,
         {
             "credit": "mean",
             "cost": "ce",
+            "discount": 1.0,
+            "credit_limit": None,
             "baseline": "none",
             "support": "student_topk",
             "top_k": 100,
@@ -94,6 +101,8 @@ PRESETS: dict[str, Preset] = {
         {
             "credit": "mean",
             "cost": "ce",
+            "discount": 1.0,
+            "credit_limit": None,
             "baseline": "none",
             "support": "student_topk",
             "top_k": 20,
@@ -109,6 +118,8 @@ PRESETS: dict[str, Preset] = {
         {
             "credit": "reweight",
             "cost": "ce",
+            "discount": 1.0,
+            "credit_limit": None,
             "baseline": "none",
             "support": "teacher_topk",
             "top_k": 100,

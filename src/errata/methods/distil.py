@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from errata.methods.base import Batch, Signals, TeacherMethod, masked_mean, one_of, where, zeros
-from errata.ops.credit import center, future_cost
+from errata.ops.credit import center, excess_cost, future_cost, limit_scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,9 +17,11 @@ class DistIL(TeacherMethod):
     """Minimise E_{y~student} sum_t CE_t (arXiv 2606.05152).
 
     The student chooses the states, so the gradient has two terms: the local one, sum_t grad CE_t, and a policy gradient
-    with A_t = -C_t, where C_t = sum_{i>t} cost_i is the disagreement still to come. ``credit="sum"`` with any baseline is
-    the exact gradient for feedback that does not depend on the rollout (reference, sibling); a rollout's own trace depends
-    on its later tokens, and the sum is then an approximation.
+    with A_t = -C_t, where C_t = sum_{i>t} cost_i is the disagreement still to come. Preset ``distil-exact`` (``baseline:
+    leave_one_out``, ``discount: 1``) is the exact gradient for feedback that does not depend on the rollout (reference,
+    sibling). Part of that gradient rewards short answers, since every token costs what a teacher that saw a solution
+    will always disagree on. The defaults leave that part out, look about 50 tokens ahead and limit the credit's scale:
+    docs/length.md.
     """
 
     idea: ClassVar[str] = "forward cross-entropy to the teacher, plus credit for future disagreement"
@@ -33,10 +35,14 @@ class DistIL(TeacherMethod):
     reweight: CE_t * (1 + mean C_t), as released for mathematics."""
     cost: str = "kl"
     """What is summed into C_t. ce: as released. kl: CE less the teacher's entropy, so that a perfect student is stationary."""
-    discount: float = 1.0
-    """gamma of C_t = sum gamma^(i-t-1) cost_i."""
-    baseline: str = "leave_one_out"
-    """none (as released), position, or leave_one_out: the other rollouts' C at the same position is subtracted."""
+    discount: float = 0.98
+    """gamma in (0, 1] of C_t = sum gamma^(i-t-1) cost_i: credit looks about 1/(1 - gamma) tokens ahead."""
+    baseline: str = "per_token"
+    """per_token: from each cost the other rollouts' cost at that position is subtracted before the sum, so length is neutral.
+    leave_one_out: the other rollouts' C is, after the sum. position: likewise, over the batch. none: as released."""
+    credit_limit: float | None = 0.5
+    """Largest root mean square of a batch's credit; above it all are divided by one number. ``None``: no limit.
+    .5 is the most that GRPO's unscaled advantage of 0/1 rewards can have."""
     future_weight: float = 1.0
     """Multiplies the second term."""
 
@@ -44,11 +50,20 @@ class DistIL(TeacherMethod):
         super().__post_init__()
         one_of("credit", self.credit, ("none", "sum", "mean", "reweight"))
         one_of("cost", self.cost, ("ce", "kl"))
-        one_of("baseline", self.baseline, ("none", "position", "leave_one_out"))
+        one_of("baseline", self.baseline, ("none", "position", "leave_one_out", "per_token"))
+        if not 0 < self.discount <= 1:
+            raise ValueError(f"discount: {self.discount} is not in (0, 1]")
+        if self.credit_limit is not None and self.credit_limit <= 0:
+            raise ValueError(f"credit_limit: {self.credit_limit} is not above 0; null is no limit")
+        if self.future_weight < 0:
+            raise ValueError(f"future_weight: {self.future_weight} is below 0")
         if self.divergence not in ("forward_ce", "forward_kl"):
             raise ValueError(
                 f"divergence: DistIL's is forward_ce or forward_kl, got {self.divergence!r}; see methods sdpo, opsd"
             )
+
+        if self.credit != "none" and self.support != "full":  # the cost and its entropy on one support; gradients agree
+            object.__setattr__(self, "divergence", "forward_kl" if self.cost == "kl" else "forward_ce")
 
     def minimum_access(self) -> tuple[str, str]:
         if self.cost == "kl" and self.credit != "none" and self.support != "student_topk":
@@ -63,9 +78,10 @@ class DistIL(TeacherMethod):
         if self.credit == "none":
             return Signals(advantage=zeros(batch), rl_weight=zeros(batch), sd_weight=weight)
 
+        known = {"forward_ce": "ce", "forward_kl": "kl"}[self.divergence]
+        sign = {("ce", "kl"): -1, ("kl", "ce"): 1}.get((known, self.cost), 0)
         entropy, divergence = (where(weight > 0, x) for x in (batch.scores.teacher_entropy, batch.scores.divergence))
-        cross_entropy = divergence + (entropy if self.divergence == "forward_kl" else 0)
-        cost = (cross_entropy - entropy if self.cost == "kl" else cross_entropy) * weight
+        cost = (divergence + sign * entropy) * weight
         kind = "sum" if self.credit == "sum" else "mean"
         future = future_cost(cost, with_teacher, kind=kind, discount=self.discount)
         metrics = {"future_credit": masked_mean(future, with_teacher), "local_cost": masked_mean(cost, with_teacher)}
@@ -73,7 +89,14 @@ class DistIL(TeacherMethod):
             reweighted = weight * (1 + self.future_weight * future)
             return Signals(zeros(batch), zeros(batch), reweighted, {"future_credit": future}, metrics=metrics)
 
-        credit = center(future, with_teacher, batch.group, baseline=self.baseline)
+        if self.baseline == "per_token":
+            credit = future_cost(
+                excess_cost(cost, with_teacher, batch.group), with_teacher, kind=kind, discount=self.discount
+            )
+        else:
+            credit = center(future, with_teacher, batch.group, baseline=self.baseline)
+        if self.credit_limit is not None:
+            credit = limit_scale(credit, with_teacher, self.credit_limit)
         metrics["future_share"] = _share(self.future_weight * credit.abs(), cost, with_teacher)
         return Signals(
             advantage=-credit,

@@ -98,6 +98,55 @@ def center(cost_to_go: Tensor, mask: Tensor, group: Tensor, *, baseline: str = "
     return masked(spread(centred, column), mask)
 
 
+@torch.no_grad()
+def excess_cost(cost: Tensor, mask: Tensor, group: Tensor) -> Tensor:
+    """Cost of each token less the mean cost of the group's *other* responses at the same position: e_i = c_i - b_i.
+
+    Summed by ``future_cost`` this leaves length out of the credit. With P_i the probability that a response reaches position i
+    and m_i its mean cost there, the objective is sum_i P_i·m_i and its gradient sum_i (m_i·∇P_i + P_i·∇m_i). Subtracting
+    an independent estimate b_i of m_i before the sum takes away the first part, which rewards short answers, and keeps the
+    second. A token that no other response can be compared with costs 0, so the group's excess at every position sums to 0:
+    on average over the group, going on costs exactly what ending costs. Where responses have one length the result is
+    ``center(future_cost(cost))``.
+
+    Args:
+        cost: (B, T), nats per token.
+        mask: (B, T), 1 on tokens whose cost is known.
+        group: (B,) integer ids; responses with one id answer one problem.
+
+    Returns:
+        (B, T) without gradient, 0 at masked positions.
+
+    Raises:
+        ValueError: on differing shapes.
+    """
+    two_dimensional("cost", cost)
+    same_shape("cost", cost, mask=mask)
+    per_rollout("group", group, cost.shape[0])
+    column = positions(mask)
+    value = masked(cost, mask)
+    aligned, alive = compact(value, column), compact(masked(torch.ones_like(value), mask), column)
+    number = group_sum(alive, group) - alive
+    mean = (group_sum(aligned, group) - aligned) / number.clamp(min=1)
+    return masked(spread(torch.where(number > 0, aligned - mean, 0.0), column), mask)
+
+
+@torch.no_grad()
+def limit_scale(credit: Tensor, mask: Tensor, largest: float) -> Tensor:
+    """Credit (B, T) divided by one number, so that its root mean square over ``mask`` (B, T) is at most ``largest``.
+
+    Smaller credit stays as it is. For comparison: GRPO's advantage has .5 at most for 0/1 rewards, and 1 where it is divided
+    by the standard deviation. Raises ``ValueError`` on differing shapes, or a limit that is not above 0.
+    """
+    two_dimensional("credit", credit)
+    same_shape("credit", credit, mask=mask)
+    if not largest > 0:
+        raise ValueError(f"largest: {largest} is not above 0")
+    value = masked(credit, mask)
+    size = (value.square().sum() / mask.sum().clamp(min=1)).sqrt()
+    return value / (size / largest).clamp(min=1)
+
+
 def positions(mask: Tensor) -> Tensor:
     """(B, T) index of each token among its row's valid ones; T, one past the end, where masked."""
     valid = mask.bool()

@@ -50,7 +50,9 @@ def distil_signals(
     Raises:
         ValueError: as the method does, for an unknown setting.
     """
-    method = DistIL(credit=credit, cost=cost, baseline=baseline, discount=discount, divergence="forward_ce")
+    method = DistIL(
+        credit=credit, cost=cost, baseline=baseline, discount=discount, credit_limit=None, divergence="forward_ce"
+    )
     every = torch.ones(len(group), dtype=torch.bool)
     unused = torch.zeros(len(group), dtype=torch.float64)
     scores = TokenScores(

@@ -9,6 +9,7 @@ where the expert is uncertain, and of further tokens. With ``kl`` it does neithe
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from errata.theory.tabular import (
     disagreement,
     gradient,
     log_likelihood,
+    neutral_objective,
     objective,
     stopping_tree,
     tree,
@@ -58,6 +60,14 @@ def essay(length: int = 7, words: int = 4) -> tuple[World, Tensor]:
     t = stopping_tree(3, length)
     expert = t.logits(dict.fromkeys(t.prefixes, (0.1, 0.45, 0.45)))
     return world(t, t.score(lambda y: float(sum(a != 0 for a in y) >= words)), expert), expert.clone()
+
+
+def secret_bit(length: int = 7, needed: int = 4) -> tuple[World, Tensor]:
+    """``essay`` with an expert that says word 1 or word 2 nine times in ten; which one, only it knows. Nothing can be learned."""
+    w, student = essay(length, needed)
+    rows = ((0.1, 0.81, 0.09), (0.1, 0.09, 0.81))
+    expert = torch.stack([w.tree.logits(dict.fromkeys(w.tree.prefixes, row)) for row in rows])
+    return world(w.tree, w.reward[0], expert), student
 
 
 CASES = {"hidden_bit": hidden_bit(), "eight_ways": eight_ways(), "matter_of_taste": matter_of_taste()}
@@ -120,7 +130,16 @@ def compute() -> dict[str, Any]:
             "tokens": [mean_length(w, z), mean_length(w, end)],
             "J": [float(value(w, z)), float(value(w, end))],
         }
+    w, z = secret_bit()
+    secret = {}
+    for name, function in (("exact", objective), ("neutral", neutral_objective)):
+        *_, end = descend(partial(function, w, kind=KIND["kl"]), z, steps=200, rate=0.5)
+        secret[name] = {
+            "tokens": [mean_length(w, z), mean_length(w, end)],
+            "J": [float(value(w, z)), float(value(w, end))],
+        }
     return {
+        "secret_bit": secret,
         "local_gradient": {kind: local_gradient(*CASES["hidden_bit"], kind) for kind in OBJECTIVES},
         "future": {k: {c: future_of_first_token(*case, c) for c in KIND} for k, case in CASES.items()},
         "pull_to_L": {k: {c: pull_to_left(*case, c) for c in KIND} for k, case in CASES.items()},
@@ -130,6 +149,7 @@ def compute() -> dict[str, Any]:
 
 
 def claims(n: dict[str, Any]) -> tuple[Claim, ...]:
+    secret = n["secret_bit"]
     local, future, pull, end, stop = (n[k] for k in ("local_gradient", "future", "pull_to_L", "P_L_end", "stopping"))
 
     def at(case: str, cost: str) -> str:
@@ -189,6 +209,19 @@ def claims(n: dict[str, Any]) -> tuple[Claim, ...]:
                 *stop["ce"]["tokens"], *stop["ce"]["J"]
             ),
             expected=False,
+        ),
+        Claim(
+            "The best student that there can be keeps its length",
+            "missing: an expert without a secret, with `kl` and the exact gradient",
+            secret["exact"]["tokens"][1] > secret["exact"]["tokens"][0] - 0.01,
+            "{:.2f} → {:.2f} tokens, J {:.2f} → {:.2f}".format(*secret["exact"]["tokens"], *secret["exact"]["J"]),
+            expected=False,
+        ),
+        Claim(
+            "The best student that there can be keeps its length",
+            "each cost less the mean cost at its position (`baseline: per_token`), the expert having a secret",
+            abs(secret["neutral"]["tokens"][1] - secret["neutral"]["tokens"][0]) < 0.01,
+            "{:.2f} → {:.2f} tokens, J {:.2f} → {:.2f}".format(*secret["neutral"]["tokens"], *secret["neutral"]["J"]),
         ),
     )
 

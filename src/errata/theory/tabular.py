@@ -150,6 +150,19 @@ def objective(world: World, student: Tensor, kind: str = "forward_ce", states_fr
     return world.feedback @ (per_token.sum(-1) @ weight)
 
 
+def neutral_objective(world: World, student: Tensor, kind: str = "forward_kl") -> Tensor:
+    """Σ_i P_i·m_i with P_i, the probability that a rollout reaches position i, held fixed. Scalar.
+
+    m_i is the mean D at position i of the rollouts that reach it. The gradient is that of ``objective`` without the part
+    that comes of changing lengths; ``ops.credit.excess_cost`` estimates it.
+    """
+    weight = log_likelihood(world.tree, student).exp()
+    per_token = disagreement(world, student, kind)[:, world.tree.state] * world.tree.mask
+    alive = weight @ world.tree.mask.to(weight.dtype)
+    mean = torch.einsum("b,fbt->ft", weight, per_token) / alive
+    return (world.feedback @ mean) @ alive.detach()
+
+
 def gradient(function: Callable[[Tensor], Tensor], student: Tensor) -> Tensor:
     """(S,V) gradient of a scalar function of the student's logits."""
     leaf = student.detach().clone().requires_grad_(True)

@@ -30,6 +30,7 @@ from errata.training.batch import GenerationBatch, LocalSignals, TeacherOutputs,
 from errata.training.comments import comments_of
 from errata.training.evaluation import Evaluator
 from errata.training.forward import accept_head_function, at_completion, check_scores
+from errata.training.length_warning import WarnOfShortAnswers
 from errata.training.loss import Averaging, LossSettings, two_stream_loss
 from errata.training.metrics import batch_metrics, prompt_metrics, score_metrics
 from errata.training.replay import PastBatch, Replay
@@ -146,7 +147,9 @@ class ErrataTrainer(compat.TRLHooks):
         self.evaluator = Evaluator(args, method, self.renderer, self.teacher, self.sharded)
         self._keep_row = run
         self._rollout_log = RolloutLog(run, self.tokenizer, args.rollouts_saved, method.success_threshold)
-        self.add_callback(_UpdateTeacher(self))
+        self.add_callback(_AfterStep(self))
+        if method.uses_teacher:
+            self.add_callback(WarnOfShortAnswers())
 
     def _make_teacher(self, expert: MakeTeacher | None) -> Teacher | Expert | None:
         if not isinstance(self.method, TeacherMethod):
@@ -431,7 +434,7 @@ class ErrataTrainer(compat.TRLHooks):
             self.teacher.load(folder)
 
 
-class _UpdateTeacher(TrainerCallback):  # type: ignore[misc]
+class _AfterStep(TrainerCallback):  # type: ignore[misc]
     """Updates a teacher that follows the student after each optimizer step, and stops training after a signal."""
 
     def __init__(self, trainer: ErrataTrainer) -> None:

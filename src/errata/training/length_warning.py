@@ -1,0 +1,59 @@
+"""A warning where answers become shorter and no better."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from statistics import median
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+def length_warning(lengths: Sequence[float], divergences: Sequence[float], *, window: int = 10) -> str | None:
+    """A line for the log where answers have become shorter while their divergence from the teacher has not fallen; else ``None``.
+
+    Compares the medians of the first and the last ``window`` steps: length fell by more than a quarter, divergence by
+    less than a tenth. An objective that is charged for every token looks like this; a student that learns does not.
+
+    Args:
+        lengths: mean number of tokens per answer, one for each step so far.
+        divergences: mean divergence per token, one for each step.
+        window: steps on either side; with fewer than twice as many there is nothing to say.
+
+    Raises:
+        ValueError: on sequences of different lengths, or a window below 1.
+    """
+    if len(lengths) != len(divergences):
+        raise ValueError(
+            f"divergences: {len(divergences)} steps, but lengths has {len(lengths)}; give one for each step"
+        )
+    if window < 1:
+        raise ValueError(f"window: {window} is below 1")
+    if len(lengths) < 2 * window:
+        return None
+    (was, now), (kl_was, kl_now) = ((median(x[:window]), median(x[-window:])) for x in (lengths, divergences))
+    if now >= 0.75 * was or kl_now <= 0.9 * kl_was:
+        return None
+    return (
+        f"answers fell from {was:.0f} to {now:.0f} tokens while the divergence from the teacher went from {kl_was:.3f} to "
+        f"{kl_now:.3f} a token: shorter, not better (docs/length.md)"
+    )
+
+
+class WarnOfShortAnswers(TrainerCallback):  # type: ignore[misc]
+    """Logs ``length_warning`` of the run so far, at most once in ``window`` logged steps."""
+
+    def __init__(self, window: int = 10) -> None:
+        self._window, self._quiet_until = window, 0
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        names = ("completions/mean_length", "teacher/divergence")
+        rows = [log for log in state.log_history if all(isinstance(log.get(name), float | int) for name in names)]
+        if len(rows) < max(2 * self._window, self._quiet_until):
+            return
+        message = length_warning(*([row[name] for row in rows] for name in names), window=self._window)
+        if message is not None:
+            logger.warning("step %d: %s", state.global_step, message)
+            self._quiet_until = len(rows) + self._window
