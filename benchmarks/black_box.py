@@ -1,4 +1,4 @@
-"""What a black box costs in noise: the gradient of DistIL's loss from samples at some states, beside the exact one.
+"""What a black box costs in noise: the gradient of `distil-exact`'s loss from samples at some states, beside the exact one.
 
     python benchmarks/black_box.py [--draws 200] [--problems 4]
 
@@ -48,7 +48,7 @@ class Scene:
             "use_cpu": "true",
         }
         words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-        recipe = read(None, ["--model", "house", "--task", "rulebook/new-rule", "--method", "distil", *words])
+        recipe = read(None, ["--model", "house", "--task", "rulebook/new-rule", "--method", "distil-exact", *words])
         self.trainer = build_trainer(recipe)
         self.trainer.model.train()
         rows = [self.trainer.train_dataset[i // group] for i in range(problems * group)]

@@ -1,5 +1,8 @@
-"""The import table of the house, checked in fresh interpreters."""
+"""The import table of docs/architecture.md, checked in fresh interpreters and in the source."""
 
+import ast
+import functools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,48 +12,96 @@ import pytest
 import errata
 
 ROOT = Path(errata.__file__).parent
+PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "accelerate")
 
-ALLOWED = {
-    # room: what importing all its modules may load of ours (besides itself) and of the heavy libraries
-    "records": (set(), set()),
-    "ops": (set(), {"torch"}),
-    "feedback": ({"records"}, set()),
-    "contexts": ({"records"}, set()),
-    "experience": ({"records"}, set()),
-    "tasks": ({"records", "feedback", "house"}, {"datasets"}),
-    "methods": ({"records", "contexts", "experience", "ops"}, {"torch"}),
-    "experts": ({"records", "ops"}, {"torch", "transformers"}),
-    "evaluation": ({"records", "tasks", "feedback"}, set()),
-    "reports": ({"records"}, set()),
-    "theory": ({"ops", "methods", "contexts", "experience"}, {"torch"}),
-}
+
+def table():
+    """package -> what importing it may load of errata, what its functions may import besides, and the heavy libraries."""
+    section = PAGE.read_text().split("## Who may import whom")[1].split("\n## ")[0]
+    rows = {}
+    for line in re.findall(r"^\| `.*\|$", section, re.MULTILINE):
+        package, _, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        loads, later, heavy = (set() if c == "–" else {name.strip() for name in c.split(",")} for c in cells)
+        rows[package.strip("`")] = (loads, later, set(HEAVY) if heavy == {"all"} else heavy)
+    return rows
+
+
+TABLE = table()
 
 
 def loaded_by(code):
-    """Names of the heavy libraries and of our rooms in sys.modules after running ``code``."""
+    """Names of the heavy libraries and of our modules (without "errata.") in sys.modules after running ``code``."""
     probe = f"import sys\n{code}\nprint(' '.join(sorted(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout.split()
-    heavy = {m for m in out if m in HEAVY}
-    rooms = {m.split(".")[1] for m in out if m.startswith("errata.")}
-    return heavy, rooms
+    return {m for m in out if m in HEAVY}, {m.removeprefix("errata.") for m in out if m.startswith("errata.")}
 
 
-def modules_of(room):
-    if (ROOT / f"{room}.py").is_file():
-        return [f"errata.{room}"]
-    paths = [p for p in (ROOT / room).rglob("*.py") if p.name != "__main__.py"]
-    return sorted(
-        ".".join(("errata", *p.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__") for p in paths
-    )
+def files_of(package):
+    if (ROOT / f"{package}.py").is_file():
+        return [ROOT / f"{package}.py"]
+    return sorted(p for p in (ROOT / package).rglob("*.py") if p.name != "__main__.py")
 
 
-@pytest.mark.parametrize("room", ALLOWED)
-def test_room_imports_only_what_the_table_allows(room):
-    heavy, rooms = loaded_by("\n".join(f"import {m}" for m in modules_of(room)))
-    allowed_rooms, allowed_heavy = ALLOWED[room]
-    assert heavy <= allowed_heavy
-    assert rooms - {room, "records"} <= allowed_rooms
+def module_of(path):
+    return ".".join(("errata", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def imported_in(path):
+    """Modules of ours (without "errata.") that a file names in an import statement, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module is not None:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.removeprefix("errata.") for name in names if name.startswith("errata.")}
+
+
+@functools.cache
+def loaded_with(package):
+    """As ``loaded_by``, of importing all modules of a package."""
+    return loaded_by("\n".join(f"import {module_of(p)}" for p in files_of(package)))
+
+
+def is_allowed(module, package, allowed):
+    """Whether ``module`` is in the package itself, in records, or in what ``allowed`` names: packages, or modules of one."""
+    parts = module.split(".")
+    if parts[0] in {package, "records", "__version__"} | allowed or ".".join(parts[:2]) in allowed:
+        return True
+    return len(parts) == 1 and any(
+        name.startswith(f"{module}.") for name in allowed
+    )  # the package around such a module
+
+
+def test_the_table_names_every_package():
+    found = {p.stem for p in ROOT.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()}
+    assert set(TABLE) == found - {"__init__", "__main__"}
+
+
+@pytest.mark.parametrize("package", TABLE)
+def test_importing_a_package_loads_what_the_table_allows(package):
+    heavy, modules = loaded_with(package)
+    loads, _, heavy_allowed = TABLE[package]
+    assert heavy <= heavy_allowed
+    assert [m for m in modules if not is_allowed(m, package, loads)] == []
+
+
+@pytest.mark.parametrize("package", TABLE)
+def test_a_package_names_in_its_imports_what_the_table_allows(package):
+    loads, later, _ = TABLE[package]
+    for path in files_of(package):
+        assert [m for m in imported_in(path) if not is_allowed(m, package, loads | later)] == [], path.name
+
+
+@pytest.mark.parametrize("package", TABLE)
+def test_the_table_allows_nothing_that_is_not_used(package):
+    loads, later, heavy_allowed = TABLE[package]
+    heavy, modules = loaded_with(package)
+    named = {m for path in files_of(package) for m in imported_in(path)}
+    assert heavy == heavy_allowed
+    assert {name for name in loads if name not in modules} == set()
+    assert {name for name in later if not any(m.split(".")[0] == name for m in named)} == set()
 
 
 def test_import_errata_is_light():

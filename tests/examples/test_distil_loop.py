@@ -38,6 +38,7 @@ def trained(tmp_path_factory):
         "method_args.cost": "kl",
         "method_args.baseline": "leave_one_out",
         "method_args.discount": "1.0",
+        "method_args.credit_limit": "null",
     }
     trainer = build_trainer(
         read(ROOT / "recipes" / "demo.yaml", [w for k, v in changes.items() for w in (f"--{k}", str(v))])

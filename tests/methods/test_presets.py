@@ -182,7 +182,7 @@ def test_a_method_of_ones_own(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("from errata.methods.sdpo import SDPO\nclass Mine(SDPO):\n    pass\n")
     assert type(methods.get(f"{file}:Mine", divergence="reverse_kl")).__name__ == "Mine"
-    with pytest.raises(ValueError, match="no Method class called 'Other'"):
+    with pytest.raises(ValueError, match="has no 'Other'"):
         methods.get(f"{file}:Other")
     with pytest.raises(ValueError, match="no file"):
         methods.get("missing.py:Mine")

@@ -264,7 +264,7 @@ def test_a_finished_run_is_not_overwritten_by_another(run):
     run.write("metrics", {"step": 1})
     run.finish()
     with pytest.raises(
-        ValueError, match=r"^output_dir: .*demo holds a finished run with another epochs, learning_rate; choose"
+        ValueError, match=r"^output_dir: .*demo holds a finished run with another epochs, learning_rate; name another"
     ):
         run.open(OTHER)
     assert run.config() == CONFIG

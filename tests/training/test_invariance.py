@@ -45,6 +45,9 @@ def test_micro_batches_do_not_change_the_step(tmp_path, method):
         assert float((reached - final).norm() / final.norm()) < 1e-4
 
 
+EXACT = {"baseline": "leave_one_out", "discount": 1.0, "credit_limit": None}
+
+
 @dataclass(frozen=True, kw_only=True)
 class PerCost(DistIL):
     """Divides each rollout's credit by its mean cost, so that every token's signal depends on all its tokens' scores."""
@@ -70,7 +73,11 @@ def test_a_credit_divided_by_the_mean_cost(tmp_path, tile_bytes, monkeypatch):
     def run(kind, size, accumulation):
         calls.clear()
         t = trainer(
-            tmp_path, kind(), max_steps=2, per_device_train_batch_size=size, gradient_accumulation_steps=accumulation
+            tmp_path,
+            kind(**EXACT),
+            max_steps=2,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
         )
         t.train()
         return torch.tensor(history(t, "loss", "grad_norm"))

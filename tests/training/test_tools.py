@@ -106,7 +106,12 @@ def test_what_a_tool_said_is_attended_to_and_not_learned_from(tmp_path, monkeypa
     original = loss.fused_loss
     monkeypatch.setattr(loss, "fused_loss", watched)
     kept = []
-    t = tools_trainer(tmp_path, tools=[USER["add"]], keep=kept, method_args={"cost": "ce", "baseline": "none"})
+    t = tools_trainer(
+        tmp_path,
+        tools=[USER["add"]],
+        keep=kept,
+        method_args={"cost": "ce", "baseline": "none", "discount": 1.0, "credit_limit": None},
+    )
     batches = spied(t)
     t.train()
     (batch,), (hidden,) = batches, states

@@ -13,6 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from rich.console import Console
 from transformers.utils import logging
@@ -54,9 +55,11 @@ def _train(recipe: Recipe) -> int:
         raise ValueError(lock.refusal("output_dir", run.path, writer))
     if is_main_process() and not recipe.config.overwrite:
         for note in checkpoints.repair(run):
-            console.print(note, highlight=False)
+            console.print(note, highlight=False, soft_wrap=True)
     if run.finished and not recipe.config.overwrite and run.config() == _plain(_resolved(recipe)):
-        console.print(f"{run.path} holds this very run, finished; --overwrite true runs it anew", highlight=False)
+        console.print(
+            f"{run.path} holds this very run, finished; --overwrite true runs it anew", highlight=False, soft_wrap=True
+        )
         _show(console, run, run.read("rollouts")[-3:], method_of(recipe).success_threshold)
         return 0
     if recipe.config.use_cpu or not torch.cuda.is_available():
@@ -77,7 +80,7 @@ def _train(recipe: Recipe) -> int:
         except interrupt.Interrupted:
             saved = trainer.save_interrupted()
             if saved is not None and trainer.is_world_process_zero():
-                console.print(f"saved {saved}", highlight=False)
+                console.print(f"saved {saved}", highlight=False, soft_wrap=True)
             trainer.accelerator.end_training()
             raise
         trainer.accelerator.end_training()  # processes that leave with their group open can abort at the very end
@@ -99,7 +102,7 @@ def _open_run(console: Console, recipe: Recipe, run: RunDirectory) -> Path | Non
     if is_main_process():
         found = checkpoints.Found(None) if config.overwrite else _checkpoint_of(config, run.path)
         for note in found.notes:
-            console.print(note, highlight=False, markup=False)
+            console.print(note, highlight=False, soft_wrap=True, markup=False)
         if run.finished and found.checkpoint is None and not config.overwrite:
             raise ValueError(
                 f"output_dir: {run.path} holds a finished run without a checkpoint (save_strategy: no) to resume from; "
@@ -159,6 +162,7 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl|torch")
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+        datasets.disable_progress_bars()
 
 
 def _announce(console: Console, trainer: ErrataTrainer, recipe: Recipe, checkpoint: Path | None) -> None:
@@ -172,9 +176,10 @@ def _announce(console: Console, trainer: ErrataTrainer, recipe: Recipe, checkpoi
         f"({size / 1e6:.1f} M parameters), {teacher}, "
         f"{config.generation_batch_size // config.num_generations} problems x {config.num_generations} rollouts a step",
         highlight=False,
+        soft_wrap=True,
     )
     if checkpoint is not None:
-        console.print(f"resuming from {checkpoint}", highlight=False)
+        console.print(f"resuming from {checkpoint}", highlight=False, soft_wrap=True)
 
 
 def _finish(console: Console, trainer: ErrataTrainer, run: RunDirectory, seconds: float) -> None:
@@ -192,7 +197,9 @@ def _finish(console: Console, trainer: ErrataTrainer, run: RunDirectory, seconds
     samples = [_sample_row(r) for r in _examples(last, trainer.method.success_threshold)]
     _show(console, run, samples or run.read("rollouts")[-3:], trainer.method.success_threshold)
     run.finish()
-    console.print(f"run: {run.path}  ({trainer.state.global_step} steps, {seconds:.0f} s)", highlight=False)
+    console.print(
+        f"run: {run.path}  ({trainer.state.global_step} steps, {seconds:.0f} s)", highlight=False, soft_wrap=True
+    )
 
 
 def _show(console: Console, run: RunDirectory, samples: list[dict[str, Any]], threshold: float) -> None:

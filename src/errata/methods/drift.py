@@ -15,6 +15,7 @@ from errata.ops.rhythm import rhythm
 from errata.ops.routing import Difficulty, difficulty_bins, difficulty_gates, paper_weights, released_weights
 from errata.ops.scores import TokenScores
 from errata.records import Group, Rollout, TeacherContext
+from errata.validate import Count, NonNegative, Positive, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,20 +45,20 @@ class DRIFT(TeacherMethod):
     decay_per: Literal["step", "visit"] = "visit"
     """Of the released ledger: step (as released) or visit, which remembers a problem that recurs once an epoch and puts it
     in the right bin more often (benchmarks/ledger_decay.py)."""
-    ledger_reset_every: int | None = None
+    ledger_reset_every: Count | None = None
     """Forget all pass rates every so many steps after warm-up; ``None``: never."""
 
     rhythm: bool = True
     """False: M_t = 1."""
-    margin: float = 0.2
-    tau: float = 1.0
-    max_bonus: float = 2.0
-    window: int = 8
+    margin: NonNegative = 0.2
+    tau: Positive = 1.0
+    max_bonus: NonNegative = 2.0
+    window: Count = 8
     """W; with anchor_scale, mix, floor and ceiling not published: our defaults."""
-    anchor_scale: float = 1.0
-    mix: float = 1.0
-    floor: float = 0.5
-    ceiling: float = 2.0
+    anchor_scale: NonNegative = 1.0
+    mix: NonNegative = 1.0
+    floor: NonNegative = 0.5
+    ceiling: NonNegative = 2.0
 
     buffer: str = "released"
     """released, paper or none."""
@@ -66,9 +67,9 @@ class DRIFT(TeacherMethod):
     prefer_recent: bool = False
     """Of the paper's buffer: let a newer success replace an equal one, which 0/1 rewards would otherwise freeze out."""
 
-    warmup_steps: int | None = 60
+    warmup_steps: Whole | None = 60
     """Steps of stage 1 (the paper's is about 60); 0: none; ``None``: until the running pass rate is on a plateau."""
-    reward_band: float = 0.0
+    reward_band: NonNegative = 0.0
     """delta: warm-up teachers have reward within this of the best sibling's."""
 
     def __post_init__(self) -> None:
@@ -76,7 +77,8 @@ class DRIFT(TeacherMethod):
         one_of("routing", self.routing, ("released", "paper", "none"))
         one_of("buffer", self.buffer, ("released", "paper", "none"))
         one_of("buffer_fallback", self.buffer_fallback, ("rollout", "group"))
-        one_of("decay_per", self.decay_per, ("step", "visit"))
+        if self.floor > self.ceiling:
+            raise ValueError(f"floor: must be at most ceiling ({self.ceiling:g}), got {self.floor:g}")
 
     def memory(self) -> Experience:
         ledger = PassRateLedger("paper" if self.routing == "paper" else "released", decay_per=self.decay_per)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from errata.methods.sdpo import SDPO
+from errata.validate import Positive, TopK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,5 +23,5 @@ class OPSD(SDPO):
     sources: tuple[str, ...] = ("reference",)
     teacher: str = "frozen"
     support: str = "teacher_topk"
-    top_k: int | None = 100
-    token_clip: float | None = 0.05
+    top_k: TopK | None = 100
+    token_clip: Positive | None = 0.05

@@ -50,6 +50,10 @@ def build_trainer(
         split = recipe.script.dataset_train_split if config.task is None else "train"
         train_rows = rows.rows_of(recipe, split=split, task=config.task)
     rows.check_template_tasks(recipe, train_rows)
+    if not evaluate_only:
+        rows.check_enough(config, train_rows)
+    for judged in (train_rows, *([] if eval_rows is None else [eval_rows])):
+        verifiers.check_columns(judges, judged.column_names)
     if (
         isinstance(method, TeacherMethod)
         and method.sources == ("reference",)
@@ -66,11 +70,13 @@ def build_trainer(
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype or "float32",
         "trust_remote_code": config.trust_remote_code,
-        "quantization_config": get_quantization_config(model_args),
+        "quantization_config": _quantization(model_args),
         **dict(config.model_init_kwargs or {}),
     }
+    models.check_chat_template(tokenizer, train_rows[0]["prompt"])
     expert, access = expert_of(config, method, tokenizer)
     model = models.load_model(where, **{k: v for k, v in kwargs.items() if v is not None})
+    models.check_vocabulary(model, tokenizer)
     # The trainer gets a copy of its own: the recipe stays as it was read.
     args = copy.copy(config)
     args.model_init_kwargs = None  # the model is loaded already
@@ -90,3 +96,10 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)  # the progress bar says it, and metrics.jsonl keeps it
     return trainer
+
+
+def _quantization(model_args: Any) -> Any:
+    try:
+        return get_quantization_config(model_args)
+    except Exception as error:  # bitsandbytes is missing, or has no such device
+        raise ValueError(f"load_in_4bit, load_in_8bit: not possible here: {models.one_line(error)}") from error

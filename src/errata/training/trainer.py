@@ -29,6 +29,7 @@ from errata.training import compat
 from errata.training.batch import GenerationBatch, LocalSignals, TeacherOutputs, TokenBatch
 from errata.training.comments import comments_of
 from errata.training.evaluation import Evaluator
+from errata.training.finite import StopAtBadWeights, check_loss
 from errata.training.forward import accept_head_function, at_completion, check_scores
 from errata.training.length_warning import WarnOfShortAnswers
 from errata.training.loss import Averaging, LossSettings, two_stream_loss
@@ -147,6 +148,7 @@ class ErrataTrainer(compat.TRLHooks):
         self.evaluator = Evaluator(args, method, self.renderer, self.teacher, self.sharded)
         self._keep_row = run
         self._rollout_log = RolloutLog(run, self.tokenizer, args.rollouts_saved, method.success_threshold)
+        self.add_callback(StopAtBadWeights())  # before a teacher follows them
         self.add_callback(_AfterStep(self))
         if method.uses_teacher:
             self.add_callback(WarnOfShortAnswers())
@@ -292,6 +294,7 @@ class ErrataTrainer(compat.TRLHooks):
         inputs = batch.tokens.model_inputs() if past is None else Replay.joined(batch.tokens, past)
         with self.accelerator.autocast():
             loss, scores = model(**inputs, with_head=on_head)
+        check_loss(loss.detach(), replace(batch, signals=decided[0]), scores, self.state.global_step + 1)
         self._after_loss(replace(batch, signals=decided[0]), scores, heads[0])
         return loss
 
