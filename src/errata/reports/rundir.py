@@ -81,7 +81,7 @@ class RunDirectory:
                 state = "a finished run" if self.finished else "an interrupted run"
                 raise ValueError(
                     f"output_dir: {self.path} holds {state} with another {', '.join(differing)}; "
-                    "choose another directory with --run_name NAME or --output_dir DIR, replace the run with --overwrite true, "
+                    "name another directory with --run_name NAME or --output_dir DIR, replace the run with --overwrite true, "
                     "or use the same settings"
                 )
             overwrite = True
