@@ -151,9 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     tasks.add_argument("--method", default="distil", help="with --show-context: whose sources (default distil)")
     tasks.add_argument("--method_args", metavar="YAML", help="its settings, e.g. '{with_feedback: true}'")
     tasks.add_argument("--task_args", metavar="YAML", help="the verifier's settings, e.g. '{feedback: trace}'")
-    tasks.add_argument(
-        "--context_template", default="sdpo", help="a preset, a .jinja file or Jinja text (default sdpo)"
-    )
+    tasks.add_argument("--context_template", help="a preset, a .jinja file or Jinja text (default: the method's own)")
     tasks.set_defaults(run=_tasks)
 
     methods = commands.add_parser("methods", help="list the methods and presets, or all settings of one")

@@ -46,6 +46,25 @@ def test_sdpo_wording_exactly_as_released():
     )
 
 
+def test_opsd_wording_shows_the_solution_and_forbids_to_quote_it():
+    """arXiv 2601.18734, section 3, and its release's data_collator.py: the sentence is ours, what it asks for is theirs."""
+    text = text_of(Renderer("opsd").render(rollout(), TeacherContext("reference", solution="2+2=4")))
+    problem, solution, last = text.index("What is 2+2?"), text.index("\n2+2=4\n"), text.index("do not quote")
+    assert problem < solution < last
+    for asked in ("step by step", "in your own words", "reach the same result", "take them back"):
+        assert asked in text[solution:]
+    nothing = text_of(Renderer("opsd").render(rollout(), TeacherContext("feedback", feedback="too large")))
+    assert "too large" in nothing
+    assert "solution" not in nothing
+
+
+def test_a_task_without_a_template_of_its_own_takes_the_default():
+    shown = TeacherContext("reference", solution="2+2=4")
+    renderer = Renderer({"rulebook": "house"}, default="opsd")
+    assert "do not quote" in text_of(renderer.render(rollout(task="math"), shown))
+    assert text_of(renderer.render(rollout(task="rulebook/sharpen"), shown)) == "What is 2+2?\nsolved:2+2=4"
+
+
 def test_sdpo_wording_equals_trls_own_templates():
     from trl.experimental.sdpo import SDPOConfig
 

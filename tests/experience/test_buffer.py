@@ -124,7 +124,7 @@ def test_paper_waits_one_epoch_and_waiting_is_not_a_miss():
     assert buffer.draw("a", rng, epoch=1.0) == "u"
     assert buffer.draw("a", rng) == "u"
     assert filled(("u", 1.0, 1)).draw("a", rng, epoch=0.0) == "u"  # released does not wait
-    assert filled(("u", 1.0, 1), kind="paper", wait_epochs=3).draw("a", rng, epoch=2.5) is None
+    assert filled(("u", 1.0, 1), kind="paper", start_epoch=3).draw("a", rng, epoch=2.5) is None
 
 
 # -- both ----------------------------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def test_bad_additions_name_the_argument(arguments, named):
     [
         ({"kind": "both"}, "kind"),
         ({"per_problem": 0}, "per_problem"),
-        ({"wait_epochs": -1}, "wait_epochs"),
+        ({"start_epoch": -1}, "start_epoch"),
         ({"max_problems": 0}, "max_problems"),
         ({"max_characters": 0}, "max_characters"),
     ],
@@ -355,3 +355,21 @@ def test_resuming_anywhere_equals_never_having_stopped(make, items, data):
     drawn += replay(after, items[cut:], rng_parts)
     assert replay(whole, items, rng_whole) == drawn
     assert json.dumps(whole.state_dict(), sort_keys=True) == json.dumps(after.state_dict(), sort_keys=True)
+
+
+def test_draws_begin_at_the_later_of_first_step_and_first_epoch():
+    """The release: from step max(start_step, ceil(start_epoch * steps of an epoch)). Here an epoch has 4 steps."""
+    for start_step, start_epoch, first in [
+        (0, 0.0, 0),
+        (3, 0.0, 3),
+        (0, 1.5, 6),
+        (0, 1.6, 7),
+        (7, 1.5, 7),
+        (5, 2.0, 8),
+    ]:
+        buffer = SuccessBuffer(start_step=start_step, start_epoch=start_epoch)
+        buffer.add("a", "right", 1.0, 0)
+        drawn = [buffer.draw("a", random.Random(0), epoch=step / 4, step=step) is not None for step in range(10)]
+        assert drawn.index(True) == first
+        assert all(drawn[first:])
+        assert (buffer.hits, buffer.misses) == (10 - first, 0)

@@ -114,3 +114,11 @@ def test_a_resumed_run_is_byte_for_byte_the_uninterrupted_one(cut):
     whole = run(full(), range(20), random.Random(0))
     assert json.dumps(resumed.state_dict(), sort_keys=True) == json.dumps(whole.state_dict(), sort_keys=True)
     assert resumed.metrics() == whole.metrics()
+
+
+def test_the_buffer_stores_from_its_own_least_reward_on():
+    """The release's ``min_reward``: below it nothing is stored, from it on also what is not solved."""
+    for least, stored in [(None, ["answer 0"]), (1.0, ["answer 0"]), (0.5, ["answer 0", "answer 1"]), (1.5, [])]:
+        experience = Experience(buffer=SuccessBuffer(min_reward=least))
+        experience.observe([group("a", 1.0, 0.5, 0.4, None)], step=0)
+        assert [entry.text for entry in experience.buffer.entries("a")] == stored

@@ -115,3 +115,15 @@ def test_resuming_anywhere_equals_never_having_stopped(make, observed, data):
     assert stages(whole, observed) == seen + stages(after, observed[cut:], start=cut)
     assert json.dumps(whole.state_dict()) == json.dumps(after.state_dict())
     assert whole.resets == after.resets
+
+
+def test_resets_are_counted_from_the_end_of_the_transition():
+    """The release: never up to warm-up + transition, then every so many steps from there. Warm-up 3, transition 4, every 5."""
+    curriculum = Curriculum(3, reset_every=5, reset_after=4)
+    due = []
+    for step in range(23):
+        before = curriculum.resets
+        curriculum.observe(step, 0.5)
+        if curriculum.resets > before:
+            due.append(step)
+    assert due == [12, 17, 22]

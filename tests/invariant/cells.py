@@ -29,12 +29,17 @@ PRESETS = (
     "srpo",
     "distil",
     "drift",
+    "sft",
+    "grpo-mini-8",
+    "grpo-mini-32",
     "sdpo-science",
     "sdpo-code",
     "distil-exact",
     "distil-science",
     "distil-code",
     "distil-math",
+    "opsd-nonthinking",
+    "opsd-paper",
     "drift-paper",
     "drift-released",
 )
@@ -115,6 +120,8 @@ _METHOD_ARGS: dict[str, dict[str, Any]] = {
     for name in ("drift", "drift-paper", "drift-released")
 }
 _DEFAULT_GRID = {
+    "sft-p1-m4",
+    "opsd-paper-p1-m1",
     "grpo-p1-m1",
     "sdpo-p1-m4",
     "srpo-p1-m4",

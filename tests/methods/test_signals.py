@@ -253,6 +253,86 @@ def test_drift_rhythm_leaves_wrong_attempts_and_silent_teachers_alone():
     assert rows(rhythm[1:]) == [[1] * 12] * 3
 
 
+def anchored_scores():
+    """The second of four tokens is an anchor, and the student is surer than the teacher everywhere: b_t is 1."""
+    entropy, teacher_entropy = torch.full((4, 4), 2.0), torch.tensor([[2.0, 1.0, 0.0, 2.0]]).repeat(4, 1)
+    return TokenScores(torch.full((4, 4), -0.1), torch.full((4, 4), -5.0), entropy, teacher_entropy, torch.zeros(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("settings", "betas"),
+    [
+        ({}, (0.0, 1.0)),  # the medium gate alone, with weight 1
+        ({"bonus_hard": 0.5}, (0.5, 1.0)),
+        ({"bonus_hard": 0.25, "bonus_medium": 0.0}, (0.25, 0.0)),
+        ({"bonus_hard": 2.0, "bonus_medium": 0.5}, (2.0, 0.5)),
+    ],
+)
+def test_drift_weighs_the_rhythm_bonus_by_difficulty(settings, betas):
+    """Problem 0 is hard and problem 1 medium (the paper's bins). M_2 = 1 + beta * .4465, see tests/ops/test_rhythm.py."""
+    everyone = torch.ones(4).bool()
+    signals = methods.get("drift-paper", window=1, **settings).signals(
+        batch(
+            mask=torch.ones(4, 4).bool(),
+            scores=anchored_scores(),
+            pass_rate=torch.tensor([0.1, 0.1, 0.5, 0.5]),
+            has_teacher=everyone,
+            has_context=everyone,
+        )
+    )
+    pace = signals.per_token["rhythm"]
+    for row, beta in zip((0, 2), betas, strict=True):
+        assert pace[row].tolist() == pytest.approx([1.0, 1 + beta * 0.446455, 1.0, 1.0], abs=1e-4)
+
+
+def test_drift_opens_the_gate_by_floor_and_power():
+    everyone = torch.ones(4).bool()
+    parts = {"mask": torch.ones(4, 4).bool(), "scores": anchored_scores(), "has_teacher": everyone}
+    one = batch(**parts, has_context=everyone)
+    gate = methods.get("drift-paper", window=1, gate_floor=0.2, gate_power=2.0).signals(one).per_token["rhythm_gate"]
+    assert gate[0].tolist() == pytest.approx([0.2, 0.2 + 0.8 * 0.446455**2, 0.2, 0.2], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"gate_floor": 1.1}, "gate_floor"),
+        ({"gate_power": -1.0}, "gate_power"),
+        ({"bonus_easy": -0.1}, "bonus_easy"),
+        ({"transition_steps": -1}, "^transition_steps"),
+        ({"buffer_start_step": -1}, "^buffer_start_step"),
+        ({"buffer_start_epoch": -0.5}, "^buffer_start_epoch"),
+        ({"buffer_min_reward": float("nan")}, "^buffer_min_reward"),
+    ],
+)
+def test_drift_refuses_settings_out_of_range(settings, named):
+    with pytest.raises(ValueError, match=named):
+        methods.get("drift", **settings)
+
+
+def test_drift_hands_its_settings_to_its_memory():
+    memory = methods.get(
+        "drift-released",
+        ledger_reset_every=50,
+        transition_steps=20,
+        buffer_min_reward=0.5,
+        buffer_start_step=30,
+        buffer_start_epoch=1.5,
+        prefer_recent=True,
+    ).memory()
+    assert (memory.curriculum.switch_step, memory.curriculum.reset_after, memory.curriculum.reset_every) == (60, 20, 50)
+    buffer = memory.buffer
+    assert (buffer.min_reward, buffer.start_step, buffer.start_epoch, buffer.prefer_recent) == (0.5, 30, 1.5, True)
+    assert methods.get("drift-paper").memory().buffer.start_epoch == 1.0
+    assert methods.get("drift-released").memory().buffer.start_epoch == 0.0
+
+
+def test_drift_runs_the_teacher_on_right_attempts_where_a_bonus_is_possible():
+    """Pass rate 0 is hard, so the medium gate is shut."""
+    for settings, runs in [({}, False), ({"bonus_hard": 0.5}, True), ({"bonus_hard": 0.5, "rhythm": False}, False)]:
+        assert methods.get("drift-paper", **settings)._scores_correct(0.0) is runs
+
+
 def test_nobody_learns_from_a_rollout_that_was_not_judged():
     nan = torch.tensor([1.0, float("nan"), 1.0, 0.0])
     unjudged = batch(

@@ -109,6 +109,21 @@ def test_a_flat_response_has_no_gate():
     assert parts.bonus.tolist() == [[1.0] * 6]
 
 
+@pytest.mark.parametrize("floor", [0.0, 0.25])
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_gate_floor_and_power_by_hand(floor, power):
+    """The release: gate^power, then floor + (1 - floor) of it. D = (0, 2, 0, 0), so the gate is as above; b_t is 1."""
+    logp, teacher_logp = torch.full((1, 4), -0.1), torch.full((1, 4), -5.0)
+    entropy, teacher_entropy = torch.full((1, 4), 2.0), torch.tensor([[2.0, 1.0, 0.0, 2.0]])
+    scores = TokenScores(logp, teacher_logp, entropy, teacher_entropy, None)
+    found = rhythm(scores, torch.ones(1, 4), torch.tensor([0.5]), window=1, gate_floor=floor, gate_power=power)
+    g = 2 * sigmoid(math.sqrt(3)) - 1
+    anchor = ((1 + g) / (1 + g / 4) - 1) ** power
+    expected = torch.tensor([[floor, floor + (1 - floor) * anchor, floor, floor]])
+    torch.testing.assert_close(found.gate, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.weights, 1 + 0.5 * expected, atol=1e-6, rtol=0)
+
+
 def test_hard_and_easy_problems_get_no_bonus():
     scores, mask = random_scores(3, 200), torch.ones(3, 200)
     weights = rhythm_weights(scores, mask, torch.tensor([0.0, 0.0, 1.0]))
@@ -137,14 +152,16 @@ def test_no_gradient():
     [
         ({"mask": torch.ones(2, 4)}, "scores.student_logp"),
         ({"mask": torch.ones(5)}, "mask"),
-        ({"medium": torch.ones(3)}, "medium"),
+        ({"beta": torch.ones(3)}, "beta"),
         ({"scores": TokenScores(torch.zeros(2, 5), None, torch.zeros(2, 5), None, None)}, "scores"),
         ({"ceiling": 1.0}, "ceiling"),
         ({"window": 0}, "window"),
         ({"max_bonus": 0.5}, "max_bonus"),
+        ({"gate_floor": 1.5}, "gate_floor"),
+        ({"gate_power": 0.0}, "gate_power"),
     ],
 )
 def test_errors_name_the_argument(changed, argument):
-    arguments = {"scores": random_scores(2, 5), "mask": torch.ones(2, 5), "medium": torch.ones(2)} | changed
+    arguments = {"scores": random_scores(2, 5), "mask": torch.ones(2, 5), "beta": torch.ones(2)} | changed
     with pytest.raises(ValueError, match=argument):
         rhythm_weights(**arguments)

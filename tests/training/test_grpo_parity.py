@@ -50,5 +50,5 @@ def test_same_trajectory_as_trl(tmp_path, setup):
 
 
 def test_other_methods_refuse_options_they_cannot_honour(tmp_path):
-    with pytest.raises(ValueError, match=r"beta: SDPO distils beside"):
+    with pytest.raises(ValueError, match=r"beta: the loss of SDPO is not TRL's"):
         trainer(tmp_path, "sdpo", beta=0.1)

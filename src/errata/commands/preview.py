@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.text import Text
 
 from errata import methods, tasks
-from errata.contexts import Renderer
+from errata.contexts import DEFAULT, Renderer
 from errata.feedback import judge
 from errata.methods import TeacherMethod
 from errata.records import Group, Messages, Rollout, TeacherContext, Verdict
+from errata.training.rollouts import build_rollouts
 
 _TITLES = {
     "sibling": "a sibling succeeded",
@@ -51,7 +52,8 @@ def show_contexts(args: argparse.Namespace, rows: Any) -> int:
     """
     method = methods.get(args.method, **_mapping("method_args", args.method_args))
     teacher_method = method if isinstance(method, TeacherMethod) else None
-    renderer = Renderer(args.context_template, history=teacher_method is not None and teacher_method.history > 0)
+    wording = args.context_template or (DEFAULT if teacher_method is None else teacher_method.context_template)
+    renderer = Renderer(wording, history=teacher_method is not None and teacher_method.history > 0)
     try:
         verifier = tasks.verifier(args.name, **_mapping("task_args", args.task_args))
     except (RuntimeError, ImportError) as error:
@@ -127,9 +129,7 @@ def _attempts(rows: Any, index: int, verifier: Any, threshold: float) -> _Attemp
     told = ""
     for text in dict.fromkeys(_texts(rows, index)):
         verdict = _judged(verifier, row, text)
-        rollout = Rollout(
-            0, str(row["problem_id"]), row["prompt"], text, verdict, reference=row.get("reference"), row=dict(row)
-        )
+        (rollout,) = build_rollouts([row], [row["prompt"]], [text], [verdict], lengths=[0], indices=[0])
         if verdict.score is None:
             told = told or f"not judged: {verdict.info.get('error', 'no score')}"
         elif verdict.score < threshold and verdict.feedback not in ("", *(r.verdict.feedback for r in found)):

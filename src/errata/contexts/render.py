@@ -19,11 +19,12 @@ import jinja2.meta
 
 from errata.records import Earlier, Messages, Rollout, TeacherContext, strip_thinking
 
-PRESETS = ("sdpo", "house")
-"""``sdpo``: the wording of arXiv 2601.20802 as released. ``house``: the compact one the house policy was trained with."""
+PRESETS = ("sdpo", "opsd", "house")
+"""``sdpo``: the wording of arXiv 2601.20802 as released. ``opsd``: what arXiv 2601.18734 tells its teacher, in our words: the
+solution, and not to quote it. ``house``: the compact one the house policy was trained with."""
 
 DEFAULT = "sdpo"
-"""For tasks that a mapping of templates does not name."""
+"""Where nothing else is said."""
 
 _GAP = " [...] "
 
@@ -74,7 +75,8 @@ class Renderer:
 
     Args:
         template: a preset's name, a path ending in ``.jinja``, or Jinja text; or a mapping from a task, or what its name
-            begins with before a ``/``, to one of these. Of several that fit the longest counts; ``sdpo`` where none does.
+            begins with before a ``/``, to one of these. Of several that fit the longest counts; ``default`` where none does.
+        default: a template, for tasks that a mapping does not name.
         max_tokens: the longest teacher prompt; ``None`` is no limit.
         count_tokens: tokens of a prompt as the policy will see it, chat template and generation prompt included.
         history: whether contexts will hold earlier attempts.
@@ -87,13 +89,14 @@ class Renderer:
         self,
         template: str | Mapping[str, str] = DEFAULT,
         *,
+        default: str = DEFAULT,
         max_tokens: int | None = None,
         count_tokens: Callable[[Messages | str], int] | None = None,
         history: bool = False,
     ) -> None:
         if max_tokens is not None and count_tokens is None:
             raise ValueError("count_tokens: needed where max_tokens is set")
-        by_task = {"": template} if isinstance(template, str) else {"": DEFAULT, **template}
+        by_task = {"": template} if isinstance(template, str) else {"": default, **template}
         self._templates: dict[str, jinja2.Template] = {}
         for task, wording in by_task.items():
             self._templates[task], names = _compile(wording)

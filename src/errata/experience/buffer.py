@@ -39,7 +39,7 @@ class SuccessBuffer:
     ``draw`` is the highest rank.
 
     ``kind="paper"``, the paper's text: three per problem; a full problem's lowest reward (of equals the oldest) gives
-    way only to a strictly higher one. ``draw`` is uniform and starts after ``wait_epochs`` epochs (the paper's k = 1).
+    way only to a strictly higher one. ``draw`` is uniform and starts after ``start_epoch`` epochs (the paper's k = 1).
     With 0/1 rewards a full problem is frozen for good; ``prefer_recent`` lets a newer success replace an equal one.
 
     Both: thinking (``<think>...</think>``) is stripped for comparing, and for storing unless ``keep_thinking``. Beyond
@@ -60,7 +60,9 @@ class SuccessBuffer:
         kind: Literal["released", "paper"] = "released",
         prefer_recent: bool = False,
         keep_thinking: bool = False,
-        wait_epochs: float | None = None,
+        start_epoch: float | None = None,
+        start_step: int = 0,
+        min_reward: float | None = None,
         max_problems: int = 50_000,
         max_characters: int = 200_000_000,
     ) -> None:
@@ -71,7 +73,9 @@ class SuccessBuffer:
         self.per_problem = whole("per_problem", published_size if per_problem is None else per_problem, least=1)
         self.prefer_recent = prefer_recent
         self.keep_thinking = keep_thinking
-        self.wait_epochs = finite("wait_epochs", published_wait if wait_epochs is None else wait_epochs, low=0.0)
+        self.start_epoch = finite("start_epoch", published_wait if start_epoch is None else start_epoch, low=0.0)
+        self.start_step = whole("start_step", start_step)
+        self.min_reward = None if min_reward is None else finite("min_reward", min_reward)
         self.max_problems = whole("max_problems", max_problems, least=1)
         self.max_characters = whole("max_characters", max_characters, least=1)
         self.hits = self.misses = self.evictions = 0
@@ -131,14 +135,27 @@ class SuccessBuffer:
         return texts[: whole("k", k)]
 
     def draw(
-        self, problem_id: str, rng: UniformSource, exclude: Collection[str] = (), *, epoch: float | None = None
+        self,
+        problem_id: str,
+        rng: UniformSource,
+        exclude: Collection[str] = (),
+        *,
+        epoch: float | None = None,
+        step: int | None = None,
     ) -> str | None:
         """One earlier success to show, or ``None`` where there is none; else as ``draw_several``."""
-        found = self.draw_several(problem_id, 1, rng, exclude, epoch=epoch)
+        found = self.draw_several(problem_id, 1, rng, exclude, epoch=epoch, step=step)
         return found[0] if found else None
 
     def draw_several(
-        self, problem_id: str, k: int, rng: UniformSource, exclude: Collection[str] = (), *, epoch: float | None = None
+        self,
+        problem_id: str,
+        k: int,
+        rng: UniformSource,
+        exclude: Collection[str] = (),
+        *,
+        epoch: float | None = None,
+        step: int | None = None,
     ) -> list[str]:
         """At most ``k`` earlier successes to show, best first or as drawn; counted as one draw.
 
@@ -147,11 +164,14 @@ class SuccessBuffer:
             k: how many at most.
             rng: one uniform number is taken from it for each text of the paper's kind; the released kind takes none.
             exclude: texts never to return: the response's own. Compared without thinking.
-            epoch: epochs completed so far. Before ``wait_epochs`` of them nothing is drawn and nothing counted;
+            epoch: epochs completed so far. Before ``start_epoch`` of them nothing is drawn and nothing counted;
                 ``None`` does not wait.
+            step: optimizer steps completed so far. Before ``start_step`` of them likewise.
         """
         k = whole("k", k, least=1)
-        if epoch is not None and finite("epoch", epoch, low=0.0) < self.wait_epochs:
+        if epoch is not None and finite("epoch", epoch, low=0.0) < self.start_epoch:
+            return []
+        if step is not None and whole("step", step) < self.start_step:
             return []
         texts = self.top(problem_id, self.per_problem, exclude)
         if not texts:

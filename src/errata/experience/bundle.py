@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from errata.experience._check import saved_by
@@ -24,6 +24,8 @@ class Experience:
     history: FeedbackHistory | None = None
     threshold: float = 1.0
     """Reward from which a rollout counts as solved."""
+    step: int | None = field(default=None, init=False)
+    """The last step observed."""
 
     @property
     def stage(self) -> int:
@@ -38,9 +40,10 @@ class Experience:
         """Enter the results of one step: the groups of all processes, in one fixed order.
 
         The curriculum sees the step's pass rate first, so that a reset of the ledger falling due leaves it with this
-        step's results alone. Then every group enters the ledger, its solved rollouts the buffer, and its failures with feedback
+        step's results alone. Then every group enters the ledger, its successes the buffer, and its failures with feedback
         the history. Rollouts that were not judged count nowhere.
         """
+        self.step = step
         groups = list(groups)
         judged = [[r for r in group if r.reward is not None] for group in groups]
         solved = [sum(r.solved(self.threshold) for r in rollouts) for rollouts in judged]
@@ -56,9 +59,10 @@ class Experience:
             if self.ledger is not None and rollouts:
                 self.ledger.update(group.problem_id, n_correct, len(rollouts), step)
             if self.buffer is not None:
-                for success in group.successes(self.threshold):
-                    assert success.reward is not None
-                    self.buffer.add(group.problem_id, success.completion, success.reward, step)
+                least = self.threshold if self.buffer.min_reward is None else self.buffer.min_reward
+                for rollout in rollouts:
+                    if rollout.reward is not None and rollout.reward >= least:
+                        self.buffer.add(group.problem_id, rollout.completion, rollout.reward, step)
             if self.history is not None:
                 self._store_failures(group, self.history, step)
 

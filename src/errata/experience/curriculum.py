@@ -17,7 +17,8 @@ class Curriculum:
     one is known from learning-rate schedules. With the defaults the earliest switch is at the 30th step, a flat or
     dipping start of up to 29 steps is sat out, and a pass rate that climbs 0.01 in 20 steps still counts as learning.
 
-    ``reset_every=n`` asks for the ledger to be emptied every n steps after the switch (released code, optional).
+    ``reset_every=n`` asks for the ledger to be emptied every n steps, counted from ``reset_after`` steps after the switch
+    (released code, optional; ``sample_routing_transition_steps`` there).
     """
 
     def __init__(
@@ -25,12 +26,14 @@ class Curriculum:
         switch_step: int | None = 60,
         *,
         reset_every: int | None = None,
+        reset_after: int = 0,
         window: int = 10,
         patience: int = 20,
         min_gain: float = 0.01,
     ) -> None:
         self.switch_step = None if switch_step is None else whole("switch_step", switch_step)
         self.reset_every = None if reset_every is None else whole("reset_every", reset_every, least=1)
+        self.reset_after = whole("reset_after", reset_after)
         self.window = whole("window", window, least=1)
         self.patience = whole("patience", patience, least=1)
         self.min_gain = finite("min_gain", min_gain, low=0.0, high=1.0)
@@ -49,7 +52,7 @@ class Curriculum:
         """How many resets of the ledger have fallen due so far."""
         if self.switched_at is None or self.reset_every is None:
             return 0
-        return (self._step - self.switched_at) // self.reset_every
+        return max(self._step - self.switched_at - self.reset_after, 0) // self.reset_every
 
     def observe(self, step: int, pass_rate: float | None) -> None:
         """Enter one step's pass rate, in [0, 1]; ``None``: none of its rollouts was judged. Then ask for the ``stage``.

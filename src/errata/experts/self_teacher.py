@@ -168,6 +168,11 @@ class SelfTeacher(Teacher):
             return own
         return stacked_head(gathered_head(student_head, device), own, self.base_weight)
 
+    def head_changes(self, student_head: Head) -> bool:
+        # A synced teacher changes between generation batches only, a frozen one never.
+        follows = self._is_student(0) or (self.kind == "ema" and not self.frozen_early)
+        return follows and student_head.weight.requires_grad
+
     @torch.no_grad()
     def update(self) -> None:
         if not self._tracks_student or self.frozen_early:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from errata.contexts import SOURCES, Source
 from errata.contexts import choose as choose_context
 from errata.experience import Experience, FeedbackHistory, Memory
+from errata.ops.divergence import check_entry_clip
 from errata.ops.scores import DivergenceSettings, Objective, TokenScores
 from errata.records import Group, Rollout, TeacherContext
 from errata.validate import Count, Positive, Share, TopK, Whole, check_settings
@@ -150,6 +151,10 @@ class Method:
     """What feedback it needs, in words."""
     uses_teacher: ClassVar[bool] = False
     """Whether rollouts are scored by a teacher: true for every ``TeacherMethod``."""
+    learns_from: ClassVar[Literal["rollouts", "reference"]] = "rollouts"
+    """``rollouts`` that the student samples, or each row's ``reference``, which then stands where a completion would."""
+    trl_loss: ClassVar[bool] = False
+    """Whether TRL's own loss, with all its options, is this method's: GRPO's alone."""
     score_fields: ClassVar[tuple[str, ...]] = ()
     """Which fields of ``batch.scores`` ``signals`` reads: ``teacher_entropy`` alone costs least, ``divergence`` most."""
 
@@ -240,10 +245,20 @@ class TeacherMethod(Method):
     """live, frozen, ema, sync or trust_region, unless the recipe says otherwise."""
     teacher_rate: Share = 0.05
     """EMA rate per optimizer step."""
+    context_template: str = "sdpo"
+    """Wording of the teacher's prompt, unless the recipe says otherwise."""
+    teacher_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the chat template in the teacher's prompts, over the run's chat_template_kwargs: {enable_thinking: true}."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "sources", tuple(self.sources))
+        if not isinstance(self.teacher_chat_template_kwargs, Mapping):
+            raise ValueError(
+                "teacher_chat_template_kwargs: must be a mapping such as {enable_thinking: true}, "
+                f"got {self.teacher_chat_template_kwargs!r}"
+            )
+        check_entry_clip(self.entry_clip, self.divergence)
         one_of("divergence", self.divergence, ("forward_ce", "forward_kl", "reverse_kl", "js"))
         one_of("support", self.support, ("full", "student_topk", "teacher_topk"))
         one_of("surrogate", self.surrogate, ("clipped", "importance"))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from errata.experience import Curriculum, Experience, Memory, PassRateLedger, SuccessBuffer
+from errata.experience._check import finite
 from errata.methods.base import Batch, Signals, TeacherMethod, masked_mean, one_of, zeros
 from errata.ops.rhythm import rhythm
 from errata.ops.routing import Difficulty, difficulty_bins, difficulty_gates, paper_weights, released_weights
@@ -46,7 +47,9 @@ class DRIFT(TeacherMethod):
     """Of the released ledger: step (as released) or visit, which remembers a problem that recurs once an epoch and puts it
     in the right bin more often (benchmarks/ledger_decay.py)."""
     ledger_reset_every: Count | None = None
-    """Forget all pass rates every so many steps after warm-up; ``None``: never."""
+    """Forget all pass rates every so many steps after warm-up and transition; ``None``: never."""
+    transition_steps: Whole = 0
+    """Steps between warm-up and the first from which ledger_reset_every counts (released: sample_routing_transition_steps)."""
 
     rhythm: bool = True
     """False: M_t = 1."""
@@ -59,13 +62,28 @@ class DRIFT(TeacherMethod):
     mix: NonNegative = 1.0
     floor: NonNegative = 0.5
     ceiling: NonNegative = 2.0
+    gate_floor: float = 0.0
+    """The gate of an anchor becomes gate_floor + (1 - gate_floor) * gate ** gate_power (released code)."""
+    gate_power: Positive = 1.0
+    bonus_hard: NonNegative = 0.0
+    """Weight of the rhythm bonus at hard problems; beta_i is the sum of the three gates times their weights (released: the
+    medium one alone)."""
+    bonus_medium: NonNegative = 1.0
+    bonus_easy: NonNegative = 0.0
 
     buffer: str = "released"
     """released, paper or none."""
     buffer_fallback: str = "rollout"
     """rollout: any attempt without a successful sibling may draw. group: only if its group has no success (paper)."""
+    buffer_min_reward: float | None = None
+    """Reward from which a rollout is stored; ``None``: success_threshold."""
+    buffer_start_step: Whole = 0
+    """Nothing is drawn before step max(buffer_start_step, buffer_start_epoch * steps of an epoch)."""
+    buffer_start_epoch: float | None = None
+    """``None``: 0 of the released buffer, 1 of the paper's."""
     prefer_recent: bool = False
-    """Of the paper's buffer: let a newer success replace an equal one, which 0/1 rewards would otherwise freeze out."""
+    """released: rank stored successes by step before reward. paper: let a newer success replace an equal one, which 0/1 rewards
+    would otherwise freeze out."""
 
     warmup_steps: Whole | None = 60
     """Steps of stage 1 (the paper's is about 60); 0: none; ``None``: until the running pass rate is on a plateau."""
@@ -79,15 +97,25 @@ class DRIFT(TeacherMethod):
         one_of("buffer_fallback", self.buffer_fallback, ("rollout", "group"))
         if self.floor > self.ceiling:
             raise ValueError(f"floor: must be at most ceiling ({self.ceiling:g}), got {self.floor:g}")
+        finite("gate_floor", self.gate_floor, low=0.0, high=1.0)
+        if self.buffer_start_epoch is not None:
+            finite("buffer_start_epoch", self.buffer_start_epoch, low=0.0)
 
     def memory(self) -> Experience:
         ledger = PassRateLedger("paper" if self.routing == "paper" else "released", decay_per=self.decay_per)
         buffer = None
-        if self.buffer == "paper":
-            buffer = SuccessBuffer(kind="paper", prefer_recent=self.prefer_recent, keep_thinking=self.keep_thinking)
-        elif self.buffer == "released":
-            buffer = SuccessBuffer(kind="released", keep_thinking=self.keep_thinking)
-        curriculum = Curriculum(switch_step=self.warmup_steps, reset_every=self.ledger_reset_every)
+        if self.buffer != "none":
+            buffer = SuccessBuffer(
+                kind="paper" if self.buffer == "paper" else "released",
+                prefer_recent=self.prefer_recent,
+                keep_thinking=self.keep_thinking,
+                start_epoch=self.buffer_start_epoch,
+                start_step=self.buffer_start_step,
+                min_reward=self.buffer_min_reward,
+            )
+        curriculum = Curriculum(
+            switch_step=self.warmup_steps, reset_every=self.ledger_reset_every, reset_after=self.transition_steps
+        )
         return Experience(ledger, buffer, curriculum, self.feedback_history(), self.success_threshold)
 
     def needs_entropy(self, memory: Memory) -> bool:
@@ -106,7 +134,12 @@ class DRIFT(TeacherMethod):
                 self.buffer_fallback == "rollout" and not group.successes(self.success_threshold, other_than=rollout)
             ):
                 stored = experience.buffer.draw_several(
-                    group.problem_id, self.demonstrations, rng, exclude={rollout.completion}, epoch=epoch
+                    group.problem_id,
+                    self.demonstrations,
+                    rng,
+                    exclude={rollout.completion},
+                    epoch=epoch,
+                    step=experience.step,
                 )
         pick = self._most_diverse if experience.stage == 1 else _best_then_shortest
         context = self.choose(rollout, group, experience, pick=pick, stored=stored)
@@ -119,7 +152,7 @@ class DRIFT(TeacherMethod):
     def _scores_correct(self, pass_rate: float) -> bool:
         """Whether the teacher's scores of correct rollouts matter at a problem of this pass rate."""
         difficulty = self._difficulty(torch.tensor([pass_rate]))
-        gated = self.rhythm and float(difficulty.medium) > 1e-3
+        gated = self.rhythm and float(self._beta(difficulty)) > 1e-3
         return gated or (not self.binary_routing and float(difficulty.hard) > 1e-3)
 
     def _most_diverse(self, successes: list[Rollout]) -> Rollout:
@@ -134,6 +167,11 @@ class DRIFT(TeacherMethod):
             none, all_of_it = torch.zeros_like(pass_rate), torch.ones_like(pass_rate)
             return Difficulty(hard=none, medium=all_of_it, easy=none)
         return difficulty_bins(pass_rate) if self.routing == "paper" else difficulty_gates(pass_rate)
+
+    def _beta(self, difficulty: Difficulty) -> Tensor:
+        """(B,) beta_i, the weight of the rhythm bonus."""
+        hard, medium, easy = difficulty
+        return self.bonus_hard * hard + self.bonus_medium * medium + self.bonus_easy * easy
 
     def score_mask(self, batch: Batch) -> Tensor:
         if _experience(batch.memory).stage == 1 or not self.rhythm:
@@ -155,13 +193,14 @@ class DRIFT(TeacherMethod):
             )
         mask = batch.mask.float()
         difficulty = self._difficulty(pass_rate)
+        # A teacher whose scores are not used was not run; one whose context was dropped, or that did not answer, is none.
+        unused = torch.tensor([not c.use_teacher for c in batch.contexts], device=batch.mask.device)
+        with_teacher = batch.has_teacher | (batch.has_context & unused)
         if self.routing == "released":
-            branch = released_weights(
-                difficulty, batch.success, batch.has_context, distil_correct=not self.binary_routing
-            )
+            branch = released_weights(difficulty, batch.success, with_teacher, distil_correct=not self.binary_routing)
         else:
-            branch = paper_weights(difficulty, batch.success, batch.has_context)
-        # A rollout whose context was dropped has no teacher's scores, one that was not judged no reward.
+            branch = paper_weights(difficulty, batch.success, with_teacher)
+        # One that was not judged has no reward.
         rl, sd = branch.rl * batch.judged, branch.sd * (batch.judged & batch.has_teacher)
 
         correct = batch.mask & (batch.success & batch.judged)[:, None]
@@ -172,7 +211,7 @@ class DRIFT(TeacherMethod):
             found = rhythm(
                 TokenScores(s.student_logp, s.teacher_logp, s.student_entropy, s.teacher_entropy, None),
                 gated,
-                difficulty.medium,
+                self._beta(difficulty),
                 margin=self.margin,
                 tau=self.tau,
                 max_bonus=self.max_bonus,
@@ -181,6 +220,8 @@ class DRIFT(TeacherMethod):
                 mix=self.mix,
                 floor=self.floor,
                 ceiling=self.ceiling,
+                gate_floor=self.gate_floor,
+                gate_power=self.gate_power,
             )
             pace, gate = torch.where(gated, found.weights, mask), found.gate
         rl_weight, sd_weight = rl[:, None] * pace * mask, sd[:, None] * batch.teacher_weight

@@ -21,6 +21,7 @@ class GRPO(Method):
     idea: ClassVar[str] = "raise attempts that beat their group's mean reward"
     paper: ClassVar[str] = "arXiv 2402.03300"
     needs: ClassVar[str] = "a score"
+    trl_loss: ClassVar[bool] = True
 
     def signals(self, batch: Batch) -> Signals:
         mask = batch.mask.float()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
+from errata.experience import Memory
 from errata.methods.base import Batch, Signals, TeacherMethod, masked_mean
 from errata.ops.routing import entropy_weights
+from errata.records import Group, Rollout, TeacherContext
 from errata.validate import NonNegative
 
 
@@ -27,6 +30,14 @@ class SRPO(TeacherMethod):
     divergence: str = "js"
     entropy_beta: NonNegative = 1.0
     """beta of exp(-beta H_T); the weights are normalised to mean 1 over the routed tokens."""
+
+    def context(
+        self, rollout: Rollout, group: Group, *, memory: Memory, epoch: float, rng: random.Random
+    ) -> TeacherContext:
+        context = super().context(rollout, group, memory=memory, epoch=epoch, rng=rng)
+        if context.is_informative and rollout.solved(self.success_threshold):
+            return replace(context, use_teacher=False, why=context.why + "; its scores are not used")
+        return context
 
     def score_mask(self, batch: Batch) -> Tensor:
         return batch.teacher_mask & (~batch.success & batch.judged)[:, None]

@@ -22,7 +22,7 @@ class Rhythm(NamedTuple):
     """The weights and what they are made of, each (B, T), 0 where masked; for logs."""
 
     weights: Tensor
-    """M_t in [1, max_bonus]."""
+    """M_t in [1, 1 + β_i·(max_bonus - 1)]."""
     bonus: Tensor
     """b_t in [0, max_bonus - 1]: how much surer the student is than the teacher."""
     gate: Tensor
@@ -32,7 +32,7 @@ class Rhythm(NamedTuple):
 def rhythm_weights(
     scores: TokenScores,
     mask: Tensor,
-    medium: Tensor,
+    beta: Tensor,
     *,
     margin: float = 0.2,
     tau: float = 1.0,
@@ -42,21 +42,26 @@ def rhythm_weights(
     mix: float = 1.0,
     floor: float = 0.5,
     ceiling: float = 2.0,
+    gate_floor: float = 0.0,
+    gate_power: float = 1.0,
 ) -> Tensor:
     """M_t = 1 + β_i·gate_t·b_t, the weight of each token of a correct response in the reward branch. No gradient.
 
     Args:
         scores: with teacher, fields (B, T).
         mask: (B, T), 1 on tokens the student generated.
-        medium: (B,) β_i: 1 for problems of medium difficulty (paper), or their medium gate (released code).
+        beta: (B,) β_i >= 0: 1 for problems of medium difficulty (paper); in the released code the problem's gates, each
+            times a weight of its own (published: 1 for the medium gate, the others off).
         margin, tau, max_bonus: μ, τ and B_max of the exceedance bonus (published: 0.2, 1, 2).
         window: W, tokens on each side whose entropies are compared.
         anchor_scale: a, steepness of the anchor's gate.
         mix: λ, how much the anchor counts.
         floor, ceiling: m_min and m_max, the range of the anchor multiplier.
+        gate_floor, gate_power: gate_t becomes gate_floor + (1 - gate_floor)·gate_t^gate_power (released code; 0 and 1 change
+            nothing).
 
     Returns:
-        (B, T), float32: in [1, max_bonus], 0 where masked.
+        (B, T), float32: in [1, 1 + β_i·(max_bonus - 1)], 0 where masked.
 
     Raises:
         ValueError: on differing shapes, scores without a teacher, or a constant out of range.
@@ -64,7 +69,7 @@ def rhythm_weights(
     return rhythm(
         scores,
         mask,
-        medium,
+        beta,
         margin=margin,
         tau=tau,
         max_bonus=max_bonus,
@@ -73,6 +78,8 @@ def rhythm_weights(
         mix=mix,
         floor=floor,
         ceiling=ceiling,
+        gate_floor=gate_floor,
+        gate_power=gate_power,
     ).weights
 
 
@@ -80,7 +87,7 @@ def rhythm_weights(
 def rhythm(
     scores: TokenScores,
     mask: Tensor,
-    medium: Tensor,
+    beta: Tensor,
     *,
     margin: float = 0.2,
     tau: float = 1.0,
@@ -90,6 +97,8 @@ def rhythm(
     mix: float = 1.0,
     floor: float = 0.5,
     ceiling: float = 2.0,
+    gate_floor: float = 0.0,
+    gate_power: float = 1.0,
 ) -> Rhythm:
     """``rhythm_weights`` with its parts. Same arguments."""
     if scores.teacher_logp is None or scores.teacher_entropy is None:
@@ -99,15 +108,20 @@ def rhythm(
     two_dimensional("mask", mask)
     for name in ("student_logp", "teacher_logp", "student_entropy", "teacher_entropy"):
         same_shape("mask", mask, **{f"scores.{name}": getattr(scores, name)})
-    per_rollout("medium", medium, mask.shape[0])
+    per_rollout("beta", beta, mask.shape[0])
     for name, fine in {
         "max_bonus": max_bonus >= 1.0,
         "window": window >= 1,
         "floor": 0.0 <= floor <= 1.0,
         "ceiling": ceiling > 1.0,
+        "gate_floor": 0.0 <= gate_floor <= 1.0,
+        "gate_power": gate_power > 0.0,
     }.items():
         if not fine:
-            raise ValueError(f"{name}: out of range; needs max_bonus >= 1, window >= 1, 0 <= floor <= 1 < ceiling")
+            raise ValueError(
+                f"{name}: out of range; needs max_bonus >= 1, window >= 1, 0 <= floor <= 1 < ceiling, 0 <= gate_floor <= 1, "
+                "gate_power > 0"
+            )
     bonus = exceedance_bonus(
         masked(scores.student_logp, mask),
         masked(scores.teacher_logp, mask),
@@ -117,8 +131,9 @@ def rhythm(
     )
     strength = anchor(scores.student_entropy, scores.teacher_entropy, mask, window=window)
     gate = anchor_gate(strength, mask, anchor_scale=anchor_scale, mix=mix, floor=floor, ceiling=ceiling)
-    weights = 1.0 + as_float(medium).clamp(0.0, 1.0).unsqueeze(1) * gate * bonus
-    return Rhythm(masked(weights, mask), masked(bonus, mask), masked(gate, mask))
+    gate = masked(gate_floor + (1.0 - gate_floor) * gate.pow(gate_power), mask)
+    weights = 1.0 + as_float(beta).clamp(min=0.0).unsqueeze(1) * gate * bonus
+    return Rhythm(masked(weights, mask), masked(bonus, mask), gate)
 
 
 def exceedance_bonus(

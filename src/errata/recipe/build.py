@@ -14,6 +14,7 @@ from errata.recipe import models, rows, verifiers
 from errata.recipe.config import mapping
 from errata.recipe.experts import expert_of
 from errata.recipe.read import Recipe
+from errata.recipe.settings import check_packages
 from errata.training.rollout_log import WriteRow
 from errata.training.trainer import ErrataTrainer
 
@@ -35,6 +36,7 @@ def build_trainer(
         ValueError: in one line, for anything the user can mend.
     """
     config, model_args = recipe.config, recipe.model
+    check_packages({**vars(model_args), **vars(config)})
     method = method_of(recipe)
     judges = verifiers.verifiers_of(recipe)
     tools = verifiers.tools_of(config)
@@ -50,6 +52,8 @@ def build_trainer(
         split = recipe.script.dataset_train_split if config.task is None else "train"
         train_rows = rows.rows_of(recipe, split=split, task=config.task)
     rows.check_template_tasks(recipe, train_rows)
+    if method.learns_from == "reference" and not config.strict and not evaluate_only:
+        train_rows = rows.with_reference(train_rows)
     if not evaluate_only:
         rows.check_enough(config, train_rows)
     for judged in (train_rows, *([] if eval_rows is None else [eval_rows])):
@@ -80,20 +84,27 @@ def build_trainer(
     # The trainer gets a copy of its own: the recipe stays as it was read.
     args = copy.copy(config)
     args.model_init_kwargs = None  # the model is loaded already
-    trainer = ErrataTrainer(
-        model,
-        judges,
-        args,
-        method=method,
-        train_dataset=train_rows,
-        eval_dataset=eval_rows,
-        run=write,
-        processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
-        expert=expert,
-        access=access,
-        **tools,
-    )
+    try:
+        trainer = ErrataTrainer(
+            model,
+            judges,
+            args,
+            method=method,
+            train_dataset=train_rows,
+            eval_dataset=eval_rows,
+            run=write,
+            processing_class=tokenizer,
+            peft_config=get_peft_config(model_args),
+            expert=expert,
+            access=access,
+            **tools,
+        )
+    except (ImportError, RuntimeError) as error:
+        if not isinstance(error, ImportError) and "install" not in str(error):
+            raise
+        raise ValueError(
+            f"a package that the recipe needs is missing: {' '.join(str(error).split())}; install it, or leave out the setting"
+        ) from error
     trainer.remove_callback(PrinterCallback)  # the progress bar says it, and metrics.jsonl keeps it
     return trainer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -87,9 +88,9 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
         None, "Freeze an EMA or synced teacher once its own accuracy falls below this share of its best."
     )
     context_template: dict[str, Any] | str | None = _help(
-        "sdpo",
-        "Wording of a teacher's prompt: sdpo, house, a .jinja file or Jinja text; or one for each task, "
-        "{rulebook: house, livecodebench: my.jinja}.",
+        None,
+        "Wording of a teacher's prompt: sdpo, opsd, house, a .jinja file or Jinja text; or one for each task, "
+        "{rulebook: house, livecodebench: my.jinja}; the method's own unless given.",
     )
     max_teacher_prompt_length: int | None = _help(
         None, "Longest teacher prompt in tokens; shown texts lose their middle."
@@ -129,6 +130,11 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
             self.output_dir = "runs/" + (
                 self.run_name or f"{(self.task or 'run').replace('/', '-')}-{self.method.split(':')[-1]}"
             )
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        if processes > 1 and not torch.accelerator.is_available():
+            self.use_cpu = (
+                True  # without it accelerate looks for a GPU, finds none, and every process takes itself for the first
+            )
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False
             # TRL's default is bfloat16 everywhere; on a CPU it is slower.
@@ -137,6 +143,11 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
         self.num_generations_eval = self.eval_k
         self.per_device_eval_batch_size = max(self.eval_batch_size // self.eval_k, 1) * self.eval_k
         super().__post_init__()
+        if self.world_size != processes:
+            raise ValueError(
+                f"use_cpu: {processes} processes were started, but on this machine's accelerator each of them would train "
+                "alone and write the same files; set use_cpu: true, or start one process"
+            )
         if self.correction is not None and self.critic is not None:
             raise ValueError("critic: a critique would replace what correction says; leave out one of the two")
 
@@ -149,7 +160,7 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
                 # Declared as mapping or text for TRL's parser, which makes a mapping of the text.
                 check(f.name, value, dict[str, Any] | None)
             elif f.name == "context_template":
-                self.context_template = _template(value)
+                self.context_template = None if value is None else _template(value)
             elif f.name in RULES:
                 check(f.name, value, RULES[f.name])
             elif f.name in ErrataConfig.__annotations__ or is_plain(hints[f.name]):

@@ -131,6 +131,19 @@ def _stable_id(prompt: Any) -> str:
     return hashlib.sha256(json.dumps(prompt, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
+def with_reference(rows: Dataset) -> Dataset:
+    """The rows that have a reference; logs how many had none. Raises ``ValueError`` where none has."""
+    texts = rows["reference"] if "reference" in rows.column_names else [None] * len(rows)
+    kept = [number for number, text in enumerate(texts) if text and text.strip()]
+    if not kept:
+        raise ValueError(
+            "reference: the method learns from it, and no row has one; add the column or use another method"
+        )
+    if len(kept) < len(rows):
+        logger.warning("reference: left out %d of %d rows that have none", len(rows) - len(kept), len(rows))
+    return rows.select(kept)
+
+
 def check_template_tasks(recipe: Recipe, rows: Dataset) -> None:
     """Raises ``ValueError`` where ``context_template`` names a task that neither errata nor the data has."""
     wordings = recipe.config.context_template

@@ -6,6 +6,8 @@ listed are checked by the type of their field (``ErrataConfig.__post_init__``).
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +24,7 @@ _OrMinusOne = Annotated[int, Range(1, also=-1)]
 
 RULES: dict[str, Any] = {
     # the optimizer and how long it runs
-    "learning_rate": PositiveShare,
+    "learning_rate": Share,  # 0 measures without learning
     "weight_decay": NonNegative,
     "adam_beta1": Share,
     "adam_beta2": Share,
@@ -94,6 +96,30 @@ RULES: dict[str, Any] = {
 
 _MAPPINGS = ("method_args", "task_args", "expert_args", "env", "on_gpu", "compare")
 """Keys of a recipe that hold mappings."""
+
+
+_PACKAGES = {
+    "use_vllm": "vllm",
+    "deepspeed": "deepspeed",
+    "use_liger_kernel": "liger_kernel",
+    "load_in_4bit": "bitsandbytes",
+    "load_in_8bit": "bitsandbytes",
+}
+"""Settings that need a package which errata does not install."""
+
+
+def check_packages(settings: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` naming a setting whose package is not installed."""
+    wanted = [(name, package) for name, package in _PACKAGES.items() if settings.get(name)]
+    trackers = settings.get("report_to") or []
+    wanted += [
+        ("report_to", tracker)
+        for tracker in ([trackers] if isinstance(trackers, str) else trackers)
+        if tracker in ("wandb", "trackio", "tensorboard", "mlflow", "comet_ml", "swanlab")
+    ]
+    for name, package in wanted:
+        if package not in sys.modules and importlib.util.find_spec(package) is None:
+            raise ValueError(f"{name}: the package {package} is not installed; install it, or leave the setting out")
 
 
 def check_given(settings: Mapping[str, Any], where: str = "") -> None:

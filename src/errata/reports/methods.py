@@ -67,6 +67,10 @@ def describe(name: str) -> str:
     }
     if preset is not None and preset.trainer:
         facts["recipe"] = f"the source also sets, and a recipe has to say: {_in_words(preset.trainer)}"
+    if preset is not None and preset.evaluation:
+        facts["evaluated"] = _in_words(preset.evaluation)
+    if preset is not None and preset.setup:
+        facts["setup"] = preset.setup
     for fact, text in facts.items():
         head.add_row(Text(fact), Text(text, "bold" if fact == "name" else ""))
 
@@ -94,7 +98,7 @@ def _defaults_in_words(method: Any) -> str:
     own = [
         f.name
         for f in fields(method)
-        if f.name in ("credit", "cost", "baseline", "routing", "warmup_steps", "token_clip")
+        if f.name in ("credit", "cost", "baseline", "routing", "warmup_steps", "token_clip", "entry_clip")
     ]
     parts = [f"{settings['divergence']}, {teacher} teacher shown {' > '.join(settings['sources'])}"]
     parts += [f"{key} {_plain(settings[key])}" for key in own if settings[key] is not None]
@@ -116,6 +120,8 @@ def _plain(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Mapping):
+        return f"{{{_in_words(value) if value else ''}}}"
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_plain, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +12,7 @@ from torch import Tensor
 from errata.contexts import Rendered
 from errata.feedback.leaks import mentions_feedback
 from errata.methods import Method, TeacherMethod
-from errata.ops.scores import TokenScores
+from errata.ops.scores import Objective, TokenScores
 from errata.records import Group, Prompt, Rollout, TeacherContext
 from errata.training.batch import GenerationBatch
 
@@ -41,28 +41,29 @@ def prompt_metrics(prompts: Sequence[Rendered]) -> dict[str, float]:
     }
 
 
+Sums = Mapping[str, tuple[Tensor, Tensor]]
+"""Metric -> sum over some tokens, and their number, 0-d each."""
+
+
 @torch.no_grad()
-def score_metrics(
-    accelerator: Accelerator,
-    batch: GenerationBatch,
-    scores: TokenScores,
-    *,
-    teacher_known: bool,
-    clip: tuple[float, float],
-) -> dict[str, float]:
-    """Means over the tokens of one micro-batch of all processes. Collective: call on every rank.
+def score_sums(batch: GenerationBatch, scores: TokenScores, *, teacher_known: bool, objective: Objective) -> Sums:
+    """What the metrics of the scores are means of, of one micro-batch of this process.
 
     Args:
+        batch: with its signals.
         teacher_known: whether the teacher's own probabilities are known (not of a black box that only gives samples).
-        clip: TRL's ``epsilon`` and ``epsilon_high``.
+        objective: the run's; its clips say from where on a token counts as clipped.
     """
+    signals = batch.signals
+    assert signals is not None
     mask = batch.tokens.mask
     with_teacher = mask & batch.teacher.has_teacher.to(mask.device)[:, None]
     if batch.teacher.sparse is not None:
         with_teacher = with_teacher & (batch.teacher.sparse.query_weight > 0)
 
-    def total(values: Tensor | None, where: Tensor) -> list[Tensor]:
-        return [where.new_zeros((), dtype=torch.float32) if values is None else (values * where).sum(), where.sum()]
+    def total(values: Tensor | None, where: Tensor) -> tuple[Tensor, Tensor]:
+        chosen = where.new_zeros((), dtype=torch.float32) if values is None else (values * where).sum()
+        return chosen.float(), where.sum().float()
 
     named = {
         "entropy": total(scores.student_entropy, mask),
@@ -72,14 +73,41 @@ def score_metrics(
         gap = None if scores.teacher_logp is None else scores.teacher_logp - scores.student_logp
         named["teacher/entropy"] = total(scores.teacher_entropy, with_teacher)
         named["teacher/gap"] = total(gap, with_teacher)
-    if batch.tokens.old_logp is not None and batch.signals is not None:
-        ratio, advantage = (scores.student_logp - batch.tokens.old_logp).exp(), batch.signals.advantage
-        low, high = clip
-        clipped = ((ratio < 1 - low) & (advantage < 0)) | ((ratio > 1 + high) & (advantage > 0))
-        named["clip_ratio/region_mean"] = total(clipped.float(), mask)
-    sums = torch.stack([x.float() for pair in named.values() for x in pair])
-    sums = accelerator.reduce(sums, reduction="sum").view(-1, 2)
-    return {name: value / count for name, (value, count) in zip(named, sums.tolist(), strict=True) if count}
+    distilled = with_teacher & (signals.sd_weight > 0)
+    if objective.token_clip is not None and scores.divergence is not None:
+        named["clip_ratio/token_clip"] = total(scores.divergence > objective.token_clip, distilled)
+    if batch.tokens.old_logp is not None:
+        ratio = (scores.student_logp - batch.tokens.old_logp).exp()
+        if objective.surrogate == "clipped":
+            low, high = 1 - objective.clip_low, 1 + objective.clip_high
+            clipped = ((ratio < low) & (signals.advantage < 0)) | ((ratio > high) & (signals.advantage > 0))
+            named["clip_ratio/region_mean"] = total(clipped, mask)
+        else:
+            distilled = distilled | (mask & (signals.rl_weight > 0))
+        if objective.importance_clip is not None:
+            named["clip_ratio/importance_clip"] = total(ratio > objective.importance_clip, distilled)
+    return named
+
+
+class StepMeans:
+    """Means over all tokens of an optimizer step, of all its micro-batches and processes."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def add(self, sums: Sums) -> None:
+        """Add a micro-batch. All processes add the same metrics."""
+        for name, (value, count) in sums.items():
+            before = self._sums.get(name)
+            self._sums[name] = (value, count) if before is None else (before[0] + value, before[1] + count)
+
+    def take(self, accelerator: Accelerator) -> dict[str, float]:
+        """The means of what was added since the last call, without those over no token. Collective: call on every rank."""
+        named, self._sums = self._sums, {}
+        if not named:
+            return {}
+        sums = accelerator.reduce(torch.stack([torch.stack(pair) for pair in named.values()]), reduction="sum")
+        return {name: value / count for name, (value, count) in zip(named, sums.tolist(), strict=True) if count}
 
 
 def _mentions(rollout: Rollout) -> bool:

@@ -31,14 +31,14 @@ class RolloutLog:
         self,
         step: int,
         batch: GenerationBatch,
-        scores: TokenScores,
+        scores: TokenScores | None,
         generation: Sequence[Rollout],
         likeliest: Likeliest | None = None,
     ) -> None:
         """Write rows of a micro-batch, once a step.
 
         Args:
-            scores: of the micro-batch; fields that are not known are ``None``.
+            scores: of the micro-batch; fields that are not known are ``None``. ``None``: no scores are known (TRL's own loss).
             generation: this process's rollouts of the whole generation batch.
             likeliest: of the teacher; ``None`` where it is not known.
         """
@@ -93,8 +93,8 @@ class RolloutLog:
             self._write("rollouts", record)
 
     @staticmethod
-    def _per_token(batch: GenerationBatch, scores: TokenScores) -> dict[str, Tensor]:
-        found: dict[str, Tensor | None] = dict(scores._asdict())
+    def _per_token(batch: GenerationBatch, scores: TokenScores | None) -> dict[str, Tensor]:
+        found: dict[str, Tensor | None] = {} if scores is None else dict(scores._asdict())
         if batch.signals is not None:
             s = batch.signals
             found |= {"advantage": s.advantage, "rl_weight": s.rl_weight, "sd_weight": s.sd_weight, **s.per_token}

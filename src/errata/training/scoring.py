@@ -171,6 +171,7 @@ class Scorer:
             support=chosen.support,
             k=chosen.top_k,
             tail=chosen.tail,
+            entry_clip=chosen.entry_clip,
         )
 
 

@@ -62,7 +62,9 @@ def decide(
         at = method.score_mask(whole) & mask
         if at.any():  # the same on every process
             local = score(at[rows, :columns])
-            scores = TokenScores._make(None if f is None else everyone(f) for f in local)
+            # Every process must send every field: one whose rollouts have no teacher knows none of the teacher's.
+            absent = torch.zeros_like(local.student_logp)
+            scores = TokenScores._make(everyone(absent if f is None else f) for f in local)
             whole = replace(whole, scores=_method_scores(method, _known(scores, whole, at)))
         else:
             whole = replace(whole, scores=_method_scores(method, _known(_empty(mask), whole, at)))

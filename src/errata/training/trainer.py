@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from errata.contexts import Rendered, Renderer
+from errata.contexts import DEFAULT, Rendered, Renderer
 from errata.experts import Access, Teacher
 from errata.methods import Method, TeacherMethod
 from errata.ops.scores import Head, TokenScores
@@ -33,14 +34,17 @@ from errata.training.finite import StopAtBadWeights, check_loss
 from errata.training.forward import accept_head_function, at_completion, check_scores
 from errata.training.length_warning import WarnOfShortAnswers
 from errata.training.loss import Averaging, LossSettings, two_stream_loss
-from errata.training.metrics import batch_metrics, prompt_metrics, score_metrics
+from errata.training.metrics import StepMeans, batch_metrics, prompt_metrics, score_sums
 from errata.training.replay import PastBatch, Replay
-from errata.training.rollout_log import RolloutLog, WriteRow
+from errata.training.rollout_log import Likeliest, RolloutLog, WriteRow
 from errata.training.rollouts import Completion, Judges, Verifier, build_rollouts
 from errata.training.scoring import Scorer
 from errata.training.signals import decide
 from errata.training.teacher_pass import Expert, Place, StatefulExpert, TeacherPass
 from errata.training.teachers import MakeTeacher, self_teacher
+
+_HEAD = "generation_head.pt"
+"""File of the head that reads the generation batch's teacher states, in a checkpoint that falls inside a generation batch."""
 
 
 class ErrataTrainer(compat.TRLHooks):
@@ -79,11 +83,13 @@ class ErrataTrainer(compat.TRLHooks):
         **kwargs: Any,
     ) -> None:
         self._own_trl_loss = compat.options_beyond_clipping(args)
-        if method.uses_teacher and self._own_trl_loss:
+        if self._own_trl_loss and not method.trl_loss:
             raise ValueError(
-                f"{', '.join(self._own_trl_loss)}: {type(method).__name__} distils beside TRL's clipped surrogate and has no "
-                "such option; leave it at TRL's default (loss_type: dapo, grpo, bnpo or dr_grpo) or use method: grpo"
+                f"{', '.join(self._own_trl_loss)}: the loss of {type(method).__name__} is not TRL's and has no such option; "
+                "leave it at TRL's default (loss_type: dapo, grpo, bnpo or dr_grpo) or use method: grpo"
             )
+        if method.learns_from == "reference":
+            _check_references(method, args, train_dataset, kwargs)
         if isinstance(kwargs.get("environment_factory"), dict):
             raise ValueError(
                 "environment_factory: must be one class; several environments in one run are not supported"
@@ -103,7 +109,7 @@ class ErrataTrainer(compat.TRLHooks):
         for i in range(len(self._judges.functions), len(self.reward_funcs)):
             self._judges.add(self.reward_funcs[i])
             self.reward_funcs[i] = self._judges.functions[i]
-        if method.uses_teacher and self.aux_loss_enabled:
+        if self.aux_loss_enabled and not method.trl_loss:
             raise ValueError("router_aux_loss_coef: not added to a distillation loss; set it to 0 or use method: grpo")
         policy = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
         accept_head_function(policy)
@@ -114,7 +120,9 @@ class ErrataTrainer(compat.TRLHooks):
         self.expert: Expert | None = None if isinstance(made, Teacher) else made
         objective = replace(method.objective(), clip_low=self.epsilon_low, clip_high=self.epsilon_high)
         routed = isinstance(method, TeacherMethod) and method.denominators == "routed"
-        self._loss_settings = LossSettings(objective, self.temperature, routed)
+        # A reference was not sampled: its likelihood is the policy's own, at temperature 1.
+        temperature = 1.0 if method.learns_from == "reference" else self.temperature
+        self._loss_settings = LossSettings(objective, temperature, routed)
         self._scorer = Scorer(
             self.accelerator, self.sharded, objective.divergence, self.temperature, args.per_device_train_batch_size
         )
@@ -124,17 +132,20 @@ class ErrataTrainer(compat.TRLHooks):
             access or Access(),
             self.accelerator,
             self.sharded,
-            self.encode_prompts,
+            self._encode_teacher_prompts,
             self._scorer,
             self.temperature,
             args.per_device_train_batch_size,
             self_on_failure=args.expert_on_failure == "self",
+            keeps_head=args.gradient_accumulation_steps % (args.steps_per_generation * self.num_iterations) != 0,
         )
         self.replay = self._make_replay()
+        wording = method.context_template if isinstance(method, TeacherMethod) else DEFAULT
         self.renderer = Renderer(
-            args.context_template or "sdpo",
+            wording if args.context_template is None else args.context_template,
+            default=wording,
             max_tokens=args.max_teacher_prompt_length,
-            count_tokens=lambda prompt: len(self.encode_prompts([prompt])[0]),
+            count_tokens=lambda prompt: len(self._encode_teacher_prompts([prompt])[0]),
             history=isinstance(method, TeacherMethod) and method.history > 0,
         )
         self._comments = comments_of(
@@ -146,6 +157,7 @@ class ErrataTrainer(compat.TRLHooks):
             self._write_by_policy,
         )
         self.evaluator = Evaluator(args, method, self.renderer, self.teacher, self.sharded)
+        self._means = StepMeans()
         self._keep_row = run
         self._rollout_log = RolloutLog(run, self.tokenizer, args.rollouts_saved, method.success_threshold)
         self.add_callback(StopAtBadWeights())  # before a teacher follows them
@@ -166,6 +178,12 @@ class ErrataTrainer(compat.TRLHooks):
             return expert(prepare)
         per_generation = self.args.steps_per_generation * self.num_iterations
         return self_teacher(self.model, self.args, self.method, prepare, per_generation, self.sharded)
+
+    def _encode_teacher_prompts(self, prompts: list[Messages | str]) -> list[list[int]]:
+        method = self.method
+        return self.encode_prompts(
+            prompts, method.teacher_chat_template_kwargs if isinstance(method, TeacherMethod) else {}
+        )
 
     def _make_replay(self) -> Replay | None:
         method, args = self.method, self.args
@@ -191,8 +209,17 @@ class ErrataTrainer(compat.TRLHooks):
         """Whether the one micro-batch is the whole generation batch, used once: then its own forward can be scored."""
         return bool(self.args.steps_per_generation == 1 and self.num_iterations == 1)
 
+    def targets(self, rows: Sequence[Row]) -> list[list[int]] | None:
+        if self.method.learns_from == "rollouts":
+            return None
+        texts = [row["reference"] for row in rows]
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [[*i, self.turn_end][: self.max_completion_length] for i in ids]
+
     def on_rollouts(self, rows: Sequence[Row], tokens: TokenBatch) -> GenerationBatch:
         """From sampled and judged completions to the batch that the losses of its micro-batches take."""
+        if self.method.learns_from == "reference":
+            tokens = replace(tokens, old_logp=None, sampler_ratio=None)  # nothing was sampled, so there is no ratio
         first, step = self.accelerator.process_index * len(rows), self.state.global_step
         self._judges.check([str(row["problem_id"]) for row in rows])
         local = self._build(rows, tokens, first)
@@ -231,8 +258,8 @@ class ErrataTrainer(compat.TRLHooks):
             texts = self.tokenizer.batch_decode(tokens.completion_ids, skip_special_tokens=True)
             completions = list(texts)
         verdicts = self._judges.verdicts(self.local_scores, weights)
-        lengths = tokens.mask.sum(1).tolist()
-        return build_rollouts(rows, prompts, completions, verdicts, lengths, range(first, first + len(rows)))
+        indices = range(first, first + len(rows))
+        return build_rollouts(rows, prompts, completions, verdicts, self.sampled_lengths, indices)
 
     def judge(
         self, rows: Sequence[Row], prompts: list[Prompt], completions: list[Completion], ids: list[list[int]]
@@ -276,31 +303,37 @@ class ErrataTrainer(compat.TRLHooks):
 
     def batch_loss(self, model: nn.Module, rows: Tensor, trl_loss: Callable[[], Tensor]) -> Tensor:
         """The two-stream loss of one micro-batch; TRL's own where its options ask for more than the clipped surrogate."""
-        if self._own_trl_loss or self.aux_loss_enabled:
-            loss: Tensor = trl_loss()
-            return loss
         batch: GenerationBatch = self.generation.select(rows.cpu())
+        if self._own_trl_loss or self.aux_loss_enabled:
+            trls: Tensor = trl_loss()
+            self._write_rollouts(replace(batch, signals=batch.signals or self._decide_ahead(batch)), None)
+            return trls
         place = f"{(self.args.seed, self.state.global_step, self.micro_step, self.accelerator.process_index)}"
         past = None if self.replay is None else self.replay.draw(batch.tokens, place)
         heads: list[Head] = []  # kept aside: what a wrapped model returns may be copied in another type
-        decided: list[LocalSignals] = []
+        decided: list[tuple[LocalSignals, Tensor | None]] = []
 
         def on_head(hidden: Tensor, head: Head) -> tuple[Tensor, TokenScores]:
             heads.append(head)
-            loss, scores, signals = self._loss_of_hidden(hidden, head, batch, past)
-            decided.append(signals)
+            loss, scores, signals, reach = self._loss_of_hidden(hidden, head, batch, past)
+            decided.append((signals, reach))
             return loss, scores
 
         inputs = batch.tokens.model_inputs() if past is None else Replay.joined(batch.tokens, past)
+        loss: Tensor
         with self.accelerator.autocast():
             loss, scores = model(**inputs, with_head=on_head)
-        check_loss(loss.detach(), replace(batch, signals=decided[0]), scores, self.state.global_step + 1)
-        self._after_loss(replace(batch, signals=decided[0]), scores, heads[0])
+        signals, reach = decided[0]
+        batch = replace(batch, signals=signals)
+        check_loss(loss.detach(), batch, scores, self.state.global_step + 1)
+        self._after_loss(batch, scores, heads[0], reach)
         return loss
 
     def _loss_of_hidden(
         self, hidden: Tensor, head: Head, batch: GenerationBatch, past: PastBatch | None
-    ) -> tuple[Tensor, TokenScores, LocalSignals]:
+    ) -> tuple[Tensor, TokenScores, LocalSignals, Tensor | None]:
+        """The loss, its scores, the signals, and the reach of past rollouts."""
+        reach = None
         if past is None:
             own, of_past = at_completion(hidden, batch.tokens.mask.shape[1]), None
         else:
@@ -328,10 +361,9 @@ class ErrataTrainer(compat.TRLHooks):
         if past is not None and self.replay is not None and of_past is not None:
             among = self._loss_settings.counted(batch.tokens.mask, signals.sd_weight)
             weights = averaging.weights(past.mask, signals.sd_count.clamp(min=1), among)
-            more, metrics = self.replay.loss(of_past, head, past, weights)
-            self.log_metrics_of_step(metrics)
+            more, reach = self.replay.loss(of_past, head, past, weights)
             loss = loss + more
-        return loss, scores, signals
+        return loss, scores, signals, reach
 
     @property
     def _scores_in_part(self) -> bool:
@@ -366,26 +398,33 @@ class ErrataTrainer(compat.TRLHooks):
             self.accelerator.num_processes,
         )
 
-    def _after_loss(self, batch: GenerationBatch, scores: TokenScores, head: Head) -> None:
-        """Metrics, replay and rollouts.jsonl."""
+    def _after_loss(self, batch: GenerationBatch, scores: TokenScores, head: Head, reach: Tensor | None) -> None:
+        """Metrics, replay and rollouts.jsonl. ``reach``: of ``Replay.loss``."""
         samples_only = self.teacher_pass.access.gives == "samples"
-        clip = (self.epsilon_low, self.epsilon_high)
-        self.log_metrics_of_step(
-            score_metrics(self.accelerator, batch, scores, teacher_known=not samples_only, clip=clip)
+        self._means.add(
+            score_sums(batch, scores, teacher_known=not samples_only, objective=self._loss_settings.objective)
         )
+        if self.accelerator.sync_gradients:  # the step's last micro-batch
+            self.log_metrics_of_step(self._means.take(self.accelerator))
         if self.method.uses_teacher:
             self.log_metrics_of_step(prompt_metrics(self.generation.prompts))
         if self.replay is not None:
-            self.replay.keep(batch, scores, lambda: self.teacher_pass.reader.head(batch.teacher, head))
+            self.log_metrics_of_step(self.replay.metrics(self.accelerator, reach))
+            # Gathered on every process or on none, where it is sharded.
+            with_states = batch.teacher.sparse is None
+            self.replay.keep(batch, scores, self.teacher_pass.reader.head(batch.teacher, head) if with_states else None)
+        self._write_rollouts(
+            batch,
+            scores._replace(teacher_logp=None, teacher_entropy=None) if samples_only else scores,
+            # One process alone cannot gather a sharded head.
+            None if self.sharded else lambda row: self.teacher_pass.likeliest(batch.teacher, row, head, 4),
+        )
+
+    def _write_rollouts(
+        self, batch: GenerationBatch, scores: TokenScores | None, likeliest: Likeliest | None = None
+    ) -> None:
         if self.accelerator.is_main_process:
-            self._rollout_log.write(
-                self.state.global_step + 1,
-                batch,
-                scores._replace(teacher_logp=None, teacher_entropy=None) if samples_only else scores,
-                self.generation.rollouts,
-                # One process alone cannot gather a sharded head.
-                None if self.sharded else lambda row: self.teacher_pass.likeliest(batch.teacher, row, head, 4),
-            )
+            self._rollout_log.write(self.state.global_step + 1, batch, scores, self.generation.rollouts, likeliest)
 
     # -- evaluation and state -------------------------------------------------------------------------------------
 
@@ -411,6 +450,11 @@ class ErrataTrainer(compat.TRLHooks):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logged)
         return logged
 
+    def saved_generation(self) -> GenerationBatch:
+        # Its head may be as large as the rest, so the main process saves it for all.
+        batch: GenerationBatch = self.generation
+        return replace(batch, teacher=replace(batch.teacher, head=None))
+
     def save_state(self, folder: Path) -> None:
         state = {"memory": self.memory.state_dict(), "evaluator": self.evaluator.state_dict()}
         if self.teacher is not None:
@@ -420,6 +464,8 @@ class ErrataTrainer(compat.TRLHooks):
         if self.replay is not None:
             self.replay.save(folder, self.accelerator.process_index)
         if self.args.should_save:
+            if self.inside_generation and self.generation.teacher.head is not None:
+                torch.save(self.generation.teacher.head, folder / _HEAD)  # the same on every process
             (folder / "state.json").write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
             if self.teacher is not None:
                 self.teacher.save(folder)
@@ -428,6 +474,9 @@ class ErrataTrainer(compat.TRLHooks):
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         self.memory.load_state_dict(state["memory"])
         self.evaluator.load_state_dict(state["evaluator"])
+        if (folder / _HEAD).is_file():
+            head = torch.load(folder / _HEAD, map_location=self.accelerator.device, weights_only=False)
+            self.generation = replace(self.generation, teacher=replace(self.generation.teacher, head=head))
         if self.replay is not None:
             self.replay.load(folder, self.accelerator.process_index)
         if "expert" in state and isinstance(self.expert, StatefulExpert):
@@ -435,6 +484,25 @@ class ErrataTrainer(compat.TRLHooks):
         if self.teacher is not None:
             self.teacher.load_state_dict(state.get("teacher", {}))
             self.teacher.load(folder)
+
+
+def _check_references(method: Method, args: ErrataConfig, rows: Dataset, kwargs: Mapping[str, object]) -> None:
+    """Raises ``ValueError`` where there is a row without a reference, or a setting that references have no use for."""
+    name = type(method).__name__
+    given = [k for k in ("tools", "environment_factory", "rollout_func") if kwargs.get(k)]
+    if given:
+        raise ValueError(f"{given[0]}: {name} learns from references and samples no turns; leave it out")
+    if args.use_vllm and args.vllm_importance_sampling_correction:
+        raise ValueError(
+            f"vllm_importance_sampling_correction: {name} learns from references, which no engine sampled; set it to false"
+        )
+    texts = rows["reference"] if "reference" in (getattr(rows, "column_names", None) or ()) else [None] * len(rows)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(
+                f"reference: {name} learns from it, and row {number} ({rows[number]['problem_id']}) has none; "
+                "leave such rows out (strict: false does) or use another method"
+            )
 
 
 class _AfterStep(TrainerCallback):  # type: ignore[misc]
