@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import platform
 import random
 import time
@@ -241,7 +240,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    torch.set_num_threads(os.cpu_count() or 1)
     started = time.monotonic()
     renderer = Renderer("house")
     tokenizer = make_tokenizer()

@@ -65,9 +65,9 @@ def loaded_with(package):
 
 
 def is_allowed(module, package, allowed):
-    """Whether ``module`` is in the package itself, in records, or in what ``allowed`` names: packages, or modules of one."""
+    """Whether ``module`` is the package's own, records, validate, or in ``allowed``: packages, or modules of one."""
     parts = module.split(".")
-    if parts[0] in {package, "records", "__version__"} | allowed or ".".join(parts[:2]) in allowed:
+    if parts[0] in {package, "records", "validate", "__version__"} | allowed or ".".join(parts[:2]) in allowed:
         return True
     return len(parts) == 1 and any(
         name.startswith(f"{module}.") for name in allowed

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import errno
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 EXIT_BAD_INPUT = 2
+EXIT_ERROR = 1
 _ABOUT_FILES = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
@@ -31,9 +33,12 @@ _STRICT: dict[str, Any] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Bad input ends in one line on standard error and status 2."""
+    """Run one command. Bad input ends in one line on standard error and status 2, any other error in one line and status 1.
+
+    ``--debug`` shows where an error came from.
+    """
     parser = _parser()
-    words = list(sys.argv[1:] if argv is None else argv)
+    words, debug = _without_debug(list(sys.argv[1:] if argv is None else argv))
     # `train` and `compare` hand unknown flags on to the recipe's parser.
     args, rest = parser.parse_known_args(words)
     if rest and args.command not in ("train", "compare"):
@@ -41,25 +46,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args, rest) or 0)
     except (ValueError, FileNotFoundError) as error:
+        if debug:
+            traceback.print_exc()
         print(f"errata: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except BrokenPipeError:  # the reader of a listing went away
         return 0
-    except OSError as error:
-        if error.errno not in _ABOUT_FILES:
-            raise
-        said = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-        print(f"errata: {' '.join(str(said).split())}; what was saved before is unchanged", file=sys.stderr)
-        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("errata: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        if not isinstance(error, OSError) or error.errno not in _ABOUT_FILES:
+            print(f"errata: {_unexpected(error)}", file=sys.stderr)
+            return EXIT_ERROR
+        said = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+        print(f"errata: {' '.join(str(said).split())}; what was saved before is unchanged", file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+def _without_debug(words: list[str]) -> tuple[list[str], bool]:
+    """The command line without ``--debug``; transformers' setting of that name is followed by a value."""
+    for i, word in enumerate(words):
+        if word == "--debug" and words[i + 1 : i + 2] not in (["underflow_overflow"], ["tpu_metrics_debug"]):
+            return [*words[:i], *words[i + 1 :]], True
+    return words, False
+
+
+def _unexpected(error: Exception) -> str:
+    """One line for an error that no check has foreseen, with what to do where that is known."""
+    kind, said = type(error).__name__, " ".join(str(error).split())
+    said = f"{kind}: {said[:500]}" if said else kind
+    if kind == "OutOfMemoryError" or isinstance(error, MemoryError):
+        mend = "lower per_device_train_batch_size, max_completion_length or eval_batch_size"
+    elif isinstance(error, ImportError):
+        mend = "install the missing package, or leave out the setting that needs it"
+    else:
+        return f"{said} (--debug shows where)"
+    return f"{said}; {mend} (--debug shows where)"
 
 
 def _parser() -> argparse.ArgumentParser:
     from errata import __version__
 
     parser = argparse.ArgumentParser(prog="errata", description="Reinforcement learning from rich feedback.")
+    parser.add_argument("--debug", action="store_true", help="show where an error came from")
     parser.add_argument("--version", action="version", version=f"errata {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -137,6 +169,9 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
     from errata.training import interrupt
 
     interrupt.follow_parent()  # before the slow imports
+    from errata.recipe.settings import check_before_loading
+
+    check_before_loading(args.recipe, rest)
     from errata.commands.train import train
 
     return train(args.recipe, rest)
@@ -150,7 +185,9 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _compare(args: argparse.Namespace, rest: list[str]) -> int:
     from errata.commands.compare import compare
+    from errata.recipe.settings import check_before_loading
 
+    check_before_loading(args.recipe, rest)
     names = [name.strip() for name in args.methods.split(",") if name.strip()]
     return compare(args.recipe, names, args.seeds, args.jobs, args.tune, rest, target=args.target)
 

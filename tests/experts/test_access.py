@@ -97,10 +97,10 @@ def test_answers_are_padded_over_tokens():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"gives": "logits"}, "gives 'logits' is none of"),
-        ({"gives": "samples", "where": "here"}, "where 'here'"),
-        ({"gives": "samples", "samples": 0}, "samples 0 must be"),
-        ({"gives": "samples", "share": 0.0}, r"share 0.0 is not in"),
+        ({"gives": "logits"}, "gives: 'logits' is none of"),
+        ({"gives": "samples", "where": "here"}, "where: 'here' is none of"),
+        ({"gives": "samples", "samples": 0}, "samples: must be a whole number of at least 1, got 0"),
+        ({"gives": "samples", "share": 0.0}, r"share: must be a number in \(0, 1\], got 0.0"),
         ({"gives": "topk", "share": 0.5}, "share 0.5 needs gives: samples"),
     ],
 )

@@ -208,7 +208,7 @@ CELLS: tuple[Cell, ...] = (
     _one("history", "sdpo", args={"sources": ["feedback"], "history": 2}),
     _one("with-feedback", "distil-exact", args={"sources": ["sibling", "reference"], "with_feedback": True}),
     _one("no-leaks", "distil-exact", args={"sources": ["sibling", "feedback"], "allow_leaks": False}),
-    _one("rhythm", "drift", args={"margin": -0.5, "window": 2, "anchor_scale": 20.0}, default=True),
+    _one("rhythm", "drift", args={"margin": 0.0, "window": 2, "anchor_scale": 20.0}, default=True),
     _one("two-demonstrations", "drift", args={"demonstrations": 2}),
     _one("short-teacher-prompt", "distil-exact", max_teacher_prompt_length=38),
     _one("truncated", "distil-exact", max_completion_length=17, mask_truncated_completions=True),

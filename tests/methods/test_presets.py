@@ -39,9 +39,10 @@ SETTINGS = {
         "teacher_rate": 0.01,
     },
     # arXiv 2601.18734, section 3, f = the reference solution, and the release of 2026-03-18 (siyan-zhao/OPSD):
-    # scripts/run_opsd_1b.sh "--beta 0" (forward KL), "--jsd_token_clip 0.05", "--fixed_teacher", no "--top_k_loss" (the whole
-    # vocabulary); its README: "clipping is applied point-wise, not to the vocabulary-summed loss"; data_collator.py:
-    # student_thinking=False, teacher_thinking=True; no importance weight
+    # scripts/run_opsd_1b.sh "--beta 0" (forward KL), "--jsd_token_clip 0.05", "--fixed_teacher",
+    # no "--top_k_loss" (the whole vocabulary); its README:
+    # "clipping is applied point-wise, not to the vocabulary-summed loss"; data_collator.py: student_thinking=False,
+    # teacher_thinking=True; no importance weight
     "opsd": {
         "sources": ("reference",),
         "teacher": "frozen",
@@ -65,7 +66,7 @@ SETTINGS = {
     "opsd-paper": {"divergence": "forward_kl", "support": "full", "entry_clip": None, "token_clip": None},
     # arXiv 2604.02288: "JS", "proportional to exp(-beta H_T), beta = 1", one shared denominator
     "srpo": {"divergence": "js", "alpha": 0.5, "entropy_beta": 1.0, "denominators": "shared"},
-    # Ours, docs/length.md: length-neutral, about 50 tokens ahead
+    # docs/length.md: length-neutral, about 50 tokens ahead
     "distil": {
         "credit": "sum",
         "cost": "kl",
@@ -76,7 +77,7 @@ SETTINGS = {
         "support": "full",
         "divergence": "forward_ce",
     },
-    # Ours: the exact gradient, unbiased and centred (docs/theory.md)
+    # section 4, the exact gradient: unbiased and centred
     "distil-exact": {
         "credit": "sum",
         "cost": "kl",
@@ -291,7 +292,7 @@ def test_a_method_of_ones_own(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("from errata.methods.sdpo import SDPO\nclass Mine(SDPO):\n    pass\n")
     assert type(methods.get(f"{file}:Mine", divergence="reverse_kl")).__name__ == "Mine"
-    with pytest.raises(ValueError, match="no Method class called 'Other'"):
+    with pytest.raises(ValueError, match="has no 'Other'"):
         methods.get(f"{file}:Other")
     with pytest.raises(ValueError, match="no file"):
         methods.get("missing.py:Mine")

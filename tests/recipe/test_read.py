@@ -88,7 +88,7 @@ def test_on_gpu_is_left_out_without_one(tmp_path, monkeypatch):
     monkeypatch.setattr(reading.torch.cuda, "is_available", lambda: False)
     assert read(path).config.model == "house"
     monkeypatch.setattr(reading.torch.cuda, "is_available", lambda: True)
-    assert reading._yaml(path)["on_gpu"] == {"model": "Qwen/Qwen3-8B"}
+    assert reading.load_mapping(path)["on_gpu"] == {"model": "Qwen/Qwen3-8B"}
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,10 @@ def test_a_run_with_a_critic_resumes_to_the_identical_result(tmp_path, other_mod
         ({"correction": "reference", "critic": "policy"}, "critic: a critique would replace what correction says"),
         ({"critic": "/no/such/model"}, "critic: no directory '/no/such/model'"),
         ({"critic": "policy", "critic_template": "{{ solution }}"}, "template: no 'solution'"),
-        ({"critic": "policy", "critic_max_tokens": 0}, "critic_max_tokens: must be at least 1, got 0"),
+        (
+            {"critic": "policy", "critic_max_tokens": 0},
+            "critic_max_tokens: must be a whole number of at least 1, got 0",
+        ),
     ],
 )
 def test_bad_settings_are_named(tmp_path, changes, message):

@@ -22,6 +22,7 @@ FILES = (
     *("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "manifest.json"),
     *("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"),
     *("errata_state/state.json", "errata_state/position_0.pt", "errata_state/replay_0.pt", "errata_state/teacher.safetensors"),
+    "errata_state/generation_head.pt",
 )  # fmt: skip
 
 
@@ -83,7 +84,7 @@ def stopped(tmp_path_factory, policy):
     """A run that has gone three steps of five, with the checkpoints of steps 1 to 3."""
     folder = tmp_path_factory.mktemp("stopped")
     command = [sys.executable, "-c", STOP_AFTER_THREE, str(recipe(folder, policy))]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 143, done.stderr
     assert [p.name for p in checkpoints.complete_checkpoints(folder / "run")] == [f"checkpoint-{i}" for i in (1, 2, 3)]
     return folder / "run"
@@ -250,7 +251,7 @@ def test_a_file_that_grows_too_large_is_one_line_and_harms_nothing(run, finished
     kept = contents(run / "checkpoint-3")
     command = [sys.executable, "-m", "errata", "train", str(recipe(run.parent, policy))]
     done = subprocess.run(
-        command, env=environment(), preexec_fn=small, capture_output=True, text=True, timeout=200, check=False
+        command, env=environment(), preexec_fn=small, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.strip().splitlines()

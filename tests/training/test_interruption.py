@@ -48,7 +48,7 @@ sys.exit(main(["train", sys.argv[1], *sys.argv[5:]]))
 
 def sent(recipe, number, place, step, *more):
     command = [sys.executable, "-c", SEND, str(recipe), str(int(number)), place, str(step), *more]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -74,6 +74,7 @@ def trainer(
     eval_rows: int = 0,
     access: Any = None,
     expert: Any = None,
+    train_rows: int = 8,
     **changes: Any,
 ) -> ErrataTrainer:
     decided = methods.get(method, **(method_args or {})) if isinstance(method, str) else method
@@ -84,7 +85,7 @@ def trainer(
         verifiers or [verifier],
         config,
         method=decided,
-        train_dataset=rows(),
+        train_dataset=rows(train_rows),
         eval_dataset=rows(eval_rows) if eval_rows else None,
         processing_class=TOKENIZER,
         peft_config=peft_config,

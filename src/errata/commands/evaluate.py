@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 
 from errata.commands.allocator import keep_memory
@@ -20,7 +19,10 @@ from errata.commands.train import quiet
 from errata.recipe.build import build_trainer
 from errata.recipe.models import model_path
 from errata.recipe.read import Recipe, recipe_of
+from errata.recipe.settings import RULES
+from errata.recipe.text import load_mapping
 from errata.training.evaluation import judged_rows
+from errata.validate import check
 
 _OF_A_TASK = ("task_path", "task_args", "verifier", "reward_funcs", "reward_weights")
 _OF_A_RUN = (
@@ -29,6 +31,11 @@ _OF_A_RUN = (
     *("max_tool_calling_iterations", "chat_template_kwargs", "trust_remote_code", "attn_implementation"),
 )
 """What of a run's settings says how its problems are asked and judged."""
+_CHECKED = {
+    **{name: f"eval_{name}" for name in ("k", "problems", "batch_size", "temperature", "top_p")},
+    **{name: name for name in ("max_completion_length", "seed")},
+}
+"""Options of the command, and the settings of a recipe whose ranges they have."""
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -36,10 +43,12 @@ def evaluate(args: argparse.Namespace) -> int:
 
     Raises ``ValueError`` in one line for anything the user can mend.
     """
-    for name in ("k", "problems", "batch_size", "max_completion_length"):
+    for name, setting in _CHECKED.items():
         value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: {value}; give at least 1")
+        if value is not None:
+            check(f"--{name}", value, RULES[setting])
+    if args.out is not None and (args.out.is_dir() or not args.out.absolute().parent.is_dir()):
+        raise ValueError(f"--out: {args.out} must be a file in an existing directory")
     quiet()
     run = _settings_of_run(Path(args.model))
     task = args.task or run.get("eval_task") or run.get("task")
@@ -97,5 +106,5 @@ def _settings_of_run(path: Path) -> dict[str, Any]:
     for folder in (path, path.parent):
         config = folder / "config.yaml"
         if config.is_file():
-            return dict(yaml.safe_load(config.read_text(encoding="utf-8")) or {})
+            return load_mapping(config)
     return {}

@@ -21,6 +21,7 @@ from errata.contexts import DEFAULT, Renderer
 from errata.feedback import judge
 from errata.methods import TeacherMethod
 from errata.records import Group, Messages, Rollout, TeacherContext, Verdict
+from errata.training.rollouts import build_rollouts
 
 _TITLES = {
     "sibling": "a sibling succeeded",
@@ -128,9 +129,7 @@ def _attempts(rows: Any, index: int, verifier: Any, threshold: float) -> _Attemp
     told = ""
     for text in dict.fromkeys(_texts(rows, index)):
         verdict = _judged(verifier, row, text)
-        rollout = Rollout(
-            0, str(row["problem_id"]), row["prompt"], text, verdict, reference=row.get("reference"), row=dict(row)
-        )
+        (rollout,) = build_rollouts([row], [row["prompt"]], [text], [verdict], lengths=[0], indices=[0])
         if verdict.score is None:
             told = told or f"not judged: {verdict.info.get('error', 'no score')}"
         elif verdict.score < threshold and verdict.feedback not in ("", *(r.verdict.feedback for r in found)):

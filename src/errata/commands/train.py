@@ -13,6 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from rich.console import Console
 from transformers.utils import logging
@@ -161,6 +162,7 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl|torch")
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+        datasets.disable_progress_bars()
 
 
 def _announce(console: Console, trainer: ErrataTrainer, recipe: Recipe, checkpoint: Path | None) -> None:

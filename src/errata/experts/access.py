@@ -9,14 +9,15 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from errata.validate import Count, PositiveShare, TopK, check_settings
+
 GIVES = ("samples", "topk", "full")
 """Forms of an expert's answer, the least informative first."""
-WHERE = ("every", "entropy", "disagreement")
 _UNIFORM = 0.1
 """Share of the queries that is spread evenly over all states, so that each has a positive probability."""
 
@@ -25,32 +26,25 @@ _UNIFORM = 0.1
 class Access:
     """How an expert is queried. Raises ``ValueError`` naming the setting."""
 
-    gives: str = "full"
+    gives: Literal["samples", "topk", "full"] = "full"
     """``full``: the whole distribution, of a model on this machine. ``topk``: log-probabilities of the most likely tokens.
     ``samples``: sampled tokens."""
-    top_k: int = 20
+    top_k: TopK = 20
     """Tokens of a ``topk`` answer; the remaining probability is one further bucket."""
-    samples: int = 1
+    samples: Count = 1
     """Samples at each queried state, for ``samples``."""
-    where: str = "every"
+    where: Literal["every", "entropy", "disagreement"] = "every"
     """Which states are queried if ``share`` is below 1. ``every``: evenly spaced from a random start. ``entropy``: in
     proportion to the student's entropy. ``disagreement``: in proportion to the KL divergence of the policy with the context
     from the policy without it (one more forward pass of the policy, no query)."""
-    share: float = 1.0
+    share: PositiveShare = 1.0
     """Share of a rollout's states that is queried, in (0, 1]."""
     unbiased: bool = True
     """Count the answer at state t 1/p_t times, p_t its probability of being queried. ``False``: query the states with the
     highest scores and count each once, which has less variance but is biased."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (("gives", GIVES), ("where", WHERE)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"expert_args: {name} {getattr(self, name)!r} is none of {', '.join(allowed)}")
-        for name in ("top_k", "samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expert_args: {name} {getattr(self, name)} must be at least 1")
-        if not 0 < self.share <= 1:
-            raise ValueError(f"expert_args: share {self.share} is not in (0, 1]")
+        check_settings(type(self), vars(self), "expert_args: ")
         if self.share < 1 and self.gives != "samples":
             raise ValueError(
                 f"expert_args: share {self.share} needs gives: samples; leave share out to query all states"

@@ -65,6 +65,10 @@ class Teacher:
         """
         raise NotImplementedError
 
+    def head_changes(self, student_head: Head) -> bool:
+        """Whether the next optimizer steps change what ``head`` returns."""
+        return False
+
     def update(self) -> None:
         """Update the teacher from the student's current weights. Call it after every optimizer step."""
 

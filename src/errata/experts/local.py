@@ -156,7 +156,7 @@ class LocalSampler:
         self._counters |= {name: float(state["counters"][name]) for name in self._counters}
 
     @cached_property
-    def _model(self) -> Any:
+    def _model(self) -> PreTrainedModel:
         return load_model(self.path, self._dtype, self._loading).to(self._device)
 
     def answer(self, queries: Sequence[Query]) -> list[Answer | None]:

@@ -20,7 +20,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -31,6 +31,10 @@ from errata.experts.ema import ema_update, update_generator
 from errata.experts.heads import gathered, gathered_head, stacked_head
 from errata.experts.mixing import mixed_logits
 from errata.ops.scores import Head
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 KINDS = ("live", "frozen", "ema", "sync", "trust_region")
 ADAPTER = "teacher"
@@ -60,7 +64,7 @@ class SelfTeacher(Teacher):
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel | PeftModel,
         kind: str,
         rate: float = 0.0,
         prepare: Callable[[nn.Module], nn.Module] = lambda m: m,
@@ -164,6 +168,11 @@ class SelfTeacher(Teacher):
             return own
         return stacked_head(gathered_head(student_head, device), own, self.base_weight)
 
+    def head_changes(self, student_head: Head) -> bool:
+        # A synced teacher changes between generation batches only, a frozen one never.
+        follows = self._is_student(0) or (self.kind == "ema" and not self.frozen_early)
+        return follows and student_head.weight.requires_grad
+
     @torch.no_grad()
     def update(self) -> None:
         if not self._tracks_student or self.frozen_early:
@@ -236,7 +245,7 @@ class SelfTeacher(Teacher):
 
 
 def _check(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     kind: str,
     lora: bool,
     sync_steps: int | None,
@@ -260,7 +269,7 @@ def _check(
         _check_mixable(model)
 
 
-def _check_mixable(model: Any) -> None:
+def _check_mixable(model: PreTrainedModel | PeftModel) -> None:
     """Raise ``ValueError`` unless a mixture of hidden states gives the mixture of the logits."""
     if getattr(model.config.get_text_config(), "final_logit_softcapping", None) is not None:
         raise ValueError("teacher: trust_region mixes logits, but this model's soft-capped head is not linear; use ema")
@@ -272,7 +281,7 @@ def _check_mixable(model: Any) -> None:
         )
 
 
-def _copy_of(model: Any, dtype: torch.dtype | None, device: torch.device | str | None) -> nn.Module:
+def _copy_of(model: PreTrainedModel, dtype: torch.dtype | None, device: torch.device | str | None) -> nn.Module:
     if any(p.numel() == 0 and getattr(p, "ds_id", None) is not None for p in model.parameters()):
         raise ValueError(
             "teacher: this kind copies the weights, which DeepSpeed ZeRO-3 shards; use FSDP, LoRA or teacher: live"
@@ -295,7 +304,7 @@ def _copy_of(model: Any, dtype: torch.dtype | None, device: torch.device | str |
     return teacher.requires_grad_(False).eval()
 
 
-def _add_adapter_copy(model: Any) -> None:
+def _add_adapter_copy(model: PeftModel) -> None:
     model.add_adapter(ADAPTER, model.peft_config["default"])
     named = dict(model.named_parameters())
     for name, parameter in named.items():
@@ -305,7 +314,7 @@ def _add_adapter_copy(model: Any) -> None:
     _freeze_teacher_adapter(model)
 
 
-def _freeze_teacher_adapter(model: Any) -> None:
+def _freeze_teacher_adapter(model: PeftModel) -> None:
     # `set_adapter` makes the adapter it activates trainable; the optimizer must never see this one.
     for name, parameter in model.named_parameters():
         if f".{ADAPTER}." in name:

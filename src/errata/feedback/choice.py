@@ -57,6 +57,8 @@ def read_choice(text: str, options: Sequence[Any] | Mapping[str, Any] = _UNNAMED
     content = content.strip()
     if not content:
         return Choice(None, False, "the <answer> block is empty")
+    if letter is None:
+        return Choice(None, False, "the <answer> block names no single option")
     if len(content) != 1 or content not in letters:
         lower = len(content) == 1 and content.upper() in letters
         return Choice(

@@ -19,6 +19,7 @@ from errata.feedback.custom import answer_text
 from errata.feedback.sandbox import OUTPUT_BYTES, SandboxResult, isolation, run_python
 from errata.feedback.sandbox.worker import processors
 from errata.records import Verdict
+from errata.validate import Count, Positive
 
 __all__ = ["CodeVerifier", "read_code", "same_output"]
 
@@ -152,13 +153,13 @@ class CodeVerifier:
     def __init__(
         self,
         *,
-        timeout_s: float = 6.0,
-        memory_mb: float = 1024,
+        timeout_s: Positive = 6.0,
+        memory_mb: Positive = 1024,
         show: int = 2,
         budget: int = 2000,
         partial: bool = False,
         float_tolerance: float = 1e-5,
-        workers: int | None = None,
+        workers: Count | None = None,
         unsafe_local: bool = False,
     ) -> None:
         if show < 1 or budget < 200:

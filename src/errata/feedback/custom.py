@@ -164,7 +164,7 @@ def load_function(spec: str, argument: str) -> Callable[..., Any]:
         module = _module_of_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
     except FileNotFoundError:
         raise ValueError(f"{argument}: no file {source!r} (looked in {Path.cwd()})") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{argument}: {source!r} does not import: {type(error).__name__}: {error}") from error
     found = getattr(module, attribute, None)
     if found is None:

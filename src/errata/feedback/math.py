@@ -17,6 +17,7 @@ from errata.feedback.custom import answer_text
 from errata.feedback.math_final import final_answer, last_boxed
 from errata.feedback.sandbox.worker import Worker, processors
 from errata.records import Verdict
+from errata.validate import Count, Positive
 
 __all__ = ["MathVerifier", "grade", "last_boxed"]
 
@@ -43,7 +44,7 @@ class MathVerifier:
 
     limits_own_time = True
 
-    def __init__(self, *, show: str = "nothing", timeout_s: float = 5.0, workers: int | None = None) -> None:
+    def __init__(self, *, show: str = "nothing", timeout_s: Positive = 5.0, workers: Count | None = None) -> None:
         if show not in _SHOW:
             raise ValueError(f"show: {show!r} is none of {', '.join(_SHOW)}")
         if importlib.util.find_spec("sympy") is None:

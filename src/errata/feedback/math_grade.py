@@ -78,6 +78,8 @@ def _one_of_two(gold: Reading, given: Reading) -> bool:
 
 def _remark(gold: Reading, given: Reading) -> str:
     """What form of answer was expected, where the form is wrong; never the answer."""
+    if _percent_apart(gold, given):
+        return "Look at the percent sign."
     if nearly(gold, given):
         return "It is close, but an exact value is expected."
     if (
@@ -103,10 +105,19 @@ def _remark(gold: Reading, given: Reading) -> str:
     return ""
 
 
+def _percent_apart(gold: Reading, given: Reading) -> bool:
+    """Whether only the sign of percent is wrong, ``0.5%`` for ``0.5``."""
+    if not (isinstance(gold, Value) and isinstance(given, Value)):
+        return False
+    return {gold.unit.kind, given.unit.kind} == {"%1", ""} and same_expression(gold.expr, given.expr)
+
+
 def _remark_on_ends(gold: Pieces | None, given: Pieces | None) -> str:
     """Whether only the brackets of an interval are wrong, ``[0, 1]`` for ``[0, 1)``."""
     if gold is None or given is None or len(gold.parts) != len(given.parts):
         return ""
+    if gold.variable and given.variable and gold.variable != given.variable:
+        return "Look at the name of the variable."
     ends = [(a[i], b[i]) for a, b in zip(gold.parts, given.parts, strict=True) for i in (0, 2)]
     if all(same_expression(a, b) for a, b in ends):
         return "Look at whether the ends belong to it."
@@ -124,6 +135,6 @@ def _form(reading: Reading) -> str:
         return "an interval or inequality"
     if isinstance(reading, Matrix):
         return f"a matrix of {len(reading.rows)} by {len(reading.rows[0])}"
-    return {"Words": "words", "Ratio": "a ratio", "Named": "a value for each of several names"}.get(
+    return {"Words": "a word or phrase", "Ratio": "a ratio", "Named": "a value for each of several names"}.get(
         type(reading).__name__, ""
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -118,14 +119,16 @@ def _complaints(calls: Iterable[Call], tools: Mapping[str, Mapping[str, Argument
 def _misfit(what: str, value: Any, argument: Argument) -> Iterator[str]:
     kinds = _TYPES.get(argument.type)
     if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
-        shown = json.dumps(value, ensure_ascii=False)[:60]
-        yield f"{what} must be of type {argument.type}, not the {json_type(value)} {shown}."
+        shown = "null" if value is None else f"the {json_type(value)} {json.dumps(value, ensure_ascii=False)[:60]}"
+        yield f"{what} must be of type {argument.type}, not {shown}."
     elif argument.one_of and isinstance(value, str) and value and value not in argument.one_of:
         yield f"{what} must be one of {', '.join(argument.one_of)}, not {value!r}."
 
 
 def _instead(name: str, known: Iterable[str], these: str) -> str:
     listed = list(known)
+    if len([one for one in listed if re.search(rf"\b{re.escape(one)}\b", name)]) > 1:
+        return "name only one."
     if near := difflib.get_close_matches(name, listed, n=1):
         return f"did you mean {near[0]!r}?"
     return f"{these} {', '.join(listed[:12]) or 'none'}{', ...' if len(listed) > 12 else ''}."

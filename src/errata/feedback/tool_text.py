@@ -142,7 +142,10 @@ def _read_input(text: str, start: int) -> tuple[dict[str, Any], int, list[str]]:
     if rest := chunk[end:].partition("\n")[0].strip(_EDGES.replace("'", "")):
         notes.append(f"is followed by {rest[:40]!r}")
     if isinstance(value, str):
-        value, _ = _decode(value, [])
+        try:
+            value, _ = _decode(value, [])
+        except ValueError:
+            raise ValueError("a JSON string, not an object") from None
         notes.append("is JSON inside a string")
     if not isinstance(value, dict):
         raise ValueError(f"a JSON {json_type(value)}, not an object")
@@ -166,6 +169,9 @@ def _decode(text: str, notes: list[str]) -> tuple[Any, int]:
     try:
         return json.JSONDecoder(object_pairs_hook=members, parse_constant=refuse).raw_decode(text)
     except json.JSONDecodeError as error:
+        if error.msg.startswith("Invalid control character"):
+            where = f"at line {error.lineno}, column {error.colno}"
+            raise ValueError(f"not valid JSON: a line break or tab inside a string {where}; write \\n or \\t") from None
         near = text[error.pos :].partition("\n")[0][:20].strip()
         where = f"at line {error.lineno}, column {error.colno}" + (f", near {near!r}" if near else ", where it ends")
         raise ValueError(f"not valid JSON: {error.msg.removesuffix(' at')} {where}") from None

@@ -5,14 +5,11 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
+from errata.feedback import load_function
 from errata.methods.base import Batch, Method, Scores, Signals, TeacherMethod
 from errata.methods.distil import DistIL
 from errata.methods.drift import DRIFT
@@ -21,6 +18,7 @@ from errata.methods.opsd import OPSD
 from errata.methods.sdpo import SDPO
 from errata.methods.sft import SFT
 from errata.methods.srpo import SRPO
+from errata.validate import check_settings, nearest
 
 __all__ = ["PRESETS", "Batch", "Method", "Preset", "Scores", "Signals", "TeacherMethod", "get", "names"]
 
@@ -224,34 +222,18 @@ def get(name: str, **settings: Any) -> Method:
     """
     preset = PRESETS.get(name) or (_user_preset(name) if ":" in name else None)
     if preset is None:
-        raise ValueError(f"method: unknown {name!r}{_nearest(name, PRESETS)}; known are {', '.join(PRESETS)}")
+        raise ValueError(f"method: unknown {name!r}{nearest(name, PRESETS)}; known are {', '.join(PRESETS)}")
     known = {f.name for f in fields(preset.method)}
     for key in settings:
         if key not in known:
-            raise ValueError(f"method_args: {name} has no setting {key!r}{_nearest(key, known)}")
+            raise ValueError(f"method_args: {name} has no setting {key!r}{nearest(str(key), known)}")
+    # Here as well as in Method.__post_init__, which a method of the user's may compute in before it calls ours.
+    check_settings(preset.method, settings)
     return preset.method(**{**preset.settings, **settings})
 
 
 def _user_preset(name: str) -> Preset:
-    where, _, attribute = name.rpartition(":")
-    if where.endswith(".py"):
-        path = Path(where)
-        spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
-        if spec is None or spec.loader is None:
-            raise ValueError(f"method: no file {where!r}")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    else:
-        try:
-            module = importlib.import_module(where)
-        except ImportError as error:
-            raise ValueError(f"method: cannot import {where!r}: {error}") from error
-    found = getattr(module, attribute, None)
+    found = load_function(name, "method")
     if not (isinstance(found, type) and issubclass(found, Method)):
-        raise ValueError(f"method: {where!r} has no Method class called {attribute!r}")
-    return Preset(found, source=where)
-
-
-def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"method: {name!r} is no Method class; it must inherit from errata.methods.Method")
+    return Preset(found, source=name.rpartition(":")[0])

@@ -21,6 +21,7 @@ from errata.experience import Experience, FeedbackHistory, Memory
 from errata.ops.divergence import check_entry_clip
 from errata.ops.scores import DivergenceSettings, Objective, TokenScores
 from errata.records import Group, Rollout, TeacherContext
+from errata.validate import Count, Positive, Share, TopK, Whole, check_settings
 
 TEACHERS = ("live", "frozen", "ema", "sync", "trust_region")
 """Kinds of the policy as its own teacher (``errata.experts.SelfTeacher``)."""
@@ -161,6 +162,7 @@ class Method:
     """Reward from which a rollout counts as solved (released code of SDPO and DRIFT: 1)."""
 
     def __post_init__(self) -> None:
+        check_settings(type(self), self.settings())
         for name in self.score_fields:
             one_of(f"{type(self).__name__}.score_fields", name, TokenScores._fields)
 
@@ -213,26 +215,26 @@ class TeacherMethod(Method):
     """Show the feedback also beside a solution."""
     allow_leaks: bool = True
     """Whether feedback that contains the answer may be shown."""
-    demonstrations: int = 1
+    demonstrations: Count = 1
     """How many different successes (siblings or stored ones) are shown at most, best first."""
-    history: int = 0
+    history: Whole = 0
     """How many earlier failed attempts at the same problem are shown beside feedback, with the feedback they got."""
     keep_thinking: bool = False
     """Show successes and attempts with their thinking (released code of SDPO and DRIFT: stripped)."""
 
     divergence: str = "forward_ce"
     """D: forward_ce, forward_kl, reverse_kl or js."""
-    alpha: float = 0.5
+    alpha: Share = 0.5
     """Mixture of ``js``."""
     support: str = "full"
     """full, student_topk (plus a tail bucket) or teacher_topk (renormalised)."""
-    top_k: int | None = None
+    top_k: TopK | None = None
     """Size of a top-k support."""
-    token_clip: float | None = None
+    token_clip: Positive | None = None
     """Largest divergence of one token; its gradient is zero above."""
-    entry_clip: float | None = None
+    entry_clip: Positive | None = None
     """Largest term of one (token, vocabulary entry) pair in the divergence, before the sum (arXiv 2601.18734, released)."""
-    importance_clip: float | None = 2.0
+    importance_clip: Positive | None = 2.0
     """Distillation is multiplied by sg min(rho, this) (released code of SDPO and DistIL: 2); ``None``: not at all."""
     surrogate: str = "clipped"
     """clipped: GRPO's surrogate, TRL's ``epsilon`` and ``epsilon_high``. importance: sg min(rho, importance_clip) * A * logp."""
@@ -241,7 +243,7 @@ class TeacherMethod(Method):
 
     teacher: str = "ema"
     """live, frozen, ema, sync or trust_region, unless the recipe says otherwise."""
-    teacher_rate: float = 0.05
+    teacher_rate: Share = 0.05
     """EMA rate per optimizer step."""
     context_template: str = "sdpo"
     """Wording of the teacher's prompt, unless the recipe says otherwise."""
@@ -262,14 +264,10 @@ class TeacherMethod(Method):
         one_of("surrogate", self.surrogate, ("clipped", "importance"))
         one_of("denominators", self.denominators, ("shared", "routed"))
         one_of("teacher", self.teacher, TEACHERS)
-        for name, least in (("demonstrations", 1), ("history", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name}: must be a whole number of at least {least}, got {value!r}")
-        if self.support != "full" and (self.top_k is None or self.top_k < 1):
-            raise ValueError(f"top_k: support {self.support!r} needs a number of tokens, got {self.top_k}")
-        if not 0 <= self.teacher_rate <= 1:
-            raise ValueError(f"teacher_rate: {self.teacher_rate} is not in [0, 1]")
+        if self.support != "full" and self.top_k is None:
+            raise ValueError(f"top_k: support {self.support!r} needs a number of tokens, got null")
+        if not self.sources:
+            raise ValueError("sources: empty; name what the teacher may be shown, or use method: grpo")
         known = (*SOURCES, *self.own_sources)
         for name in self.sources:
             one_of("sources", name, known)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from errata.methods.base import Batch, Signals, TeacherMethod, masked_mean, one_of, where, zeros
 from errata.ops.credit import center, excess_cost, future_cost, limit_scale
+from errata.validate import NonNegative, Positive, PositiveShare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +36,15 @@ class DistIL(TeacherMethod):
     reweight: CE_t * (1 + mean C_t), as released for mathematics."""
     cost: str = "kl"
     """What is summed into C_t. ce: as released. kl: CE less the teacher's entropy, so that a perfect student is stationary."""
-    discount: float = 0.98
+    discount: PositiveShare = 0.98
     """gamma in (0, 1] of C_t = sum gamma^(i-t-1) cost_i: credit looks about 1/(1 - gamma) tokens ahead."""
     baseline: str = "per_token"
     """per_token: from each cost the other rollouts' cost at that position is subtracted before the sum, so length is neutral.
     leave_one_out: the other rollouts' C is, after the sum. position: likewise, over the batch. none: as released."""
-    credit_limit: float | None = 0.5
+    credit_limit: Positive | None = 0.5
     """Largest root mean square of a batch's credit; above it all are divided by one number. ``None``: no limit.
     .5 is the most that GRPO's unscaled advantage of 0/1 rewards can have."""
-    future_weight: float = 1.0
+    future_weight: NonNegative = 1.0
     """Multiplies the second term."""
 
     def __post_init__(self) -> None:
@@ -51,12 +52,6 @@ class DistIL(TeacherMethod):
         one_of("credit", self.credit, ("none", "sum", "mean", "reweight"))
         one_of("cost", self.cost, ("ce", "kl"))
         one_of("baseline", self.baseline, ("none", "position", "leave_one_out", "per_token"))
-        if not 0 < self.discount <= 1:
-            raise ValueError(f"discount: {self.discount} is not in (0, 1]")
-        if self.credit_limit is not None and self.credit_limit <= 0:
-            raise ValueError(f"credit_limit: {self.credit_limit} is not above 0; null is no limit")
-        if self.future_weight < 0:
-            raise ValueError(f"future_weight: {self.future_weight} is below 0")
         if self.divergence not in ("forward_ce", "forward_kl"):
             raise ValueError(
                 f"divergence: DistIL's is forward_ce or forward_kl, got {self.divergence!r}; see methods sdpo, opsd"

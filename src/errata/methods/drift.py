@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from errata.experience import Curriculum, Experience, Memory, PassRateLedger, SuccessBuffer
-from errata.experience._check import finite, whole
+from errata.experience._check import finite
 from errata.methods.base import Batch, Signals, TeacherMethod, masked_mean, one_of, zeros
 from errata.ops.rhythm import rhythm
 from errata.ops.routing import Difficulty, difficulty_bins, difficulty_gates, paper_weights, released_weights
 from errata.ops.scores import TokenScores
 from errata.records import Group, Rollout, TeacherContext
+from errata.validate import Count, NonNegative, Positive, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,30 +46,30 @@ class DRIFT(TeacherMethod):
     decay_per: Literal["step", "visit"] = "visit"
     """Of the released ledger: step (as released) or visit, which remembers a problem that recurs once an epoch and puts it
     in the right bin more often (benchmarks/ledger_decay.py)."""
-    ledger_reset_every: int | None = None
+    ledger_reset_every: Count | None = None
     """Forget all pass rates every so many steps after warm-up and transition; ``None``: never."""
-    transition_steps: int = 0
+    transition_steps: Whole = 0
     """Steps between warm-up and the first from which ledger_reset_every counts (released: sample_routing_transition_steps)."""
 
     rhythm: bool = True
     """False: M_t = 1."""
-    margin: float = 0.2
-    tau: float = 1.0
-    max_bonus: float = 2.0
-    window: int = 8
+    margin: NonNegative = 0.2
+    tau: Positive = 1.0
+    max_bonus: NonNegative = 2.0
+    window: Count = 8
     """W; with anchor_scale, mix, floor and ceiling not published: our defaults."""
-    anchor_scale: float = 1.0
-    mix: float = 1.0
-    floor: float = 0.5
-    ceiling: float = 2.0
+    anchor_scale: NonNegative = 1.0
+    mix: NonNegative = 1.0
+    floor: NonNegative = 0.5
+    ceiling: NonNegative = 2.0
     gate_floor: float = 0.0
     """The gate of an anchor becomes gate_floor + (1 - gate_floor) * gate ** gate_power (released code)."""
-    gate_power: float = 1.0
-    bonus_hard: float = 0.0
+    gate_power: Positive = 1.0
+    bonus_hard: NonNegative = 0.0
     """Weight of the rhythm bonus at hard problems; beta_i is the sum of the three gates times their weights (released: the
     medium one alone)."""
-    bonus_medium: float = 1.0
-    bonus_easy: float = 0.0
+    bonus_medium: NonNegative = 1.0
+    bonus_easy: NonNegative = 0.0
 
     buffer: str = "released"
     """released, paper or none."""
@@ -76,7 +77,7 @@ class DRIFT(TeacherMethod):
     """rollout: any attempt without a successful sibling may draw. group: only if its group has no success (paper)."""
     buffer_min_reward: float | None = None
     """Reward from which a rollout is stored; ``None``: success_threshold."""
-    buffer_start_step: int = 0
+    buffer_start_step: Whole = 0
     """Nothing is drawn before step max(buffer_start_step, buffer_start_epoch * steps of an epoch)."""
     buffer_start_epoch: float | None = None
     """``None``: 0 of the released buffer, 1 of the paper's."""
@@ -84,9 +85,9 @@ class DRIFT(TeacherMethod):
     """released: rank stored successes by step before reward. paper: let a newer success replace an equal one, which 0/1 rewards
     would otherwise freeze out."""
 
-    warmup_steps: int | None = 60
+    warmup_steps: Whole | None = 60
     """Steps of stage 1 (the paper's is about 60); 0: none; ``None``: until the running pass rate is on a plateau."""
-    reward_band: float = 0.0
+    reward_band: NonNegative = 0.0
     """delta: warm-up teachers have reward within this of the best sibling's."""
 
     def __post_init__(self) -> None:
@@ -94,18 +95,11 @@ class DRIFT(TeacherMethod):
         one_of("routing", self.routing, ("released", "paper", "none"))
         one_of("buffer", self.buffer, ("released", "paper", "none"))
         one_of("buffer_fallback", self.buffer_fallback, ("rollout", "group"))
-        one_of("decay_per", self.decay_per, ("step", "visit"))
-        for name in ("transition_steps", "buffer_start_step"):
-            whole(name, getattr(self, name))
+        if self.floor > self.ceiling:
+            raise ValueError(f"floor: must be at most ceiling ({self.ceiling:g}), got {self.floor:g}")
         finite("gate_floor", self.gate_floor, low=0.0, high=1.0)
-        for name in ("bonus_hard", "bonus_medium", "bonus_easy"):
-            finite(name, getattr(self, name), low=0.0)
-        if self.buffer_min_reward is not None:
-            finite("buffer_min_reward", self.buffer_min_reward)
         if self.buffer_start_epoch is not None:
             finite("buffer_start_epoch", self.buffer_start_epoch, low=0.0)
-        if finite("gate_power", self.gate_power) <= 0:
-            raise ValueError(f"gate_power: {self.gate_power} must be positive; 1 changes nothing")
 
     def memory(self) -> Experience:
         ledger = PassRateLedger("paper" if self.routing == "paper" else "released", decay_per=self.decay_per)

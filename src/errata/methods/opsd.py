@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from errata.methods.sdpo import SDPO
+from errata.validate import Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +28,8 @@ class OPSD(SDPO):
 
     sources: tuple[str, ...] = ("reference",)
     divergence: str = "forward_kl"
-    entry_clip: float | None = 0.05
-    importance_clip: float | None = None
+    entry_clip: Positive | None = 0.05
+    importance_clip: Positive | None = None
     teacher: str = "frozen"
     context_template: str = "opsd"
     teacher_chat_template_kwargs: Mapping[str, Any] = field(default_factory=lambda: {"enable_thinking": True})

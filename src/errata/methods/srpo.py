@@ -12,6 +12,7 @@ from errata.experience import Memory
 from errata.methods.base import Batch, Signals, TeacherMethod, masked_mean
 from errata.ops.routing import entropy_weights
 from errata.records import Group, Rollout, TeacherContext
+from errata.validate import NonNegative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class SRPO(TeacherMethod):
     score_fields: ClassVar[tuple[str, ...]] = ("teacher_entropy",)
 
     divergence: str = "js"
-    entropy_beta: float = 1.0
+    entropy_beta: NonNegative = 1.0
     """beta of exp(-beta H_T); the weights are normalised to mean 1 over the routed tokens."""
 
     def context(

@@ -14,6 +14,7 @@ from errata.recipe import models, rows, verifiers
 from errata.recipe.config import mapping
 from errata.recipe.experts import expert_of
 from errata.recipe.read import Recipe
+from errata.recipe.settings import check_packages
 from errata.training.rollout_log import WriteRow
 from errata.training.trainer import ErrataTrainer
 
@@ -35,6 +36,7 @@ def build_trainer(
         ValueError: in one line, for anything the user can mend.
     """
     config, model_args = recipe.config, recipe.model
+    check_packages({**vars(model_args), **vars(config)})
     method = method_of(recipe)
     judges = verifiers.verifiers_of(recipe)
     tools = verifiers.tools_of(config)
@@ -52,6 +54,10 @@ def build_trainer(
     rows.check_template_tasks(recipe, train_rows)
     if method.learns_from == "reference" and not config.strict and not evaluate_only:
         train_rows = rows.with_reference(train_rows)
+    if not evaluate_only:
+        rows.check_enough(config, train_rows)
+    for judged in (train_rows, *([] if eval_rows is None else [eval_rows])):
+        verifiers.check_columns(judges, judged.column_names)
     if (
         isinstance(method, TeacherMethod)
         and method.sources == ("reference",)
@@ -68,27 +74,43 @@ def build_trainer(
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype or "float32",
         "trust_remote_code": config.trust_remote_code,
-        "quantization_config": get_quantization_config(model_args),
+        "quantization_config": _quantization(model_args),
         **dict(config.model_init_kwargs or {}),
     }
+    models.check_chat_template(tokenizer, train_rows[0]["prompt"])
     expert, access = expert_of(config, method, tokenizer)
     model = models.load_model(where, **{k: v for k, v in kwargs.items() if v is not None})
+    models.check_vocabulary(model, tokenizer)
     # The trainer gets a copy of its own: the recipe stays as it was read.
     args = copy.copy(config)
     args.model_init_kwargs = None  # the model is loaded already
-    trainer = ErrataTrainer(
-        model,
-        judges,
-        args,
-        method=method,
-        train_dataset=train_rows,
-        eval_dataset=eval_rows,
-        run=write,
-        processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
-        expert=expert,
-        access=access,
-        **tools,
-    )
+    try:
+        trainer = ErrataTrainer(
+            model,
+            judges,
+            args,
+            method=method,
+            train_dataset=train_rows,
+            eval_dataset=eval_rows,
+            run=write,
+            processing_class=tokenizer,
+            peft_config=get_peft_config(model_args),
+            expert=expert,
+            access=access,
+            **tools,
+        )
+    except (ImportError, RuntimeError) as error:
+        if not isinstance(error, ImportError) and "install" not in str(error):
+            raise
+        raise ValueError(
+            f"a package that the recipe needs is missing: {' '.join(str(error).split())}; install it, or leave out the setting"
+        ) from error
     trainer.remove_callback(PrinterCallback)  # the progress bar says it, and metrics.jsonl keeps it
     return trainer
+
+
+def _quantization(model_args: Any) -> Any:
+    try:
+        return get_quantization_config(model_args)
+    except Exception as error:  # bitsandbytes is missing, or has no such device
+        raise ValueError(f"load_in_4bit, load_in_8bit: not possible here: {models.one_line(error)}") from error

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 import yaml
 from trl import GRPOConfig
 
-from errata.methods.base import TEACHERS
+from errata.recipe.settings import RULES
+from errata.validate import check, hints_of, is_plain
 
 
 def mapping(value: dict[str, Any] | str | None) -> dict[str, Any]:
@@ -123,9 +125,15 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
     save_total_limit: int | None = _help(2, "Checkpoints kept.")
 
     def __post_init__(self) -> None:
+        self._check_each()
         if self.output_dir is None:
             self.output_dir = "runs/" + (
                 self.run_name or f"{(self.task or 'run').replace('/', '-')}-{self.method.split(':')[-1]}"
+            )
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        if processes > 1 and not torch.accelerator.is_available():
+            self.use_cpu = (
+                True  # without it accelerate looks for a GPU, finds none, and every process takes itself for the first
             )
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False
@@ -135,27 +143,28 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
         self.num_generations_eval = self.eval_k
         self.per_device_eval_batch_size = max(self.eval_batch_size // self.eval_k, 1) * self.eval_k
         super().__post_init__()
-        for name in ("method_args", "task_args", "expert_args"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, dict):
-                raise ValueError(f"{name}: must be a mapping, got {value!r}")
-        if self.context_template is not None:
-            self.context_template = _template(self.context_template)
+        if self.world_size != processes:
+            raise ValueError(
+                f"use_cpu: {processes} processes were started, but on this machine's accelerator each of them would train "
+                "alone and write the same files; set use_cpu: true, or start one process"
+            )
         if self.correction is not None and self.critic is not None:
             raise ValueError("critic: a critique would replace what correction says; leave out one of the two")
-        if self.critic_max_tokens < 1:
-            raise ValueError(f"critic_max_tokens: must be at least 1, got {self.critic_max_tokens}")
-        for name, allowed in {
-            "teacher": TEACHERS,
-            "teacher_dtype": ("float32", "bfloat16"),
-            "teacher_device": ("cpu",),
-            "expert_on_failure": ("skip", "self", "pause"),
-        }.items():
-            value = getattr(self, name)
-            if value is not None and value not in allowed:
-                raise ValueError(f"{name}: {value!r} is none of {', '.join(allowed)}")
-        if self.teacher_rate is not None and not 0 <= self.teacher_rate <= 1:
-            raise ValueError(f"teacher_rate: {self.teacher_rate} is not in [0, 1]")
+
+    def _check_each(self) -> None:
+        """Check every setting against ``RULES``, else against its type."""
+        hints = hints_of(ErrataConfig)
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name in ("method_args", "task_args", "expert_args"):
+                # Declared as mapping or text for TRL's parser, which makes a mapping of the text.
+                check(f.name, value, dict[str, Any] | None)
+            elif f.name == "context_template":
+                self.context_template = None if value is None else _template(value)
+            elif f.name in RULES:
+                check(f.name, value, RULES[f.name])
+            elif f.name in ErrataConfig.__annotations__ or is_plain(hints[f.name]):
+                check(f.name, value, hints[f.name])
 
 
 def _template(given: Any) -> str | dict[str, Any]:

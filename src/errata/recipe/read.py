@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -15,6 +14,9 @@ from trl import ModelConfig, TrlParser
 from trl.scripts.grpo import GRPOScriptArguments
 
 from errata.recipe.config import ErrataConfig
+from errata.recipe.settings import RULES, check_given
+from errata.recipe.text import as_number, load_mapping
+from errata.validate import check, hints_of, is_plain, nearest
 
 NESTED = ("method_args", "task_args", "expert_args")
 
@@ -53,16 +55,15 @@ def read(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
         ValueError: a missing file, malformed YAML (with its line), an unknown key (with the nearest known one), a value
             of the wrong type, or settings that contradict each other.
     """
-    return recipe_of(_yaml(Path(path)) if path is not None else {}, overrides, where=str(path))
+    return recipe_of(load_mapping(Path(path)) if path is not None else {}, overrides, where=str(path))
 
 
 def recipe_of(settings: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "recipe") -> Recipe:
     """The recipe of settings given as a mapping, with ``--key value`` overrides. As ``read``; ``where`` names it in errors."""
+    check_given(settings, f"{where}: ")
     given = dict(settings)
     given.pop("compare", None)  # what `errata compare` varies
     on_gpu = given.pop("on_gpu", None) or {}
-    if not isinstance(on_gpu, dict):
-        raise ValueError(f"{where}: on_gpu: must be a mapping of argument names to values")
     given |= on_gpu if torch.cuda.is_available() else {}
     environment = {str(key): str(value) for key, value in (given.pop("env", None) or {}).items()}
     flat, nested = _split_overrides(overrides)
@@ -83,31 +84,8 @@ def recipe_of(settings: Mapping[str, Any], overrides: Sequence[str] = (), *, whe
     parser = _Parser((ErrataConfig, ModelConfig, GRPOScriptArguments))
     parser.set_defaults_with_config(**given)
     config, model, script = parser.parse_args_into_dataclasses(args=list(flat), look_for_args_file=False)
+    _check_model(model)
     return Recipe(config, model, script, {**given, **pairs}, environment)
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such recipe")
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path}: must be a mapping of argument names to values")
-    # YAML reads 1e-5 as text; every number here is meant as one.
-    return {k: _number(v) for k, v in loaded.items()}
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            return float(value) if "e" in value.lower() and value[0] in "0123456789.-+" else value
-        except ValueError:
-            return value
-    if isinstance(value, dict):
-        return {k: _number(v) for k, v in value.items()}
-    return value
 
 
 def _split_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[tuple[str, str], Any]]:
@@ -135,14 +113,21 @@ def _split_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[tuple[st
 
 def _of_yaml(name: str, text: str) -> Any:
     try:
-        return _number(yaml.safe_load(text))
+        return as_number(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise ValueError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
 
 
 def _reject_unknown(keys: Iterable[str], known: set[str], where: str) -> None:
     for key in keys:
-        if key.replace("-", "_") not in known and key.removeprefix("no_") not in known:
-            close = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
-            hint = f", did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{where}{key}: unknown argument{hint}")
+        # Only the command line has --no_bf16, and --max-steps beside --max_steps.
+        if key not in known and not (where == "--" and key.replace("-", "_").removeprefix("no_") in known):
+            raise ValueError(f"{where}{key}: unknown argument{nearest(key, sorted(known))}")
+
+
+def _check_model(model: ModelConfig) -> None:
+    hints = hints_of(ModelConfig)
+    for f in fields(model):
+        hint = RULES.get(f.name, hints.get(f.name))
+        if f.name in RULES or is_plain(hint):
+            check(f.name, getattr(model, f.name), hint)

@@ -12,9 +12,14 @@ from typing import Any
 from datasets import Dataset, load_dataset
 
 from errata import tasks
+from errata.recipe.config import ErrataConfig
+from errata.recipe.models import one_line
 from errata.recipe.read import Recipe
 
 logger = logging.getLogger(__name__)
+
+RESERVED = ("prompts", "completions", "completion_ids", "completion", "images", "image", "trainer_state")
+"""Names of columns that would be taken for what TRL gives verifiers, or for pictures."""
 
 
 def rows_of(recipe: Recipe, *, split: str, task: str | None) -> Dataset:
@@ -32,7 +37,7 @@ def rows_of(recipe: Recipe, *, split: str, task: str | None) -> Dataset:
         try:
             rows = load_dataset(recipe.script.dataset_name, name=recipe.script.dataset_config, split=split)
         except Exception as error:
-            raise ValueError(f"dataset_name: cannot load {where}: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"dataset_name: cannot load {where}: {one_line(error)}") from error
     else:
         raise ValueError("task: missing; name one of `errata tasks`, or a dataset_name with reward_funcs or a verifier")
     return checked(rows, where, strict=strict)
@@ -49,9 +54,13 @@ def checked(rows: Dataset, where: str, *, strict: bool = True) -> Dataset:
         raise ValueError(
             f"{where}: no column 'prompt' (has {', '.join(rows.column_names)}); rename the one that holds the problem"
         )
+    for name in RESERVED:
+        if name in rows.column_names:
+            raise ValueError(f"{where}: column {name!r} has a name that errata or TRL uses for its own; rename it")
     named = "problem_id" in rows.column_names
     ids = list(rows["problem_id"]) if named else [_stable_id(prompt) for prompt in rows["prompt"]]
-    bad = _bad_rows(rows["prompt"], ids)
+    references = rows["reference"] if "reference" in rows.column_names else [None] * len(rows)
+    bad = _bad_rows(rows["prompt"], ids, references)
     if bad and strict:
         number, problem = min(bad.items())
         raise ValueError(f"{where}: row {number}, {problem} (strict: false leaves such rows out)")
@@ -66,25 +75,56 @@ def checked(rows: Dataset, where: str, *, strict: bool = True) -> Dataset:
     return rows
 
 
-def _bad_rows(prompts: Iterable[Any], ids: Sequence[Any]) -> dict[int, str]:
+def check_enough(config: ErrataConfig, rows: Dataset) -> None:
+    """Raises ``ValueError`` where the rows are fewer than one step samples, of which no step could be made."""
+    needed = config.generation_batch_size // config.num_generations
+    if len(rows) < needed:
+        raise ValueError(
+            f"train data: {len(rows)} problems, and a step samples {needed} ({config.generation_batch_size} rollouts, "
+            f"{config.num_generations} of each); give more problems, or lower per_device_train_batch_size or "
+            "steps_per_generation, or raise num_generations"
+        )
+
+
+def _bad_rows(prompts: Iterable[Any], ids: Sequence[Any], references: Iterable[Any]) -> dict[int, str]:
     """What is wrong with which rows, and the mend."""
     bad: dict[int, str] = {}
-    asked: dict[str, tuple[int, Any]] = {}
-    for number, (prompt, problem_id) in enumerate(zip(prompts, ids, strict=True)):
-        messages = (
-            isinstance(prompt, list)
-            and bool(prompt)
-            and all(isinstance(m, dict) and "role" in m and "content" in m for m in prompt)
-        )
-        if not (messages or (isinstance(prompt, str) and prompt)):
+    seen: dict[str, tuple[int, Any]] = {}
+    for number, (prompt, problem_id, reference) in enumerate(zip(prompts, ids, references, strict=True)):
+        if not (_are_messages(prompt) or (isinstance(prompt, str) and prompt.strip())):
             bad[number] = "column 'prompt': must be a non-empty text or a list of messages with role and content"
-        elif problem_id is None:
+        elif not _encodable((prompt, reference, problem_id)):
+            bad[number] = "holds half of a character (a lone surrogate), which cannot be written as UTF-8; remove it"
+        elif reference is not None and not isinstance(reference, str):
+            bad[number] = f"column 'reference': must be a text or null, got {reference!r:.60}"
+        elif problem_id is None or not str(problem_id).strip():
             bad[number] = "column 'problem_id': is empty; give every problem a name that stays the same between runs"
-        elif (first := asked.setdefault(str(problem_id), (number, prompt)))[1] != prompt:
+        elif (first := seen.setdefault(str(problem_id), (number, prompt)))[1] != prompt:
             bad[number] = (
                 f"column 'problem_id': {problem_id!r} is row {first[0]}'s, whose prompt is another; give every problem its own"
             )
     return bad
+
+
+def _are_messages(prompt: Any) -> bool:
+    return (
+        isinstance(prompt, list)
+        and bool(prompt)
+        and all(isinstance(m, dict) and isinstance(m.get("role"), str) and _has_content(m) for m in prompt)
+    )
+
+
+def _has_content(message: dict[str, Any]) -> bool:
+    # An assistant's message that calls tools may say nothing.
+    return isinstance(message.get("content"), str | list) or bool(message.get("tool_calls"))
+
+
+def _encodable(values: Any) -> bool:
+    try:
+        json.dumps(values, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _stable_id(prompt: Any) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
 from transformers.utils.chat_template_utils import DocstringParsingException, TypeHintParsingException, get_json_schema
 
 from errata import tasks
 from errata.feedback import load_function, load_verifier
 from errata.recipe.config import ErrataConfig, mapping
 from errata.recipe.read import Recipe
+from errata.validate import nearest
 
 
 def verifiers_of(recipe: Recipe) -> list[Any]:
@@ -31,6 +34,29 @@ def verifiers_of(recipe: Recipe) -> list[Any]:
     if config.environment is not None and hasattr(load_function(config.environment, "environment"), "get_reward"):
         return []  # it judges by itself
     raise ValueError("verifier: missing; rows of dataset_name need verifier: [file.py:function] or TRL's reward_funcs")
+
+
+_GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
+"""Arguments that every verifier gets, whatever the data's columns."""
+
+
+def check_columns(judges: Sequence[Any], columns: Sequence[str]) -> None:
+    """Raises ``ValueError`` where a verifier has an argument without default that is no column of the data."""
+    for judge in judges:
+        if not callable(judge) or isinstance(judge, nn.Module):
+            continue
+        try:
+            parameters = inspect.signature(judge).parameters.values()
+        except (TypeError, ValueError):  # written in C
+            continue
+        for parameter in parameters:
+            has_name = parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+            if has_name and parameter.default is parameter.empty and parameter.name not in (*_GIVEN, *columns):
+                name = getattr(judge, "__name__", type(judge).__name__)
+                raise ValueError(
+                    f"verifier: {name} needs the column {parameter.name!r}, and the rows have {', '.join(columns)}"
+                    f"{nearest(parameter.name, columns)}; add the column or give the argument a default"
+                )
 
 
 def tools_of(config: ErrataConfig) -> dict[str, Any]:

@@ -12,9 +12,10 @@ import difflib
 from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from errata.records import Verdict
+from errata.validate import check_settings
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -63,7 +64,10 @@ def verifier(name: str, **args: Any) -> Verifier:
 
     Raises ``ValueError`` for an unknown task or setting.
     """
-    judge: Verifier = _module(name).verifier(name, **args)
+    make = _module(name).verifier
+    # A task's function returns a verifier of the class it is annotated with, and hands its settings on to it.
+    check_settings(get_type_hints(make)["return"], args, "task_args: ")
+    judge: Verifier = make(name, **args)
     return judge
 
 

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
+from errata.records import State
 from errata.reports.rundir import STREAMS, RunDirectory, write_whole
 
 MANIFEST = "manifest.json"
@@ -226,7 +226,7 @@ def _synced_size(path: Path) -> int:
     return path.stat().st_size
 
 
-def _manifest(checkpoint: Path) -> dict[str, Any] | str:
+def _manifest(checkpoint: Path) -> State | str:
     """The manifest, or what is wrong with it."""
     path = checkpoint / MANIFEST
     if not path.is_file():
@@ -240,7 +240,7 @@ def _manifest(checkpoint: Path) -> dict[str, Any] | str:
     return f"{MANIFEST} is damaged"
 
 
-def _own_checksum(manifest: dict[str, Any]) -> str:
+def _own_checksum(manifest: State) -> str:
     return xxhash.xxh3_128(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 

@@ -24,7 +24,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import RepeatSampler
 from trl.trainer.utils import maybe_gather_lm_head_ctx as _gather
 
-from errata.records import Messages
+from errata.records import Messages, Prompt, Row, State
 from errata.training import checkpoint as checkpoints
 from errata.training import interrupt
 from errata.training.batch import TokenBatch
@@ -58,7 +58,7 @@ def gathered(*parameters: Tensor | None) -> AbstractContextManager[None]:
     return context
 
 
-def token_batch(batch: Mapping[str, Any]) -> TokenBatch:
+def token_batch(batch: Row) -> TokenBatch:
     """The token tensors of TRL's batch."""
     mask: Tensor = batch["completion_mask"]
     return TokenBatch(
@@ -92,9 +92,9 @@ def options_beyond_clipping(args: Any) -> list[str]:
 class Sampled(NamedTuple):
     """Completions, one per row."""
 
-    prompts: list[Any]
+    prompts: list[Prompt]
     """What was asked, with what the environment showed at its reset."""
-    completions: list[Any]
+    completions: list[Prompt]
     """Texts or messages."""
     ids: list[list[int]]
     lengths: list[int]
@@ -144,7 +144,6 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
 
     generation: Any = None
     """The generation batch in use, whatever ``on_rollouts`` made of it; saved with a checkpoint that falls inside it."""
-    chat_template_kwargs: dict[str, Any]
     _targets: list[list[int]] | None = None
     sampled_lengths: list[int]
     """(B,) tokens that the policy itself generated in this process's last completions, also of those that are masked because
@@ -156,19 +155,19 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
     stopped: bool = False
     """A signal ended training before its last step."""
     _at_step_end: RandomState | None = None
-    _logging: dict[str, Any] | None = None
+    _logging: State | None = None
     _resumed: bool = False
 
     # -- to be implemented ----------------------------------------------------------------------------------------
 
-    def on_rollouts(self, rows: list[dict[str, Any]], tokens: TokenBatch) -> Any:
+    def on_rollouts(self, rows: list[State], tokens: TokenBatch) -> Any:
         """Called with the rows and tokens of a freshly sampled and judged generation batch, this process's part.
 
         What it returns is kept as ``generation``.
         """
         raise NotImplementedError
 
-    def targets(self, rows: list[dict[str, Any]]) -> list[list[int]] | None:
+    def targets(self, rows: list[State]) -> list[list[int]] | None:
         """Completions, as token ids, that stand in training where sampled ones would; ``None``: sample."""
         return None
 
@@ -182,11 +181,15 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         """
         raise NotImplementedError
 
+    def saved_generation(self) -> Any:
+        """What of ``generation`` each process saves with a checkpoint that falls inside it."""
+        return self.generation
+
     def save_state(self, folder: Path) -> None:
         """Write what must outlive the process; the checkpoint counts as complete only after this."""
 
     def load_state(self, folder: Path) -> None:
-        """Restore what ``save_state`` wrote."""
+        """Restore what ``save_state`` wrote; ``generation`` is there already, if the checkpoint falls inside it."""
 
     # -- offered --------------------------------------------------------------------------------------------------
 
@@ -194,6 +197,11 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
     def micro_step(self) -> int:
         """Which of an optimizer step's micro-batches this is."""
         return int(self._step) % int(self.args.gradient_accumulation_steps)
+
+    @property
+    def inside_generation(self) -> bool:
+        """Whether further micro-batches of the generation batch are to come."""
+        return bool(self._step % (self.args.steps_per_generation * self.num_iterations))
 
     @property
     def sharded(self) -> bool:
@@ -230,23 +238,21 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
                     return int(token)
         return int(tokenizer.eos_token_id)
 
-    def encode_prompts(
-        self, prompts: list[Messages | str], template_kwargs: Mapping[str, Any] | None = None
-    ) -> list[list[int]]:
+    def encode_prompts(self, prompts: list[Messages | str], template_kwargs: Row | None = None) -> list[list[int]]:
         """Token ids of prompts as the policy sees them, chat template, tools and generation prompt included.
 
         ``template_kwargs``: arguments of the chat template, over the run's ``chat_template_kwargs``.
         """
         self._batch_environments = [None] * len(prompts)
-        before: dict[str, Any] = self.chat_template_kwargs
-        self.chat_template_kwargs = {**before, **(template_kwargs or {})}
+        before: State = self.chat_template_kwargs
+        self.chat_template_kwargs: State = {**before, **(template_kwargs or {})}
         try:
             ids: list[list[int]] = self._tokenize_prompts(prompts)[0] if prompts else []
         finally:
             self.chat_template_kwargs = before
         return ids
 
-    def sample(self, rows: Sequence[Mapping[str, Any]], *, temperature: float, top_p: float) -> Sampled:
+    def sample(self, rows: Sequence[Row], *, temperature: float, top_p: float) -> Sampled:
         """A completion of each row by the engine that TRL generates with, of several turns where there are tools."""
         prompts = self._enter_environments(rows)
         with self._sampling(temperature, top_p):
@@ -260,9 +266,9 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
 
     def judged_scores(
         self,
-        rows: Sequence[Mapping[str, Any]],
-        prompts: list[Any],
-        completions: list[Any],
+        rows: Sequence[Row],
+        prompts: list[Prompt],
+        completions: list[Prompt],
         ids: list[list[int]],
     ) -> list[list[float]]:
         """Run all reward functions as in training, and log nothing: (B, functions), NaN where one gave no score.
@@ -291,7 +297,7 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
             ids: list[list[int]] = self._generate_single_turn(encoded, None, {}, 1)[0]
         return ids
 
-    def _plain_prompt(self, tokenizer: Any, prompt: Any) -> list[int]:
+    def _plain_prompt(self, tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
         if not tokenizer.chat_template:  # a policy that continues texts
             prompt = prompt if isinstance(prompt, str) else prompt[-1]["content"]
         if isinstance(prompt, str):
@@ -307,7 +313,7 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
             )
         )
 
-    def _enter_environments(self, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    def _enter_environments(self, rows: Sequence[Row]) -> list[Any]:
         """The rows' prompts, with the tools at hand and an environment reset for each, as TRL does for a training batch."""
         prompts = [row["prompt"] for row in rows]
         environments: list[Any] = [None] * len(rows)
@@ -328,11 +334,11 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
     @contextmanager
     def _sampling(self, temperature: float, top_p: float, max_tokens: int | None = None) -> Iterator[None]:
         """The engines set for other sampling than the training's, the model in evaluation mode; all as before after."""
-        settings: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
+        settings: State = {"temperature": temperature, "top_p": top_p}
         greedy = {"do_sample": False, "temperature": 1.0} if temperature == 0 else {}
         length = {} if max_tokens is None else {"max_new_tokens": max_tokens}
         vllms = {} if max_tokens is None else {"max_completion_length": max_tokens}
-        changes: list[tuple[Any, dict[str, Any]]] = []
+        changes: list[tuple[Any, State]] = []
         if getattr(self, "vllm_generation", None):
             changes.append((self.vllm_generation, settings | vllms))
         if getattr(self, "generation_config", None):
@@ -354,17 +360,23 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
             if kwargs:
                 self.generation_kwargs.update(kwargs)
 
-    def prepare_teacher(self, teacher: Any, *, stays: bool = False) -> Any:
+    def prepare_teacher(self, teacher: nn.Module, *, stays: bool = False) -> nn.Module:
         """A separate, gradient-free model under the run's parallelism; where it is already if it ``stays``."""
+        prepared: nn.Module
         if self.is_deepspeed_enabled:
-            return prepare_deepspeed(teacher, self.accelerator)
+            prepared = prepare_deepspeed(teacher, self.accelerator)
+            return prepared
         if self.is_fsdp_enabled:
-            return prepare_fsdp(teacher, self.accelerator)
-        return self.accelerator.prepare_model(teacher, device_placement=False if stays else None, evaluation_mode=True)
+            prepared = prepare_fsdp(teacher, self.accelerator)
+            return prepared
+        prepared = self.accelerator.prepare_model(
+            teacher, device_placement=False if stays else None, evaluation_mode=True
+        )
+        return prepared
 
     # -- interruption ---------------------------------------------------------------------------------------------
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, *args: object, **kwargs: object) -> object:
         """TRL's ``train``, which a signal can interrupt.
 
         On a single process, a signal raises ``Interrupted`` during sampling and evaluation. At any other time, and on several
@@ -427,7 +439,7 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         else:
             yield
 
-    def _sampled(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    def _sampled(self, inputs: list[State]) -> State:
         """TRL's sampling and judging. A signal ends it at once if the step has changed nothing yet; the step is then dropped."""
         metrics = {name: list(values) for name, values in self._metrics["train"].items()}
         tokens, before = self.state.num_input_tokens_seen, self._at_step_end
@@ -444,7 +456,7 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
 
     # -- TRL's private methods, overridden ------------------------------------------------------------------------
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    def _generate_and_score_completions(self, inputs: list[State]) -> State:
         self._targets = self.targets(inputs)
         try:
             batch = self._sampled(inputs)
@@ -454,27 +466,33 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         self.generation = self.on_rollouts(inputs, token_batch(batch))
         return {**batch, ROWS: torch.arange(len(inputs), device=batch["completion_ids"].device)}
 
-    def _generate(self, prompts: Any) -> Any:
+    def _generate(self, prompts: list[Prompt]) -> Any:
         found = super()._generate(prompts)
         _, ids, tool_mask, *_ = found
         self.sampled_lengths = [len(i) for i in ids] if tool_mask is None else [sum(m) for m in tool_mask]
         return found
 
-    def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: object, **kwargs: object) -> Any:
         if self._targets is not None:
             return self._targets, None
         return super()._generate_single_turn(prompt_ids, *args, **kwargs)
 
-    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+    def _calculate_rewards(
+        self,
+        inputs: list[State],
+        prompts: list[Prompt],
+        completions: list[Prompt],
+        completion_ids_list: list[list[int]],
+    ) -> Tensor:
         scores: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         first = self.accelerator.process_index * len(prompts)
         self.local_scores = scores[first : first + len(prompts)].tolist()
         return scores
 
-    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    def _compute_loss(self, model: nn.Module, inputs: State) -> Tensor:
         return self.batch_loss(model, inputs[ROWS], lambda: super(TRLHooks, self)._compute_loss(model, inputs))
 
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
+    def _get_train_sampler(self, dataset: object = None) -> object:
         sampler = super()._get_train_sampler(dataset)
         if type(sampler) is RepeatSampler:
             sampler.__class__ = EpochSampler
@@ -495,10 +513,10 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
             self.note_step_end()
         super()._run_epoch(**kwargs)
 
-    def _checkpoint_folder(self, trial: Any) -> Path:
+    def _checkpoint_folder(self, trial: object) -> Path:
         return Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         folder = self._checkpoint_folder(trial)
         if self.args.should_save:
             checkpoints.remove(folder)  # an earlier process may have left an incomplete one
@@ -514,7 +532,7 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
             checkpoints.rotate(folder.parent, self.args.save_total_limit, current=folder, keep=keep)
         self.accelerator.wait_for_everyone()
 
-    def _write_checkpoint(self, folder: Path, model: Any, trial: Any) -> None:
+    def _write_checkpoint(self, folder: Path, model: nn.Module, trial: object) -> None:
         # Transformers would delete older checkpoints before this one is complete.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -527,18 +545,18 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
         self.save_state(state)
         # One generation batch can serve several steps, and one log row can cover several: a checkpoint may fall in between.
-        inside = self._step % (self.args.steps_per_generation * self.num_iterations) != 0
+        inside = self.inside_generation
         position = {
             "step": self._step,
             "inputs": self._buffered_inputs if inside else None,
-            "generation": self.generation if inside else None,
+            "generation": self.saved_generation() if inside else None,
             "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
             "logging": {"loss": float(self._tr_loss), "last": self._globalstep_last_logged},
             "evaluation_due": self.evaluation_due,
         }
         torch.save(position, state / f"position_{self.accelerator.process_index}.pt")
 
-    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
@@ -547,7 +565,6 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
             raise ValueError(
                 f"{checkpoint}: has no errata_state, so it was not written by errata; start from it with --model instead"
             )
-        self.load_state(folder)
         path = folder / f"position_{self.accelerator.process_index}.pt"
         if not path.is_file():
             raise ValueError(
@@ -560,6 +577,7 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         self._metrics["train"].update(saved["metrics"])
         if saved["inputs"] is not None:
             self._buffered_inputs, self.generation = saved["inputs"], saved["generation"]
+        self.load_state(folder)
 
 
 def _observed(prompt: Any, observation: Any) -> Any:

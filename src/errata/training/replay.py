@@ -6,11 +6,11 @@ Their future credit is left out, because the rest of a past rollout was not samp
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from errata.experts.access import sparse_distribution
@@ -96,8 +96,8 @@ class Replay:
         states = at_completion(hidden, max(length, past.length))
         return states[:rows, :length], states[rows:, : past.length]
 
-    def loss(self, hidden: Tensor, head: Head, past: PastBatch, weights: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Σ weights · query weight · reach · CE over past states, and metrics.
+    def loss(self, hidden: Tensor, head: Head, past: PastBatch, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ weights · query weight · reach · CE over past states, and the sums that ``metrics`` takes.
 
         Args:
             hidden: (R,T',H), of ``split``.
@@ -108,20 +108,30 @@ class Replay:
         with torch.no_grad():
             now = token_scores(hidden.detach(), head, None, None, tokens, mask=mask, temperature=self._temperature)
         count = t["query_weight"] * prefix_importance(now.student_logp, t["logp"], mask, self._limit)
-        metrics = {
-            "replay/reach": float(count.sum() / t["query_weight"].sum().clamp(min=1e-9)),
-            "replay/rollouts": float(len(self.store)),
-        }
+        reach = torch.stack([count.sum(), t["query_weight"].sum()])
         sparse = SparseTeacher(t["tokens"], t["weights"], t["query_weight"] > 0, self._tail)
         streams = Streams(None, None, count * weights)
         loss, _ = fused_loss(
             ModelStates(hidden, head), None, tokens, streams, mask=mask, sparse=sparse, temperature=self._temperature
         )
-        return loss, metrics
+        return loss, reach
+
+    def metrics(self, accelerator: Accelerator, reach: Tensor | None) -> dict[str, float]:
+        """Of the past rollouts of all processes. Collective: call on every rank.
+
+        Args:
+            reach: of ``loss``; ``None`` where this process drew no past rollouts, as one without a teacher so far.
+        """
+        drawn = torch.zeros(2, device=accelerator.device) if reach is None else reach
+        here = torch.cat([drawn, drawn.new_tensor([reach is not None, len(self.store)])])
+        reached, queried, draws, stored = accelerator.reduce(here, reduction="sum")
+        if not draws:
+            return {}
+        return {"replay/reach": float(reached / queried.clamp(min=1e-9)), "replay/rollouts": float(stored)}
 
     @torch.no_grad()
-    def keep(self, batch: GenerationBatch, scores: TokenScores, teacher_head: Callable[[], Head]) -> None:
-        """Store this micro-batch's rollouts that have a teacher. ``teacher_head`` reads its hidden states."""
+    def keep(self, batch: GenerationBatch, scores: TokenScores, teacher_head: Head | None) -> None:
+        """Store this micro-batch's rollouts that have a teacher. ``teacher_head`` reads its hidden states, if it has any."""
         tokens, sparse = batch.tokens, batch.teacher.sparse
         kept = []
         for row in batch.teacher.has_teacher.nonzero().squeeze(1).tolist():
@@ -133,7 +143,8 @@ class Replay:
                 query_weight = sparse.query_weight[row, :length]
             else:
                 assert state is not None
-                logits = teacher_head().logits(state) / self._temperature
+                assert teacher_head is not None
+                logits = teacher_head.logits(state) / self._temperature
                 ids, weights = sparse_distribution(logits, gives="topk", top_k=TOP_K, samples=1, seed=0)
                 query_weight = tokens.mask[row, :length].float()
             parts = (prompt, tokens.completion_ids[row, :length], tokens.mask[row, :length])

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from errata.experience import Memory
-from errata.methods import Batch, Method, Scores, TeacherMethod
+from errata.methods import Batch, Method, Scores, Signals, TeacherMethod
 from errata.ops.scores import TokenScores
 from errata.training.batch import GenerationBatch, LocalSignals, gather_rows
 
@@ -62,11 +62,13 @@ def decide(
         at = method.score_mask(whole) & mask
         if at.any():  # the same on every process
             local = score(at[rows, :columns])
-            scores = TokenScores._make(None if f is None else everyone(f) for f in local)
+            # Every process must send every field: one whose rollouts have no teacher knows none of the teacher's.
+            absent = torch.zeros_like(local.student_logp)
+            scores = TokenScores._make(everyone(absent if f is None else f) for f in local)
             whole = replace(whole, scores=_method_scores(method, _known(scores, whole, at)))
         else:
             whole = replace(whole, scores=_method_scores(method, _known(_empty(mask), whole, at)))
-    signals = method.signals(whole)
+    signals = _checked(method, method.signals(whole), mask)
     rl_count = sd_count = mask.sum().float()
     if isinstance(method, TeacherMethod) and method.denominators == "routed":
         rl_count = (signals.rl_weight > 0).sum().float()
@@ -82,6 +84,31 @@ def decide(
         per_rollout={name: value[rows] for name, value in signals.per_rollout.items()},
     )
     return mine, dict(signals.metrics)
+
+
+def _checked(method: Method, signals: object, mask: Tensor) -> Signals:
+    """What a method returned, if the loss can use it. Raises ``ValueError`` naming the method and the field."""
+    name = f"{type(method).__name__}.signals"
+    if not isinstance(signals, Signals):
+        raise ValueError(f"{name}: must return errata.methods.Signals, got {type(signals).__name__}")
+    for field in ("advantage", "rl_weight", "sd_weight"):
+        value = getattr(signals, field)
+        if not isinstance(value, Tensor) or value.shape != mask.shape:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{name}: {field} must be a tensor of shape (B, T) = {tuple(mask.shape)}, got {got}")
+        bad = mask & ~(value.isfinite() & ((value >= 0) | (field == "advantage")))
+        if bad.any():
+            row, token = bad.nonzero()[0].tolist()
+            wanted = "finite" if field == "advantage" else "finite and at least 0"
+            raise ValueError(
+                f"{name}: {field} must be {wanted}, got {float(value[row, token])} at token {token} of rollout {row}"
+            )
+    for field, values in (("per_token", signals.per_token), ("per_rollout", signals.per_rollout)):
+        shape = mask.shape if field == "per_token" else mask.shape[:1]
+        for key, value in values.items():
+            if not isinstance(value, Tensor) or value.shape != shape:
+                raise ValueError(f"{name}: {field}[{key!r}] must be a tensor of shape {tuple(shape)}")
+    return signals
 
 
 def _method_scores(method: Method, scores: TokenScores) -> Scores:

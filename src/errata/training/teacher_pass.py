@@ -12,15 +12,19 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
+import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from errata.contexts import Rendered
 from errata.experts import Access, Answer, Query, SelfTeacher, Teacher
 from errata.experts.access import sample_states, sparse_distribution
+from errata.experts.heads import gathered_head
 from errata.experts.queries import pad_answers
 from errata.ops.scores import Head
 from errata.records import Prompt, State, TeacherContext
+from errata.training import compat
 from errata.training.batch import SparseValues, TeacherOutputs, TokenBatch
 from errata.training.forward import head_of
 from errata.training.scoring import WHOLE_KL, Reader, Scorer
@@ -81,6 +85,8 @@ class TeacherPass:
     """Rollouts of one teacher forward."""
     self_on_failure: bool
     """Whether the policy itself is the teacher where the expert fails to answer."""
+    keeps_head: bool
+    """Whether a generation batch serves several optimizer steps, so that its states outlive the head they belong to."""
 
     @property
     def reader(self) -> Reader:
@@ -107,7 +113,7 @@ class TeacherPass:
         ]
         outputs, metrics = self.run(self.teacher, model, tokens, prompts, with_teacher)
         if self.access.gives == "full":
-            return outputs, metrics
+            return self._with_head(model, outputs), metrics
         weights = self._states_to_query(model, tokens, prompts, with_teacher, place, no_checkpointing)
         answers: list[Answer | None] = [None] * len(contexts)
         if self.expert is None:
@@ -117,17 +123,31 @@ class TeacherPass:
             for i, answer in zip(with_teacher, self.expert.answer(queries), strict=True):
                 answers[i] = answer
         ids, logp, counts = (x.to(tokens.device) for x in pad_answers(answers, weights, tokens.mask.shape[1]))
-        metrics |= self._expert_metrics(answers, with_teacher, counts, tokens)
         failed: list[int] = []
         if self.expert is not None and self.self_on_failure:
             failed = [i for i in with_teacher if answers[i] is None and contexts[i].kind != "expert"]
-        metrics["expert/by_self"] = len(failed) / max(len(contexts), 1)
+        metrics |= self._expert_metrics([answers[i] for i in with_teacher], counts, tokens, len(failed))
         states = TeacherOutputs.none(len(contexts))
         if failed:
             states, more = self.run(SelfTeacher(model, "live"), model, tokens, prompts, failed)
             metrics |= more
             counts[failed] = tokens.mask[failed].float()
-        return replace(states, sparse=SparseValues(ids, logp, counts), of_student=bool(failed)), metrics
+        outputs = replace(states, sparse=SparseValues(ids, logp, counts), of_student=bool(failed))
+        return self._with_head(model, outputs), metrics
+
+    def _with_head(self, model: nn.Module, outputs: TeacherOutputs) -> TeacherOutputs:
+        """The outputs with a copy of the head of this moment, where later optimizer steps will read them and change it."""
+        student_head = head_of(self.accelerator.unwrap_model(model))
+        if outputs.of_student:
+            changes = student_head.weight.requires_grad
+        else:
+            changes = self.teacher is not None and self.teacher.head_changes(student_head)
+        if not (self.keeps_head and changes):
+            return outputs
+        with torch.no_grad(), compat.gathered(student_head.weight, student_head.bias):
+            head = gathered_head(self.reader.head(outputs, student_head), student_head.weight.device)
+        bias = None if head.bias is None else head.bias.clone()
+        return replace(outputs, head=replace(head, weight=head.weight.clone(), bias=bias))
 
     def run(
         self,
@@ -147,7 +167,9 @@ class TeacherPass:
         sequences = teacher_sequences(self.encode([prompts[i].prompt for i in run_rows]), completions)
         by_part, padding = [], 0.0
         for part in range(teacher.parts):
-            with teacher.acting(model, part) as module:
+            with teacher.acting(model, part) as acting:
+                # Processes run different numbers of forwards, and DDP's may be a collective: it broadcasts buffers.
+                module = acting if self.sharded else self.accelerator.unwrap_model(acting)
 
                 def forward(inputs: dict[str, Tensor], module: nn.Module = module) -> Tensor:
                     with self.accelerator.autocast():
@@ -250,17 +272,29 @@ class TeacherPass:
         )
 
     def _expert_metrics(
-        self, answers: Sequence[Answer | None], rows: Sequence[int], counts: Tensor, tokens: TokenBatch
+        self, answers: Sequence[Answer | None], counts: Tensor, tokens: TokenBatch, by_self: int
     ) -> Metrics:
-        states = int((counts > 0).sum())
-        metrics = {
+        """Of all processes. Collective: call on every rank."""
+        counters = {} if self.expert is None else dict(self.expert.counters)
+        here = (
+            int((counts > 0).sum()),
+            int(tokens.mask.sum()),
+            sum(a is None for a in answers),
+            len(answers),
+            by_self,
+            len(tokens),
+            *counters.values(),
+        )
+        states, generated, unanswered, queries, failed, rollouts, *totals = (
+            sum(values) for values in zip(*gather_object([here]), strict=True)
+        )
+        return {
             "expert/states": float(states),
-            "expert/share": states / max(int(tokens.mask.sum()), 1),
-            "expert/unanswered": sum(answers[i] is None for i in rows) / max(len(rows), 1),
+            "expert/share": states / max(generated, 1),
+            "expert/unanswered": unanswered / max(queries, 1),
+            **{f"expert/{name}": float(total) for name, total in zip(counters, totals, strict=True)},
+            "expert/by_self": failed / rollouts,
         }
-        if self.expert is not None:
-            metrics |= {f"expert/{name}": float(value) for name, value in self.expert.counters.items()}
-        return metrics
 
 
 def _draw_seed(place: Place, row: int) -> int:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from errata.training import compat
 from errata.training.batch import GenerationBatch, LocalSignals, TeacherOutputs, TokenBatch
 from errata.training.comments import comments_of
 from errata.training.evaluation import Evaluator
+from errata.training.finite import StopAtBadWeights, check_loss
 from errata.training.forward import accept_head_function, at_completion, check_scores
 from errata.training.length_warning import WarnOfShortAnswers
 from errata.training.loss import Averaging, LossSettings, two_stream_loss
@@ -40,6 +42,9 @@ from errata.training.scoring import Scorer
 from errata.training.signals import decide
 from errata.training.teacher_pass import Expert, Place, StatefulExpert, TeacherPass
 from errata.training.teachers import MakeTeacher, self_teacher
+
+_HEAD = "generation_head.pt"
+"""File of the head that reads the generation batch's teacher states, in a checkpoint that falls inside a generation batch."""
 
 
 class ErrataTrainer(compat.TRLHooks):
@@ -132,6 +137,7 @@ class ErrataTrainer(compat.TRLHooks):
             self.temperature,
             args.per_device_train_batch_size,
             self_on_failure=args.expert_on_failure == "self",
+            keeps_head=args.gradient_accumulation_steps % (args.steps_per_generation * self.num_iterations) != 0,
         )
         self.replay = self._make_replay()
         wording = method.context_template if isinstance(method, TeacherMethod) else DEFAULT
@@ -154,6 +160,7 @@ class ErrataTrainer(compat.TRLHooks):
         self._means = StepMeans()
         self._keep_row = run
         self._rollout_log = RolloutLog(run, self.tokenizer, args.rollouts_saved, method.success_threshold)
+        self.add_callback(StopAtBadWeights())  # before a teacher follows them
         self.add_callback(_AfterStep(self))
         if method.uses_teacher:
             self.add_callback(WarnOfShortAnswers())
@@ -298,30 +305,35 @@ class ErrataTrainer(compat.TRLHooks):
         """The two-stream loss of one micro-batch; TRL's own where its options ask for more than the clipped surrogate."""
         batch: GenerationBatch = self.generation.select(rows.cpu())
         if self._own_trl_loss or self.aux_loss_enabled:
-            trls = trl_loss()
+            trls: Tensor = trl_loss()
             self._write_rollouts(replace(batch, signals=batch.signals or self._decide_ahead(batch)), None)
             return trls
         place = f"{(self.args.seed, self.state.global_step, self.micro_step, self.accelerator.process_index)}"
         past = None if self.replay is None else self.replay.draw(batch.tokens, place)
         heads: list[Head] = []  # kept aside: what a wrapped model returns may be copied in another type
-        decided: list[LocalSignals] = []
+        decided: list[tuple[LocalSignals, Tensor | None]] = []
 
         def on_head(hidden: Tensor, head: Head) -> tuple[Tensor, TokenScores]:
             heads.append(head)
-            loss, scores, signals = self._loss_of_hidden(hidden, head, batch, past)
-            decided.append(signals)
+            loss, scores, signals, reach = self._loss_of_hidden(hidden, head, batch, past)
+            decided.append((signals, reach))
             return loss, scores
 
         inputs = batch.tokens.model_inputs() if past is None else Replay.joined(batch.tokens, past)
         loss: Tensor
         with self.accelerator.autocast():
             loss, scores = model(**inputs, with_head=on_head)
-        self._after_loss(replace(batch, signals=decided[0]), scores, heads[0])
+        signals, reach = decided[0]
+        batch = replace(batch, signals=signals)
+        check_loss(loss.detach(), batch, scores, self.state.global_step + 1)
+        self._after_loss(batch, scores, heads[0], reach)
         return loss
 
     def _loss_of_hidden(
         self, hidden: Tensor, head: Head, batch: GenerationBatch, past: PastBatch | None
-    ) -> tuple[Tensor, TokenScores, LocalSignals]:
+    ) -> tuple[Tensor, TokenScores, LocalSignals, Tensor | None]:
+        """The loss, its scores, the signals, and the reach of past rollouts."""
+        reach = None
         if past is None:
             own, of_past = at_completion(hidden, batch.tokens.mask.shape[1]), None
         else:
@@ -349,10 +361,9 @@ class ErrataTrainer(compat.TRLHooks):
         if past is not None and self.replay is not None and of_past is not None:
             among = self._loss_settings.counted(batch.tokens.mask, signals.sd_weight)
             weights = averaging.weights(past.mask, signals.sd_count.clamp(min=1), among)
-            more, metrics = self.replay.loss(of_past, head, past, weights)
-            self.log_metrics_of_step(metrics)
+            more, reach = self.replay.loss(of_past, head, past, weights)
             loss = loss + more
-        return loss, scores, signals
+        return loss, scores, signals, reach
 
     @property
     def _scores_in_part(self) -> bool:
@@ -387,8 +398,8 @@ class ErrataTrainer(compat.TRLHooks):
             self.accelerator.num_processes,
         )
 
-    def _after_loss(self, batch: GenerationBatch, scores: TokenScores, head: Head) -> None:
-        """Metrics, replay and rollouts.jsonl."""
+    def _after_loss(self, batch: GenerationBatch, scores: TokenScores, head: Head, reach: Tensor | None) -> None:
+        """Metrics, replay and rollouts.jsonl. ``reach``: of ``Replay.loss``."""
         samples_only = self.teacher_pass.access.gives == "samples"
         self._means.add(
             score_sums(batch, scores, teacher_known=not samples_only, objective=self._loss_settings.objective)
@@ -398,7 +409,10 @@ class ErrataTrainer(compat.TRLHooks):
         if self.method.uses_teacher:
             self.log_metrics_of_step(prompt_metrics(self.generation.prompts))
         if self.replay is not None:
-            self.replay.keep(batch, scores, lambda: self.teacher_pass.reader.head(batch.teacher, head))
+            self.log_metrics_of_step(self.replay.metrics(self.accelerator, reach))
+            # Gathered on every process or on none, where it is sharded.
+            with_states = batch.teacher.sparse is None
+            self.replay.keep(batch, scores, self.teacher_pass.reader.head(batch.teacher, head) if with_states else None)
         self._write_rollouts(
             batch,
             scores._replace(teacher_logp=None, teacher_entropy=None) if samples_only else scores,
@@ -436,6 +450,11 @@ class ErrataTrainer(compat.TRLHooks):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logged)
         return logged
 
+    def saved_generation(self) -> GenerationBatch:
+        # Its head may be as large as the rest, so the main process saves it for all.
+        batch: GenerationBatch = self.generation
+        return replace(batch, teacher=replace(batch.teacher, head=None))
+
     def save_state(self, folder: Path) -> None:
         state = {"memory": self.memory.state_dict(), "evaluator": self.evaluator.state_dict()}
         if self.teacher is not None:
@@ -445,6 +464,8 @@ class ErrataTrainer(compat.TRLHooks):
         if self.replay is not None:
             self.replay.save(folder, self.accelerator.process_index)
         if self.args.should_save:
+            if self.inside_generation and self.generation.teacher.head is not None:
+                torch.save(self.generation.teacher.head, folder / _HEAD)  # the same on every process
             (folder / "state.json").write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
             if self.teacher is not None:
                 self.teacher.save(folder)
@@ -453,6 +474,9 @@ class ErrataTrainer(compat.TRLHooks):
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         self.memory.load_state_dict(state["memory"])
         self.evaluator.load_state_dict(state["evaluator"])
+        if (folder / _HEAD).is_file():
+            head = torch.load(folder / _HEAD, map_location=self.accelerator.device, weights_only=False)
+            self.generation = replace(self.generation, teacher=replace(self.generation.teacher, head=head))
         if self.replay is not None:
             self.replay.load(folder, self.accelerator.process_index)
         if "expert" in state and isinstance(self.expert, StatefulExpert):
@@ -462,7 +486,7 @@ class ErrataTrainer(compat.TRLHooks):
             self.teacher.load(folder)
 
 
-def _check_references(method: Method, args: ErrataConfig, rows: Any, kwargs: Mapping[str, Any]) -> None:
+def _check_references(method: Method, args: ErrataConfig, rows: Dataset, kwargs: Mapping[str, object]) -> None:
     """Raises ``ValueError`` where there is a row without a reference, or a setting that references have no use for."""
     name = type(method).__name__
     given = [k for k in ("tools", "environment_factory", "rollout_func") if kwargs.get(k)]
@@ -488,7 +512,7 @@ class _AfterStep(TrainerCallback):  # type: ignore[misc]
         self._trainer = trainer
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         if self._trainer.evaluation_due:  # a signal ended it before the run was resumed
             self._trainer.evaluate()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sqlite3
 import subprocess
 import sys
 
@@ -74,3 +75,22 @@ def test_the_file_holds_the_answer_and_a_hash_of_the_query(tmp_path):
     data = b"".join(p.read_bytes() for p in tmp_path.iterdir())
     assert json.dumps(["an answer"]).encode() in data
     assert b"private" not in data
+
+
+def test_a_lock_that_sqlite_does_not_wait_for_is_waited_for(tmp_path, monkeypatch):
+    """As happens, once in about 1,600 times, when four processes open a new file at the same moment."""
+    attempts = []
+
+    class Locked(sqlite3.Connection):
+        def execute(self, statement, *parameters):
+            if "journal_mode" in statement:
+                attempts.append(statement)
+                if len(attempts) < 3:
+                    raise sqlite3.OperationalError("database is locked")
+            return super().execute(statement, *parameters)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **kwargs: connect(*args, factory=Locked, **kwargs))
+    cache = AnswerCache(tmp_path / "answers.sqlite")
+    cache.put("key", 1)
+    assert (cache.get("key"), len(attempts)) == (1, 3)

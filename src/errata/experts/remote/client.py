@@ -26,11 +26,21 @@ from errata.experts.remote.settings import ServerSettings
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-__all__ = ["Client", "MalformedResponseError", "NoAnswerError", "RejectedRequestError", "Session", "run_in_thread"]
+__all__ = [
+    "Client",
+    "JsonObject",
+    "MalformedResponseError",
+    "NoAnswerError",
+    "RejectedRequestError",
+    "Session",
+    "run_in_thread",
+]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+JsonObject = dict[str, Any]
+"""A request or a response."""
 
 COUNTERS = ("calls", "tokens_in", "tokens_out", "cached", "failed", "refused", "misaligned", "seconds")
 
@@ -138,9 +148,7 @@ class Session:
         self._slots = asyncio.Semaphore(self._settings.concurrency)
         self._without_retries = self._given_up = False
 
-    async def request(
-        self, body: dict[str, Any], read: Callable[[dict[str, Any]], T], estimate: tuple[int, int]
-    ) -> T | None:
+    async def request(self, body: JsonObject, read: Callable[[JsonObject], T], estimate: tuple[int, int]) -> T | None:
         """The result of one request; ``None`` if it failed or the budget is spent.
 
         Args:
@@ -185,7 +193,7 @@ class Session:
         return pause
 
     async def attempt(
-        self, body: dict[str, Any], read: Callable[[dict[str, Any]], T], estimate: tuple[int, int], retries: int
+        self, body: JsonObject, read: Callable[[JsonObject], T], estimate: tuple[int, int], retries: int
     ) -> T:
         """The result of one request with its retries; arguments as of ``request``. Raises `NoAnswerError`."""
         for malformed in itertools.count():
@@ -202,7 +210,7 @@ class Session:
             await asyncio.sleep(min(0.5 * 2.0**malformed, 8.0))
         raise AssertionError
 
-    async def _send(self, body: dict[str, Any], retries: int) -> str:
+    async def _send(self, body: JsonObject, retries: int) -> str:
         """The text of the response. Raises `NoAnswerError`."""
         openai, settings = _openai(), self._settings
         openai_client = self._openai_client.with_options(max_retries=retries)
@@ -228,7 +236,7 @@ class Session:
             self._counters["calls"] -= 1
             raise NoAnswerError(self._client.redacted(f"{error} {error.__cause__ or ''}")) from None
 
-    def _count_tokens(self, document: dict[str, Any], estimate: tuple[int, int]) -> None:
+    def _count_tokens(self, document: JsonObject, estimate: tuple[int, int]) -> None:
         """Add the tokens that the response reports, else the estimate, to the counters."""
         usage = document.get("usage")
         reported = usage if isinstance(usage, dict) else {}
@@ -246,7 +254,7 @@ class Session:
             return []
 
 
-def _document(text: str) -> dict[str, Any]:
+def _document(text: str) -> JsonObject:
     try:
         document = json.loads(text)
     except ValueError:

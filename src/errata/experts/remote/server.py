@@ -26,6 +26,7 @@ from errata.experts.queries import Answer, Query
 from errata.experts.remote.cache import AnswerCache, fingerprint
 from errata.experts.remote.client import (
     Client,
+    JsonObject,
     MalformedResponseError,
     NoAnswerError,
     RejectedRequestError,
@@ -163,7 +164,7 @@ class ServerExpert:
             self._to_cache(key, rows)
         return _sparse({t: [(int(i), logp) for i, logp in row] for t, row in zip(positions, rows, strict=True)})
 
-    def _top_rows(self, document: dict[str, Any], at: Sequence[int]) -> list[list[list[float]]]:
+    def _top_rows(self, document: JsonObject, at: Sequence[int]) -> list[list[list[float]]]:
         """``[id, log-probability]`` of the k most likely tokens at each prompt position of ``at``, the most likely first."""
         entries = _prompt_logprobs(document)
         if len(entries) <= at[-1]:
@@ -224,7 +225,7 @@ class ServerExpert:
                 self._to_cache(keys[draw], reply)
         return [replies[draw] for draw in sorted(replies)]
 
-    def _state_body(self, query: Query, t: int) -> dict[str, Any]:
+    def _state_body(self, query: Query, t: int) -> JsonObject:
         """The request for continuations at state t, without seed and number."""
         common = {"max_tokens": self.settings.answer_tokens, "temperature": self.settings.temperature}
         prefix = query.completion_ids[:t]
@@ -236,7 +237,7 @@ class ServerExpert:
         messages.append({"role": "assistant", "content": text_of(self._tokenizer, prefix)})
         return self._body(messages=messages, continue_final_message=True, add_generation_prompt=False, **common)
 
-    def _read_replies(self, document: dict[str, Any]) -> list[Reply]:
+    def _read_replies(self, document: JsonObject) -> list[Reply]:
         try:
             replies = [Reply(self._text_of(c), c.get("finish_reason") == "stop") for c in document["choices"]]
         except (AttributeError, TypeError, KeyError):
@@ -245,7 +246,7 @@ class ServerExpert:
             raise MalformedResponseError("a choice has no text")
         return replies
 
-    def _text_of(self, choice: dict[str, Any]) -> Any:
+    def _text_of(self, choice: JsonObject) -> Any:
         if self.settings.api == "completions":
             return choice["text"]
         content = choice["message"]["content"]
@@ -253,7 +254,7 @@ class ServerExpert:
 
     # ── both forms ──
 
-    def _body(self, **request: Any) -> dict[str, Any]:
+    def _body(self, **request: Any) -> JsonObject:
         return {"model": self.settings.model, **request, **self.settings.extra_body}
 
     def _from_cache(self, key: str) -> Any:
@@ -272,7 +273,7 @@ class ServerExpert:
             except NoAnswerError as error:
                 raise ValueError(await self._explained(session, error)) from None
 
-    def _probe(self) -> dict[str, Any]:
+    def _probe(self) -> JsonObject:
         if self.gives == "topk":
             return self._body(prompt=_PROBE, max_tokens=1, temperature=1.0, prompt_logprobs=self.settings.top_k)
         common = {"max_tokens": self.settings.answer_tokens, "temperature": self.settings.temperature}
@@ -281,7 +282,7 @@ class ServerExpert:
         messages = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _PROBE}]
         return self._body(messages=messages, continue_final_message=True, add_generation_prompt=False, **common)
 
-    def _read_probe(self, document: dict[str, Any]) -> None:
+    def _read_probe(self, document: JsonObject) -> None:
         if self.gives == "samples":
             self._read_replies(document)
             return
@@ -326,7 +327,7 @@ def _settings(**settings: Any) -> ServerSettings:
     return ServerSettings(**settings)
 
 
-def _prompt_logprobs(document: dict[str, Any]) -> list[Any]:
+def _prompt_logprobs(document: JsonObject) -> list[Any]:
     try:
         choice = document["choices"][0]
         entries = choice.get("prompt_logprobs")

@@ -1,0 +1,154 @@
+"""The range of every setting of a recipe, errata's and those of TRL's and transformers' that it passes on.
+
+Imports no torch: ``errata train`` checks a recipe against this table before it loads anything slow. Settings that are not
+listed are checked by the type of their field (``ErrataConfig.__post_init__``).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+
+from errata.recipe.text import as_number, load_mapping
+from errata.validate import Count, NonNegative, Positive, PositiveShare, Range, Share, Whole, check
+
+_AtLeastTwo = Annotated[int, Range(2)]
+_Seed = Annotated[int, Range(0, 2**32 - 1)]
+_OrMinusOne = Annotated[int, Range(1, also=-1)]
+
+RULES: dict[str, Any] = {
+    # the optimizer and how long it runs
+    "learning_rate": Share,  # 0 measures without learning
+    "weight_decay": NonNegative,
+    "adam_beta1": Share,
+    "adam_beta2": Share,
+    "adam_epsilon": Positive,
+    "max_grad_norm": NonNegative,
+    "warmup_steps": NonNegative,
+    "max_steps": _OrMinusOne,
+    "num_train_epochs": Positive,
+    "seed": _Seed,
+    "data_seed": _Seed | None,
+    # batches
+    "per_device_train_batch_size": Count,
+    "per_device_eval_batch_size": Count,
+    "gradient_accumulation_steps": Count,
+    "steps_per_generation": Count | None,
+    "generation_batch_size": Count | None,
+    "num_generations": _AtLeastTwo,
+    "num_iterations": Count,
+    # sampling
+    "max_completion_length": Count,
+    "max_tool_calling_iterations": Count | None,
+    "temperature": Positive,
+    "top_p": PositiveShare,
+    "top_k": Annotated[int, Range(0, 1_000_000, also=-1)],
+    "min_p": Share | None,
+    "repetition_penalty": Positive,
+    # the loss
+    "beta": NonNegative,
+    "epsilon": NonNegative,
+    "epsilon_high": NonNegative | None,
+    "delta": Positive | None,
+    "top_entropy_quantile": Share,
+    "importance_sampling_level": Literal["token", "sequence"],
+    "reward_weights": list[float] | None,
+    # when things are written
+    "save_steps": Positive,
+    "save_total_limit": Count | None,
+    "logging_steps": Positive,
+    "eval_steps": Positive | None,
+    "eval_delay": NonNegative,
+    # errata's own
+    "verifier_timeout_s": Positive,
+    "critic_max_tokens": Count,
+    "expert_on_failure": Literal["skip", "self", "pause"],
+    "replay_capacity": Count | None,
+    "replay_share": Annotated[float, Range(0, 100)],
+    "replay_limit": Positive,
+    "teacher": Literal["live", "frozen", "ema", "sync", "trust_region"] | None,
+    "teacher_rate": Share | None,
+    "teacher_sync_steps": Count | None,
+    "teacher_base_weight": Share,
+    "teacher_dtype": Literal["float32", "bfloat16"] | None,
+    "teacher_device": Literal["cpu"] | None,
+    "teacher_freeze_below": Share | None,
+    "max_teacher_prompt_length": Count | None,
+    "eval_problems": Count | None,
+    "eval_k": Annotated[int, Range(1, 100_000)],
+    "eval_temperature": NonNegative | None,
+    "eval_top_p": PositiveShare | None,
+    "eval_batch_size": Count,
+    "eval_teacher_problems": Whole,
+    "rollouts_saved": Whole,
+    # the model
+    "dtype": Literal["auto", "float32", "float16", "bfloat16"] | None,
+    "lora_r": Count,
+    "lora_alpha": Count,
+    "lora_dropout": Share,
+}
+
+_MAPPINGS = ("method_args", "task_args", "expert_args", "env", "on_gpu", "compare")
+"""Keys of a recipe that hold mappings."""
+
+
+_PACKAGES = {
+    "use_vllm": "vllm",
+    "deepspeed": "deepspeed",
+    "use_liger_kernel": "liger_kernel",
+    "load_in_4bit": "bitsandbytes",
+    "load_in_8bit": "bitsandbytes",
+}
+"""Settings that need a package which errata does not install."""
+
+
+def check_packages(settings: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` naming a setting whose package is not installed."""
+    wanted = [(name, package) for name, package in _PACKAGES.items() if settings.get(name)]
+    trackers = settings.get("report_to") or []
+    wanted += [
+        ("report_to", tracker)
+        for tracker in ([trackers] if isinstance(trackers, str) else trackers)
+        if tracker in ("wandb", "trackio", "tensorboard", "mlflow", "comet_ml", "swanlab")
+    ]
+    for name, package in wanted:
+        if package not in sys.modules and importlib.util.find_spec(package) is None:
+            raise ValueError(f"{name}: the package {package} is not installed; install it, or leave the setting out")
+
+
+def check_given(settings: Mapping[str, Any], where: str = "") -> None:
+    """Check what a recipe says against ``RULES``. Numbers written as text are left to the parser where they are none.
+
+    Raises ``ValueError`` naming the setting, what it must be and what it is.
+    """
+    for name, value in settings.items():
+        if name in _MAPPINGS and value is not None and not isinstance(value, Mapping):
+            raise ValueError(f"{where}{name}: must be a mapping of names to values, got {value!r:.80}")
+        if name == "on_gpu" and isinstance(value, Mapping):
+            check_given(value, where)
+        elif name in RULES:
+            check(f"{where}{name}", value, RULES[name])
+
+
+def check_before_loading(path: str | Path, overrides: Sequence[str] = ()) -> None:
+    """Check a recipe's file and the ``--name value`` after it, before torch is loaded. Raises ``ValueError``."""
+    check_given(load_mapping(Path(path)), f"{path}: ")
+    words = [part for word in overrides for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    for name, value in pairwise(words):
+        key = name.removeprefix("--").replace("-", "_")
+        # Lists take several words, which the parser puts together.
+        if name.startswith("--") and key in RULES and key != "reward_weights":
+            check(f"--{key}", _value(value), RULES[key])
+
+
+def _value(text: str) -> Any:
+    try:
+        return as_number(yaml.safe_load(text))
+    except yaml.YAMLError:
+        return text
