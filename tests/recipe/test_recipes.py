@@ -65,13 +65,38 @@ def test_on_a_gpu_it_is_the_papers_run(on_gpu, name):
     told = (config.method, config.learning_rate, method.top_k, method.teacher_rate, method.teacher, method.divergence)
     assert (*told, method.sources) == PUBLISHED[name]
     assert (config.model, config.bf16, config.use_vllm) == ("Qwen/Qwen3-8B", True, True)
-    assert (config.num_generations, config.max_completion_length) == (8, 8192)
+    assert (config.num_generations, config.max_completion_length) == (8, 16384 if name == "math" else 8192)
     assert config.max_teacher_prompt_length == 10240
     # The reader sees one process; on the eight the recipe speaks of, 32 problems x 8 rollouts are sampled at a time.
     assert config.generation_batch_size * 8 == 32 * 8
     assert config.per_device_train_batch_size * config.gradient_accumulation_steps * 8 == (
         8 if name == "livecodebench" else 256
     )
+
+
+def test_opsd_on_a_gpu_is_the_released_run(on_gpu):
+    """arXiv 2601.18734, released scripts/run_opsd_1b.sh, as its preset states it; TRL samples at least two of a problem."""
+    found = on_gpu("opsd")
+    config, stated = found.config, methods.PRESETS["opsd"].trainer
+    assert (config.model, config.method, config.context_template) == ("Qwen/Qwen3-1.7B", "opsd", None)
+    names = {*stated} - {"per_step", "lora_r", "lora_alpha", "lora_target_modules"}
+    assert {name: getattr(config, name) for name in names} == {name: stated[name] for name in names}
+    adapter = found.model
+    assert (adapter.use_peft, adapter.lora_r, adapter.lora_alpha) == (True, stated["lora_r"], stated["lora_alpha"])
+    assert tuple(adapter.lora_target_modules) == stated["lora_target_modules"]
+    assert config.num_generations == 2
+    assert config.generation_batch_size * 4 == 32
+
+
+def test_opsd_takes_a_step_on_a_cpu(tmp_path):
+    pytest.importorskip("sympy")
+    arguments = ["--task_path", str(FIXTURES / "math"), "--max_steps", "1", "--output_dir", str(tmp_path / "run")]
+    assert main(["train", str(RECIPES / "opsd.yaml"), *arguments, "--max_completion_length", "8"]) == 0
+    rollouts = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
+    shown = [row["context"]["prompt"] for row in rollouts if row["context"]["kind"] == "reference"]
+    assert shown  # one of the rows has no solution
+    for prompt in shown:
+        assert "do not quote" in prompt[-1]["content"]
 
 
 def test_mathematics_trains_an_adapter_on_a_gpu(on_gpu):
@@ -91,7 +116,6 @@ def test_its_adapter_takes_a_step(tmp_path):
     [
         ("tooluse", ("--method", "drift-released", "--learning_rate", "5e-6"), 256),
         ("livecodebench", ("--method", "sdpo-code", "--gradient_accumulation_steps", "32"), 256),
-        ("math", ("--method", "opsd"), 256),
     ],
 )
 def test_the_other_papers_settings_that_a_recipe_names(on_gpu, name, more, per_step):

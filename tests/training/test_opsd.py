@@ -6,6 +6,7 @@ from tests.tiny import CHAT, build_tokenizer
 from tests.training.worlds import history, trainer
 
 from errata import methods
+from errata.ops.divergence import divergence
 
 # As Qwen3's template: without thinking the generation prompt holds a thought that has ended; with it, nothing.
 THINKING = CHAT.replace(
@@ -80,3 +81,13 @@ def test_a_clip_of_cross_entropy_is_refused_at_once():
         methods.get("opsd", divergence="forward_ce")
     with pytest.raises(ValueError, match="teacher_chat_template_kwargs: must be a mapping"):
         methods.get("opsd", teacher_chat_template_kwargs="thinking")
+
+
+def test_where_the_teacher_is_sure_the_clip_leads_away_from_it():
+    """Teacher (.99, .01), student (1/2, 1/2). The first term, .676, is clipped and has no gradient; of the second, -.039, the
+    gradient is -.01 * d log pi_S(2) = (+.005, -.005): a step raises the token that the teacher thinks unlikely."""
+    teacher = torch.tensor([0.99, 0.01], dtype=torch.float64).log()
+    for clip, gradient in [(0.05, [0.005, -0.005]), (None, [-0.49, 0.49])]:
+        student = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+        divergence(student, teacher, "forward_kl", entry_clip=clip).backward()
+        assert student.grad.tolist() == pytest.approx(gradient, abs=1e-9)
