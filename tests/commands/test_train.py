@@ -13,7 +13,7 @@ import yaml
 from tests.training.worlds import TOKENIZER, build_model
 
 from errata.cli import main
-from errata.training.compat import complete_checkpoints
+from errata.training.checkpoint import complete_checkpoints
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("ERRATA_DATA", ROOT.parent / "shared" / "data"))

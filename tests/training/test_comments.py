@@ -7,7 +7,7 @@ import torch
 from tests.training.worlds import TOKENIZER, build_model, history, reward, trainer, weights
 
 from errata.records import Verdict
-from errata.training.compat import complete_checkpoints
+from errata.training.checkpoint import complete_checkpoints
 
 
 def silent(completions, **kwargs):

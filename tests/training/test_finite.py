@@ -7,7 +7,7 @@ import torch
 from tests.training.worlds import trainer
 
 from errata.methods.sdpo import SDPO
-from errata.training.compat import complete_checkpoints
+from errata.training.checkpoint import complete_checkpoints
 
 
 def test_a_weight_that_becomes_nan_stops_the_run_and_is_not_saved(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.training.worlds import history, trainer, weights
 
-from errata.training.compat import complete_checkpoints
+from errata.training.checkpoint import complete_checkpoints
 
 TEMPLATE = (
     "{{ prompt }} {% for s in solutions %}<s>{{ s }}</s>{% endfor %}"

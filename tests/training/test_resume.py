@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.training.worlds import history, trainer, weights
 
-from errata.training.compat import complete_checkpoints
+from errata.training.checkpoint import complete_checkpoints
 
 RUNS = {
     "distil, EMA teacher": ("distil", {"teacher": "ema", "teacher_rate": 0.3}, {}),

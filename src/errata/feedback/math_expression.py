@@ -22,50 +22,13 @@ from errata.feedback.math_functions import (
     factorial,
     power,
 )
-from errata.feedback.math_text import Token, UnreadableError
+from errata.feedback.math_text import GREEK, Token, UnreadableError
 
 __all__ = ["expression"]
 
 
-_GREEK = frozenset(
-    [
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "epsilon",
-        "zeta",
-        "eta",
-        "theta",
-        "iota",
-        "kappa",
-        "lambda",
-        "mu",
-        "nu",
-        "xi",
-        "rho",
-        "sigma",
-        "tau",
-        "upsilon",
-        "phi",
-        "chi",
-        "psi",
-        "omega",
-        "Gamma",
-        "Delta",
-        "Theta",
-        "Lambda",
-        "Xi",
-        "Pi",
-        "Sigma",
-        "Phi",
-        "Psi",
-        "Omega",
-        "ell",
-        "hbar",
-    ]
-)
-
+_NAMES = (frozenset(GREEK.values()) | {"ell", "hbar"}) - {"pi"}
+"""Commands that stand for a variable."""
 
 _APPLIED = frozenset("fghFGHPQOoT")
 
@@ -170,7 +133,7 @@ class _Parser:
             return self._bars == 0
         if token.kind == "sign":
             return token.text in ("(", "{", "[")
-        return token.text in _STARTS or token.text in _GREEK or token.text in FUNCTIONS or token.text in OF_SEVERAL
+        return token.text in _STARTS or token.text in _NAMES or token.text in FUNCTIONS or token.text in OF_SEVERAL
 
     def _power(self) -> sympy.Expr:
         return self._raised(self._atom())
@@ -390,7 +353,7 @@ class _Parser:
     # -- commands --
 
     def _command(self, name: str) -> sympy.Expr:
-        if name in _GREEK:
+        if name in _NAMES:
             name += self._subscript()
             if name in ("Theta", "Omega", "phi", "psi") and self._is("("):
                 return sympy.Function(name)(*self._arguments())

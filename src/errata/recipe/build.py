@@ -84,27 +84,20 @@ def build_trainer(
     # The trainer gets a copy of its own: the recipe stays as it was read.
     args = copy.copy(config)
     args.model_init_kwargs = None  # the model is loaded already
-    try:
-        trainer = ErrataTrainer(
-            model,
-            judges,
-            args,
-            method=method,
-            train_dataset=train_rows,
-            eval_dataset=eval_rows,
-            run=write,
-            processing_class=tokenizer,
-            peft_config=get_peft_config(model_args),
-            expert=expert,
-            access=access,
-            **tools,
-        )
-    except (ImportError, RuntimeError) as error:
-        if not isinstance(error, ImportError) and "install" not in str(error):
-            raise
-        raise ValueError(
-            f"a package that the recipe needs is missing: {' '.join(str(error).split())}; install it, or leave out the setting"
-        ) from error
+    trainer = ErrataTrainer(
+        model,
+        judges,
+        args,
+        method=method,
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
+        run=write,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_args),
+        expert=expert,
+        access=access,
+        **tools,
+    )
     trainer.remove_callback(PrinterCallback)  # the progress bar says it, and metrics.jsonl keeps it
     return trainer
 

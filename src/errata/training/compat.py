@@ -28,7 +28,6 @@ from errata.records import Messages, Prompt, Row, State
 from errata.training import checkpoint as checkpoints
 from errata.training import interrupt
 from errata.training.batch import TokenBatch
-from errata.training.checkpoint import complete_checkpoints as complete_checkpoints
 
 PRIVATE = {
     "_generate_and_score_completions": ("self", "inputs"),
