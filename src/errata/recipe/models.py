@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from errata.models import smollm2
+
 logger = logging.getLogger(__name__)
 
 
 def model_path(name: str) -> str:
-    """The directory or hub id that ``name`` stands for; ``house`` is the policy this package carries.
+    """The directory or hub id that ``name`` stands for; ``house`` is the policy this package carries,
+    ``smollm2`` the one it fetches (``errata.models``).
 
     A run directory that is not finished stands for its newest undamaged checkpoint. Raises ``ValueError`` for a directory
     that does not exist or holds no model.
@@ -22,6 +25,8 @@ def model_path(name: str) -> str:
         from errata.house import HOUSE_PATH
 
         return str(HOUSE_PATH)
+    if name in smollm2.NAMES:
+        return smollm2.smollm2_path(name)
     path = Path(name).expanduser()
     if path.is_dir():
         if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
