@@ -45,19 +45,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return int(args.run(args, rest) or 0)
+    except BrokenPipeError:  # the reader of a listing went away
+        return 0
     except (ValueError, FileNotFoundError) as error:
         if debug:
             traceback.print_exc()
         print(f"errata: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except BrokenPipeError:  # the reader of a listing went away
-        return 0
     except KeyboardInterrupt:
         print("errata: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if type(error) is ConnectionError:  # a hub out of reach, with the mend; subclasses are the system's own
+            print(f"errata: {' '.join(str(error).split())}", file=sys.stderr)
+            return EXIT_BAD_INPUT
         if not isinstance(error, OSError) or error.errno not in _ABOUT_FILES:
             print(f"errata: {_unexpected(error)}", file=sys.stderr)
             return EXIT_ERROR

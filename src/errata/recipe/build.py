@@ -51,6 +51,8 @@ def build_trainer(
     else:
         split = recipe.script.dataset_train_split if config.task is None else "train"
         train_rows = rows.rows_of(recipe, split=split, task=config.task)
+        if config.task is None and eval_rows is not None:  # tasks do this by themselves
+            train_rows = rows.without_leaks(train_rows, eval_rows, str(recipe.script.dataset_name))
     rows.check_template_tasks(recipe, train_rows)
     if method.learns_from == "reference" and not config.strict and not evaluate_only:
         train_rows = rows.with_reference(train_rows)

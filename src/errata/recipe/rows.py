@@ -15,6 +15,7 @@ from errata import tasks
 from errata.recipe.config import ErrataConfig
 from errata.recipe.models import one_line
 from errata.recipe.read import Recipe
+from errata.tasks.rows import question_of
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,26 @@ def checked(rows: Dataset, where: str, *, strict: bool = True) -> Dataset:
         logger.warning("%s: left out %d of %d rows; the first: row %d, %s", where, len(bad), len(rows), number, problem)
         rows = rows.select([number for number in range(len(rows)) if number not in bad])
     return rows
+
+
+def without_leaks(train: Dataset, test: Dataset, where: str) -> Dataset:
+    """The training rows whose question is in no test row. Logs how many were left out.
+
+    Raises ``ValueError`` where none remains.
+    """
+    reserved = {question_of(prompt) for prompt in test["prompt"]}
+    kept = [number for number, prompt in enumerate(train["prompt"]) if question_of(prompt) not in reserved]
+    if len(kept) == len(train):
+        return train
+    if not kept:
+        raise ValueError(f"{where}: every training question is in the test split; give other rows for one of the two")
+    logger.warning(
+        "%s: left out %d of %d training rows whose question is in the test split",
+        where,
+        len(train) - len(kept),
+        len(train),
+    )
+    return train.select(kept)
 
 
 def check_enough(config: ErrataConfig, rows: Dataset) -> None:
