@@ -9,7 +9,7 @@ The rendered text replaces the last user message; system and earlier turns stay 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -17,7 +17,7 @@ from pathlib import Path
 import jinja2
 import jinja2.meta
 
-from errata.records import Earlier, Messages, Rollout, TeacherContext, strip_thinking
+from errata.records import Earlier, Messages, Prompt, Rollout, TeacherContext, strip_thinking
 
 PRESETS = ("sdpo", "opsd", "house")
 """``sdpo``: the wording of arXiv 2601.20802 as released. ``opsd``: what arXiv 2601.18734 tells its teacher, in our words: the
@@ -39,6 +39,8 @@ class Rendered:
     prompt: Messages | str
     cut: tuple[str, ...] = ()
     """Sections that were shortened, e.g. ``("earlier", "feedback")``."""
+    by_turn: tuple[Prompt, ...] = ()
+    """The prompt at each of the policy's turns, where they differ; ``prompt`` is then the first of them that shows something."""
     dropped: bool = False
     """True when not even an empty context fitted: the rollout gets no teacher."""
 
@@ -114,6 +116,8 @@ class Renderer:
         Cut are, in this order: earlier attempts, the oldest first; the attempt; the feedback; demonstrations, the last
         first. What the teacher needs most goes last.
         """
+        if any(context.by_turn):
+            return self._render_turns(rollout, context)
         if not context.shows_something:
             return Rendered(rollout.prompt)  # another model is given the student's own prompt
         slots, values = _slots(rollout, context), context.values
@@ -133,6 +137,15 @@ class Renderer:
                 break
         left = bool(values) or any(text for (section, *_), text in slots.items() if section != "attempt")
         return Rendered(prompt, tuple(dict.fromkeys(cut)), dropped=not left)
+
+    def _render_turns(self, rollout: Rollout, context: TeacherContext) -> Rendered:
+        """A prompt for each turn; the student's own where nothing became known after a turn or nothing of it fits."""
+        turns = [self.render(rollout, replace(context, feedback=text, by_turn=())) for text in context.by_turn]
+        shown = [turn for turn in turns if turn.prompt != rollout.prompt]
+        if not shown:
+            return Rendered(rollout.prompt, dropped=True)
+        cut = tuple(dict.fromkeys(section for turn in turns for section in turn.cut))
+        return Rendered(shown[0].prompt, cut, by_turn=tuple(turn.prompt for turn in turns))
 
     def _longest_fit(self, rollout: Rollout, slots: dict[Slot, str], slot: Slot, values: Mapping[str, object]) -> str:
         assert self._count is not None and self._max_tokens is not None

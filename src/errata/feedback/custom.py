@@ -14,6 +14,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,10 @@ def _as_verdict(value: Any, where: str) -> Verdict:
     for key, kind in (("feedback", str), ("kind", str), ("leaks_answer", bool), ("info", Mapping)):
         if not isinstance(getattr(verdict, key), kind):
             raise ValueError(f"{where}: {key} must be a {kind.__name__}, not {getattr(verdict, key)!r:.100}")
+    turns = verdict.turn_feedback
+    if isinstance(turns, str) or not isinstance(turns, Sequence) or not all(isinstance(text, str) for text in turns):
+        raise ValueError(f"{where}: turn_feedback must be a list with one text for each turn, not {turns!r:.100}")
+    verdict = replace(verdict, turn_feedback=tuple(turns))
     score = verdict.score
     if score is None:
         return verdict
@@ -140,6 +145,10 @@ def combine_verdicts(verdicts: Sequence[Verdict], weights: Sequence[float]) -> V
         kind="+".join(dict.fromkeys(v.kind for v in with_text if v.kind)),
         leaks_answer=any(v.leaks_answer for v in with_text),
         info={key: value for v in verdicts for key, value in v.info.items()},
+        turn_feedback=tuple(
+            "\n".join(text.strip() for text in texts if text.strip())
+            for texts in zip_longest(*(v.turn_feedback for v in verdicts), fillvalue="")
+        ),
     )
 
 

@@ -67,6 +67,7 @@ class RolloutLog:
                 "kind": rollout.verdict.kind,
                 "feedback": rollout.verdict.feedback,
                 "leaks_answer": rollout.verdict.leaks_answer,
+                **({"turn_feedback": list(rollout.verdict.turn_feedback)} if rollout.verdict.turn_feedback else {}),
                 "info": dict(rollout.verdict.info),
                 **self._per_rollout(batch, row),
                 "group_rate": round(sum(solved) / len(solved), 4),
@@ -77,6 +78,7 @@ class RolloutLog:
                     "cut": list(prompt.cut),
                     "dropped": prompt.dropped,
                     "prompt": prompt.prompt if context.is_informative else None,
+                    **({"by_turn": list(context.by_turn)} if any(context.by_turn) else {}),
                 },
                 "signals": {
                     name: [round(x, 4) for x in values[row, :length].float().tolist()]

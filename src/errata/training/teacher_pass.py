@@ -21,7 +21,7 @@ from errata.contexts import Rendered
 from errata.experts import Access, Answer, Query, SelfTeacher, Teacher
 from errata.experts.access import sample_states, sparse_distribution
 from errata.experts.heads import gathered_head
-from errata.experts.queries import pad_answers
+from errata.experts.queries import joined, pad_answers
 from errata.ops.scores import Head
 from errata.records import Prompt, State, TeacherContext
 from errata.training import compat
@@ -29,6 +29,7 @@ from errata.training.batch import SparseValues, TeacherOutputs, TokenBatch
 from errata.training.forward import head_of
 from errata.training.scoring import WHOLE_KL, Reader, Scorer
 from errata.training.teacher_forward import hidden_at_completions, teacher_sequences
+from errata.training.turns import Piece, assemble, pieces
 
 Encode = Callable[[list[Prompt]], list[list[int]]]
 """Prompts -> token ids as the policy sees them, chat template and generation prompt included."""
@@ -119,9 +120,11 @@ class TeacherPass:
         if self.expert is None:
             answers = self._answers_of_teacher(model, outputs, weights, place)
         else:
-            queries = [self._query(i, prompts, tokens, weights[i], place) for i in with_teacher]
-            for i, answer in zip(with_teacher, self.expert.answer(queries), strict=True):
-                answers[i] = answer
+            queries = [
+                (i, query) for i in with_teacher for query in self._queries(i, prompts, tokens, weights[i], place)
+            ]
+            for (i, _), answer in zip(queries, self.expert.answer([query for _, query in queries]), strict=True):
+                answers[i] = joined(answers[i], answer)
         ids, logp, counts = (x.to(tokens.device) for x in pad_answers(answers, weights, tokens.mask.shape[1]))
         failed: list[int] = []
         if self.expert is not None and self.self_on_failure:
@@ -157,14 +160,20 @@ class TeacherPass:
         prompts: Sequence[Rendered],
         rows: Sequence[int],
     ) -> tuple[TeacherOutputs, Metrics]:
-        """The teacher's hidden states at the tokens of these rollouts, one forward for each."""
+        """The teacher's hidden states at the tokens of these rollouts, one forward for each or for each of its turns."""
         if teacher is None:
             return TeacherOutputs.none(len(prompts)), {}
         # A sharded model's forward is a collective: there every process runs all its rows in equal batches.
         run_rows = list(range(len(prompts))) if self.sharded else list(rows)
         lengths = tokens.lengths
-        completions = [tokens.completion_ids[i, : lengths[i]].tolist() for i in run_rows]
-        sequences = teacher_sequences(self.encode([prompts[i].prompt for i in run_rows]), completions)
+        if self.sharded and any(p.by_turn for p in prompts):
+            raise ValueError(
+                "sources: a context of its own for each turn takes a different number of forwards on every process, which "
+                "FSDP and DeepSpeed do not allow; use DDP, or a source such as feedback"
+            )
+        parts = [piece for i in run_rows for piece in pieces(i, prompts[i], tokens.mask[i], lengths[i])]
+        completions = [tokens.completion_ids[p.row, : p.end].tolist() for p in parts]
+        sequences = teacher_sequences(self.encode([p.prompt for p in parts]), completions)
         by_part, padding = [], 0.0
         for part in range(teacher.parts):
             with teacher.acting(model, part) as acting:
@@ -180,9 +189,11 @@ class TeacherPass:
                     forward, sequences, max_rows=self.micro_batch, device=tokens.device
                 )
             by_part.append(found)
-        found_at = dict(zip(run_rows, teacher.join(by_part), strict=True))
+        of_row: dict[int, list[tuple[Piece, Tensor]]] = {i: [] for i in run_rows}
+        for piece, state in zip(parts, teacher.join(by_part), strict=True):
+            of_row[piece.row].append((piece, state))
         wanted = set(rows)
-        states = tuple(found_at[i] if i in wanted else None for i in range(len(prompts)))
+        states = tuple(assemble(of_row[i], lengths[i]) if i in wanted else None for i in range(len(prompts)))
         return TeacherOutputs(states), {"teacher/padding": padding} if rows else {}
 
     def likeliest(self, outputs: TeacherOutputs, row: int, student_head: Head, n: int) -> tuple[Tensor, Tensor]:
@@ -259,17 +270,23 @@ class TeacherPass:
             answers.append(Answer(positions, ids, logp))
         return answers
 
-    def _query(
+    def _queries(
         self, i: int, prompts: Sequence[Rendered], tokens: TokenBatch, weight: Mapping[int, float], place: Place
-    ) -> Query:
-        length = int(tokens.completion_mask[i].sum())
-        return Query(
-            prompt=prompts[i].prompt,
-            prompt_ids=tuple(self.encode([prompts[i].prompt])[0]),
-            completion_ids=tuple(tokens.completion_ids[i, :length].tolist()),
-            positions=tuple(sorted(weight)),
-            seed=_draw_seed(place, i),
-        )
+    ) -> list[Query]:
+        """One for each piece of a rollout that has a state to query; one without states where none has."""
+        parts = pieces(i, prompts[i], tokens.mask[i], int(tokens.completion_mask[i].sum()))
+        positions = [tuple(t for t in sorted(weight) if p.start <= t < p.end) for p in parts]
+        return [
+            Query(
+                prompt=piece.prompt,
+                prompt_ids=tuple(self.encode([piece.prompt])[0]),
+                completion_ids=tuple(tokens.completion_ids[i, : piece.end].tolist()),
+                positions=at,
+                seed=_draw_seed(place, i),
+            )
+            for piece, at in zip(parts, positions, strict=True)
+            if at or len(parts) == 1
+        ]
 
     def _expert_metrics(
         self, answers: Sequence[Answer | None], counts: Tensor, tokens: TokenBatch, by_self: int
