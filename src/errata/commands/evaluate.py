@@ -21,7 +21,7 @@ from errata.recipe.models import model_path
 from errata.recipe.read import Recipe, recipe_of
 from errata.recipe.settings import RULES
 from errata.recipe.text import load_mapping
-from errata.training.evaluation import judged_rows
+from errata.training.evaluation import judged_rows, sampling_of
 from errata.validate import check
 
 _OF_A_TASK = ("task_path", "task_args", "verifier", "reward_funcs", "reward_weights")
@@ -29,6 +29,8 @@ _OF_A_RUN = (
     *(*_OF_A_TASK, "dataset_name", "dataset_config", "verifier_timeout_s", "tools", "environment", "strict"),
     *("max_completion_length", "use_cpu"),
     *("max_tool_calling_iterations", "chat_template_kwargs", "trust_remote_code", "attn_implementation"),
+    *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "eval_temperature", "eval_top_p", "seed"),
+    *("eval_batch_size", "cache_implementation", "generation_kwargs"),
 )
 """What of a run's settings says how its problems are asked and judged."""
 _CHECKED = {
@@ -60,7 +62,7 @@ def evaluate(args: argparse.Namespace) -> int:
         trainer = build_trainer(_recipe(args, run, folder), evaluate_only=True)
         metrics = trainer.evaluator(trainer, trainer.eval_dataset)
     if args.out is not None:
-        rows = judged_rows(trainer.evaluator.last_rollouts, args.k)
+        rows = judged_rows(trainer.evaluator.last_rollouts, args.k, sampling_of(trainer.args))
         args.out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     where = {"task": task} if task is not None else {"dataset": run["dataset_name"]}
     Console().print_json(json.dumps({"model": args.model, **where, "split": args.split, **metrics}))
@@ -73,7 +75,7 @@ def _recipe(args: argparse.Namespace, run: dict[str, Any], folder: str) -> Recip
     task = args.task or run.get("task")
     if args.task is not None and args.task != run.get("task"):
         inherited = {k: v for k, v in inherited.items() if k not in _OF_A_TASK}
-    settings = inherited | {
+    settings = {
         "output_dir": folder,
         "model": model_path(args.model),
         "method": "grpo",
@@ -92,13 +94,13 @@ def _recipe(args: argparse.Namespace, run: dict[str, Any], folder: str) -> Recip
         "eval_temperature": args.temperature,
         "eval_top_p": args.top_p,
         "max_completion_length": args.max_completion_length or inherited.get("max_completion_length") or 512,
-        "seed": args.seed,
+        "seed": inherited.get("seed", 0) if args.seed is None else args.seed,
         # A trainer asks for these, and an evaluation does not use them.
         "num_generations": 2,
         "per_device_train_batch_size": 2,
         "save_strategy": "no",
     }
-    return recipe_of({name: value for name, value in settings.items() if value is not None})
+    return recipe_of(inherited | {name: value for name, value in settings.items() if value is not None})
 
 
 def _settings_of_run(path: Path) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 A template is Jinja over the last user message. It sees ``prompt`` (that message), ``solution`` (several are numbered in
 one text), ``solutions`` (a list), ``feedback``, ``attempt`` (the rollout's own text) and ``earlier`` (a list of failed
 attempts of earlier steps, oldest first, each with ``attempt`` and ``feedback``), and the context's own ``values`` by name.
-The rendered text replaces the last user message; system and earlier turns stay as they are.
+The rendered text replaces the last user message; system and earlier turns stay as they are, and so does a last message of
+the assistant, which is the beginning of the answer.
 """
 
 from __future__ import annotations
@@ -164,7 +165,9 @@ class Renderer:
         template, sections, prompt = self._template_of(rollout), {**values, **_sections(slots)}, rollout.prompt
         if isinstance(prompt, str):
             return template.render(prompt=prompt, **sections)
-        last = prompt[-1]
+        begun = prompt[-1:] if prompt[-1].get("role") == "assistant" else []  # of the answer, which goes on there
+        prompt = prompt[: len(prompt) - len(begun)]
+        last = prompt[-1] if prompt else {}
         if last.get("role") != "user":
             raise ValueError(
                 f"prompt: must end with a user turn to show its teacher anything, ends with {last.get('role')!r}"
@@ -174,8 +177,8 @@ class Renderer:
             text = "".join(part.get("text", "") for part in content if part.get("type") == "text")
             others = [part for part in content if part.get("type") != "text"]
             filled = template.render(prompt=text, **sections)
-            return [*prompt[:-1], {**last, "content": [*others, {"type": "text", "text": filled}]}]
-        return [*prompt[:-1], {**last, "content": template.render(prompt=content, **sections)}]
+            return [*prompt[:-1], {**last, "content": [*others, {"type": "text", "text": filled}]}, *begun]
+        return [*prompt[:-1], {**last, "content": template.render(prompt=content, **sections)}, *begun]
 
     def _template_of(self, rollout: Rollout) -> jinja2.Template:
         task = str(rollout.row.get("task") or "")

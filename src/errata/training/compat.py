@@ -11,12 +11,13 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
@@ -98,6 +99,16 @@ class Sampled(NamedTuple):
     ids: list[list[int]]
     lengths: list[int]
     """Tokens that the policy itself generated."""
+
+
+class Shown(NamedTuple):
+    """Other prompts than the rows' own, one per row, and who answers them: a teacher in its contexts."""
+
+    prompts: list[Prompt]
+    model: nn.Module | None = None
+    """Unwrapped; ``None``: the policy."""
+    template_kwargs: Row = MappingProxyType({})
+    """Arguments of the chat template, over the run's ``chat_template_kwargs``."""
 
 
 class EpochSampler(RepeatSampler):  # type: ignore[misc]
@@ -243,18 +254,30 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         ``template_kwargs``: arguments of the chat template, over the run's ``chat_template_kwargs``.
         """
         self._batch_environments = [None] * len(prompts)
-        before: State = self.chat_template_kwargs
-        self.chat_template_kwargs: State = {**before, **(template_kwargs or {})}
-        try:
+        with self._template(template_kwargs or {}):
             ids: list[list[int]] = self._tokenize_prompts(prompts)[0] if prompts else []
-        finally:
-            self.chat_template_kwargs = before
         return ids
 
-    def sample(self, rows: Sequence[Row], *, temperature: float, top_p: float) -> Sampled:
-        """A completion of each row by the engine that TRL generates with, of several turns where there are tools."""
+    @contextmanager
+    def _template(self, kwargs: Row) -> Iterator[None]:
+        before: State = self.chat_template_kwargs
+        self.chat_template_kwargs: State = {**before, **kwargs}
+        try:
+            yield
+        finally:
+            self.chat_template_kwargs = before
+
+    def sample(self, rows: Sequence[Row], *, temperature: float, top_p: float, shown: Shown | None = None) -> Sampled:
+        """A completion of each row by the engine that TRL generates with, of several turns where there are tools.
+
+        ``shown``: prompts to answer instead of the rows' own, and the model that does; another model than the policy answers
+        through transformers, also where vLLM samples for the training.
+        """
         prompts = self._enter_environments(rows)
-        with self._sampling(temperature, top_p):
+        if shown is None:
+            shown = Shown(prompts)
+        prompts = shown.prompts
+        with self._sampling(temperature, top_p), self._answering(shown.model), self._template(shown.template_kwargs):
             seen = self.state.num_input_tokens_seen
             try:
                 _, ids, _, completions, *_ = self._generate(prompts)
@@ -359,6 +382,41 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
             if kwargs:
                 self.generation_kwargs.update(kwargs)
 
+    @contextmanager
+    def _answering(self, model: nn.Module | None) -> Iterator[None]:
+        """``model`` generates instead of the policy, by transformers and with the settings of this moment."""
+        if model is None:
+            yield
+            return
+        new: State = {"model_wrapped": model, "use_vllm": False, "use_transformers_continuous_batching": False}
+        if not hasattr(self, "generation_config"):  # vLLM samples for the training
+            engine = self.vllm_generation
+            kwargs: State = {
+                "max_new_tokens": self.max_completion_length,
+                "pad_token_id": self.tokenizer.pad_token_id,
+                "eos_token_id": self.eos_token_ids,
+                "top_k": self.top_k,
+                "min_p": self.min_p,
+                "repetition_penalty": self.repetition_penalty,
+            }
+            kwargs |= (
+                {"do_sample": True, "temperature": engine.temperature, "top_p": engine.top_p}
+                if engine.temperature
+                else {"do_sample": False}
+            )
+            new |= {"generation_config": GenerationConfig(**kwargs), "generation_kwargs": kwargs}
+        before = {name: getattr(self, name) for name in new if hasattr(self, name)}
+        for name, value in new.items():
+            setattr(self, name, value)
+        try:
+            yield
+        finally:
+            for name in new:
+                if name in before:
+                    setattr(self, name, before[name])
+                else:
+                    delattr(self, name)
+
     def prepare_teacher(self, teacher: nn.Module, *, stays: bool = False) -> nn.Module:
         """A separate, gradient-free model under the run's parallelism; where it is already if it ``stays``."""
         prepared: nn.Module
@@ -454,6 +512,29 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
             raise
 
     # -- TRL's private methods, overridden ------------------------------------------------------------------------
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        """As TRL, but a last message of the assistant is continued where TRL would close it and open another."""
+        if not any(_begins_answer(prompt) for prompt in prompts):
+            return super()._tokenize_prompts(prompts)
+        if self._is_vlm:
+            raise ValueError(
+                "prompt: a prefix of the assistant's answer is not supported with images; end with the user"
+            )
+        ids = [
+            self.processing_class.apply_chat_template(
+                prompt,
+                tools=self.tools or None,
+                chat_template=self.chat_template,
+                add_generation_prompt=not _begins_answer(prompt),
+                continue_final_message=_begins_answer(prompt),
+                tokenize=True,
+                return_dict=False,
+                **self.chat_template_kwargs,
+            )
+            for prompt in prompts
+        ]
+        return ids, None, {}
 
     def _generate_and_score_completions(self, inputs: list[State]) -> State:
         self._targets = self.targets(inputs)
@@ -577,6 +658,11 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         if saved["inputs"] is not None:
             self._buffered_inputs, self.generation = saved["inputs"], saved["generation"]
         self.load_state(folder)
+
+
+def _begins_answer(prompt: Any) -> bool:
+    """Whether a chat's last message is the beginning of the answer."""
+    return not isinstance(prompt, str) and prompt[-1].get("role") == "assistant"
 
 
 def _observed(prompt: Any, observation: Any) -> Any:
