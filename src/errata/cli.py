@@ -37,12 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     ``--debug`` shows where an error came from.
     """
-    parser = _parser()
     words, debug = _without_debug(list(sys.argv[1:] if argv is None else argv))
     # `train` and `compare` hand unknown flags on to the recipe's parser.
-    args, rest = parser.parse_known_args(words)
+    args, rest = parser().parse_known_args(words)
     if rest and args.command not in ("train", "compare"):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return int(args.run(args, rest) or 0)
     except BrokenPipeError:  # the reader of a listing went away
@@ -90,13 +89,14 @@ def _unexpected(error: Exception) -> str:
     return f"{said}; {mend} (--debug shows where)"
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The command line's parser, without what ``train`` and ``compare`` hand on to the recipe's."""
     from errata import __version__
 
-    parser = argparse.ArgumentParser(prog="errata", description="Reinforcement learning from rich feedback.")
-    parser.add_argument("--debug", action="store_true", help="show where an error came from")
-    parser.add_argument("--version", action="version", version=f"errata {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    top = argparse.ArgumentParser(prog="errata", description="Reinforcement learning from rich feedback.")
+    top.add_argument("--debug", action="store_true", help="show where an error came from")
+    top.add_argument("--version", action="version", version=f"errata {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train a policy as a recipe says", allow_abbrev=False)
     train.add_argument("recipe", help="YAML with TRL's argument names and errata's")
@@ -165,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     theory.add_argument("--json", action="store_true", help="print the numbers")
     theory.add_argument("--out", type=Path, help="where the page with the plots goes (theory.html)")
     theory.set_defaults(run=_theory)
-    return parser
+    return top
 
 
 def _train(args: argparse.Namespace, rest: list[str]) -> int:

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from errata.commands.allocator import keep_memory
 from errata.commands.train import quiet
+from errata.evaluation.sampling import Evaluation
 from errata.recipe.build import build_trainer
 from errata.recipe.models import model_path
 from errata.recipe.read import Recipe, recipe_of
@@ -45,12 +46,25 @@ def evaluate(args: argparse.Namespace) -> int:
 
     Raises ``ValueError`` in one line for anything the user can mend.
     """
+    if args.out is not None and (args.out.is_dir() or not args.out.absolute().parent.is_dir()):
+        raise ValueError(f"--out: {args.out} must be a file in an existing directory")
+    where, found = measured(args)
+    if args.out is not None:
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows)
+        args.out.write_text("".join(lines), encoding="utf-8")
+    Console().print_json(json.dumps({"model": args.model, **where, "split": args.split, **found.metrics}))
+    return 0
+
+
+def measured(args: argparse.Namespace) -> tuple[dict[str, str], Evaluation]:
+    """What was evaluated on (``task`` or ``dataset``), and the numbers with the judged completions.
+
+    Raises ``ValueError`` in one line for anything the user can mend.
+    """
     for name, setting in _CHECKED.items():
         value = getattr(args, name)
         if value is not None:
             check(f"--{name}", value, RULES[setting])
-    if args.out is not None and (args.out.is_dir() or not args.out.absolute().parent.is_dir()):
-        raise ValueError(f"--out: {args.out} must be a file in an existing directory")
     quiet()
     run = _settings_of_run(Path(args.model))
     task = args.task or run.get("eval_task") or run.get("task")
@@ -61,12 +75,8 @@ def evaluate(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(_recipe(args, run, folder), evaluate_only=True)
         metrics = trainer.evaluator(trainer, trainer.eval_dataset)
-    if args.out is not None:
-        rows = judged_rows(trainer.evaluator.last_rollouts, args.k, sampling_of(trainer.args))
-        args.out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     where = {"task": task} if task is not None else {"dataset": run["dataset_name"]}
-    Console().print_json(json.dumps({"model": args.model, **where, "split": args.split, **metrics}))
-    return 0
+    return where, Evaluation(metrics, judged_rows(trainer.evaluator.last_rollouts, args.k, sampling_of(trainer.args)))
 
 
 def _recipe(args: argparse.Namespace, run: dict[str, Any], folder: str) -> Recipe:

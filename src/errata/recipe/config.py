@@ -127,9 +127,7 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
     def __post_init__(self) -> None:
         self._check_each()
         if self.output_dir is None:
-            self.output_dir = "runs/" + (
-                self.run_name or f"{(self.task or 'run').replace('/', '-')}-{self.method.split(':')[-1]}"
-            )
+            self.output_dir = self.default_output_dir()
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         if processes > 1 and not torch.accelerator.is_available():
             self.use_cpu = (
@@ -150,6 +148,10 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
             )
         if self.correction is not None and self.critic is not None:
             raise ValueError("critic: a critique would replace what correction says; leave out one of the two")
+
+    def default_output_dir(self) -> str:
+        """The run directory where none is named: of ``run_name``, else of the task and the method."""
+        return "runs/" + (self.run_name or f"{(self.task or 'run').replace('/', '-')}-{self.method.split(':')[-1]}")
 
     def _check_each(self) -> None:
         """Check every setting against ``RULES``, else against its type."""
