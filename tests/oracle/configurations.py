@@ -32,7 +32,7 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     _c("topk-expert-hot", "distil", {"sources": ["reference"]}, temperature=1.4, known_tokens=5, steps=2, default=True),
     # The policy has moved since it sampled: clips.
     _c("grpo-twice", "grpo", **_TWICE),
-    _c("grpo-epsilon", "grpo", epsilon=0.05, epsilon_high=0.1, default=True, **_TWICE),
+    _c("grpo-epsilon", "grpo", epsilon=0.01, epsilon_high=0.02, default=True, **{**_TWICE, "learning_rate": 0.01}),
     _c("sdpo-twice", "sdpo", {"importance_clip": 1.05}, default=True, **_TWICE),
     _c("sdpo-unclipped", "sdpo", {"importance_clip": None}, **_TWICE),
     _c("distil-importance", "distil", {"surrogate": "importance"}, default=True, **_TWICE),
