@@ -87,6 +87,11 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
     teacher_freeze_below: float | None = _help(
         None, "Freeze an EMA or synced teacher once its own accuracy falls below this share of its best."
     )
+    guard: str = _help(
+        "warn",
+        "What happens at signs of collapse: none, warn, freeze (the teacher), reward (the rewards alone count), stop, or best "
+        "(end with the best evaluation's policy).",
+    )
     context_template: dict[str, Any] | str | None = _help(
         None,
         "Wording of a teacher's prompt: sdpo, opsd, house, a .jinja file or Jinja text; or one for each task, "

@@ -79,6 +79,7 @@ RULES: dict[str, Any] = {
     "teacher_dtype": Literal["float32", "bfloat16"] | None,
     "teacher_device": Literal["cpu"] | None,
     "teacher_freeze_below": Share | None,
+    "guard": Literal["none", "warn", "freeze", "reward", "best", "stop"],
     "max_teacher_prompt_length": Count | None,
     "eval_problems": Count | None,
     "eval_k": Annotated[int, Range(1, 100_000)],

@@ -5,6 +5,7 @@ env.json         versions, git commit, device, dates, command line, and whether 
 metrics.jsonl    one object per logged step
 rollouts.jsonl   sampled rollouts with verdict, context and per-token signals
 eval.jsonl       one object per evaluation
+guard.jsonl      what the guard saw, and what it did
 checkpoint-N/    written by the trainer; manifest.json is its last file
 policy.json      names of the trained policy's files, which are in this directory once training has ended
 .lock            the process that writes here
@@ -31,7 +32,7 @@ from typing import Any
 
 import yaml
 
-STREAMS = ("metrics", "rollouts", "eval")
+STREAMS = ("metrics", "rollouts", "eval", "guard")
 """The append-only logs; each is ``NAME.jsonl``."""
 
 _PACKAGES = ("errata", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "vllm", "numpy")
@@ -253,7 +254,13 @@ class RunDirectory:
     def _clear(self) -> None:
         self.withdraw_policy()
         shutil.rmtree(self.path / "policy.part", ignore_errors=True)
-        for name in ("config.yaml", "env.json", "report.html", *(f"{stream}.jsonl" for stream in STREAMS)):
+        for name in (
+            "config.yaml",
+            "env.json",
+            "report.html",
+            "best.safetensors",
+            *(f"{stream}.jsonl" for stream in STREAMS),
+        ):
             (self.path / name).unlink(missing_ok=True)
         for _, checkpoint in self.checkpoints():
             shutil.rmtree(checkpoint)

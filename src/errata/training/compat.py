@@ -580,7 +580,8 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         return sampler
 
     def _run_epoch(self, **kwargs: Any) -> None:
-        if self.state.global_step >= self.state.max_steps:  # resumed after its last step: the loop would take one more
+        # Resumed after its last step, or ended before its first one: the loop would take one more.
+        if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             self.control.should_training_stop = True
             return
         if isinstance(getattr(self, "_train_sampler", None), EpochSampler):

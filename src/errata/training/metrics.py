@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from errata.contexts import Rendered
-from errata.feedback.leaks import mentions_feedback
+from errata.feedback.leaks import QUOTE_WORDS, mentions_feedback, quotes
 from errata.methods import Method, TeacherMethod
 from errata.ops.scores import Objective, TokenScores
 from errata.records import Group, Prompt, Rollout, TeacherContext
@@ -27,6 +27,10 @@ def batch_metrics(method: Method, groups: Sequence[Group], contexts: Sequence[Te
         "rollouts/unjudged": 1 - sum(r.reward is not None for r in rollouts) / len(rollouts),
         "rollouts/mentions_feedback": sum(_mentions(r) for r in rollouts) / len(rollouts),
     }
+    quotable = [r for r in rollouts if r.reference and len(r.reference.split()) >= QUOTE_WORDS]
+    if quotable:
+        quoting = sum(quotes(r.completion, r.reference or "", r.prompt) is not None for r in quotable)
+        metrics["rollouts/quotes_reference"] = quoting / len(quotable)
     if isinstance(method, TeacherMethod):
         kinds = Counter(c.kind for c in contexts)
         metrics |= {f"context/{k}": kinds[k] / len(contexts) for k in sorted({*method.sources, "none", *kinds})}

@@ -20,6 +20,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from errata import methods
 from errata.contexts import DEFAULT, Rendered, Renderer
 from errata.experts import Access, Teacher
 from errata.methods import Method, TeacherMethod
@@ -32,7 +33,7 @@ from errata.training.comments import comments_of
 from errata.training.evaluation import Evaluator
 from errata.training.finite import StopAtBadWeights, check_loss
 from errata.training.forward import accept_head_function, at_completion, check_scores
-from errata.training.length_warning import WarnOfShortAnswers
+from errata.training.guard import Guard, check_guard
 from errata.training.loss import Averaging, LossSettings, two_stream_loss
 from errata.training.metrics import StepMeans, batch_metrics, prompt_metrics, score_sums
 from errata.training.replay import PastBatch, Replay
@@ -123,6 +124,9 @@ class ErrataTrainer(compat.TRLHooks):
         # A reference was not sampled: its likelihood is the policy's own, at temperature 1.
         temperature = 1.0 if method.learns_from == "reference" else self.temperature
         self._loss_settings = LossSettings(objective, temperature, routed)
+        self._by_reward = methods.get("grpo", success_threshold=method.success_threshold)
+        of_reward = replace(self._by_reward.objective(), clip_low=self.epsilon_low, clip_high=self.epsilon_high)
+        self._reward_loss_settings = LossSettings(of_reward, self.temperature, False)
         self._scorer = Scorer(
             self.accelerator, self.sharded, objective.divergence, self.temperature, args.per_device_train_batch_size
         )
@@ -162,8 +166,10 @@ class ErrataTrainer(compat.TRLHooks):
         self._rollout_log = RolloutLog(run, self.tokenizer, args.rollouts_saved, method.success_threshold)
         self.add_callback(StopAtBadWeights())  # before a teacher follows them
         self.add_callback(_AfterStep(self))
-        if method.uses_teacher:
-            self.add_callback(WarnOfShortAnswers())
+        evaluates = args.eval_strategy != "no" and bool(args.eval_on_start)
+        check_guard(args.guard, method, self.teacher, sharded=self.sharded, evaluates=evaluates)
+        self.guard = Guard(self, args.guard, Path(str(args.output_dir)), args.eval_k, lambda row: run("guard", row))
+        self.add_callback(self.guard)
 
     def _make_teacher(self, expert: MakeTeacher | None) -> Teacher | Expert | None:
         if not isinstance(self.method, TeacherMethod):
@@ -223,13 +229,17 @@ class ErrataTrainer(compat.TRLHooks):
         first, step = self.accelerator.process_index * len(rows), self.state.global_step
         self._judges.check([str(row["problem_id"]) for row in rows])
         local = self._build(rows, tokens, first)
-        local, metrics = self._comments(local, rows, step)
-        self.log_metrics_of_step(metrics)
-        if self.method.needs_entropy(self.memory):
-            local = self._with_entropy(local, tokens)
+        reward_only = self.guard.reward_only
+        if not reward_only:
+            local, metrics = self._comments(local, rows, step)
+            self.log_metrics_of_step(metrics)
+            if self.method.needs_entropy(self.memory):
+                local = self._with_entropy(local, tokens)
         everyone: list[Rollout] = gather_object(local)
         groups = groups_of(everyone, self.num_generations)
         contexts = self._choose_contexts(groups, step)
+        if reward_only:
+            contexts = [TeacherContext("none", "the guard has turned the teacher off")] * len(everyone)
         mine = contexts[first : first + len(local)]
         prompts = [
             self.renderer.render(r, c) if c.is_informative and c.use_teacher else Rendered(r.prompt)
@@ -238,9 +248,16 @@ class ErrataTrainer(compat.TRLHooks):
         self.log_metrics_of_step(batch_metrics(self.method, groups, contexts))
         self.log_metrics_of_step(self.memory.metrics())
         batch = GenerationBatch(
-            local, mine, prompts, tokens, TeacherOutputs.none(len(local)), everyone=everyone, all_contexts=contexts
+            local,
+            mine,
+            prompts,
+            tokens,
+            TeacherOutputs.none(len(local)),
+            everyone=everyone,
+            all_contexts=contexts,
+            reward_only=reward_only,
         )
-        if self.method.uses_teacher:
+        if self._method_of(batch).uses_teacher:
             place = Place(self.args.seed, step, first)
             outputs, metrics = self.teacher_pass(self.model, tokens, mine, prompts, place, self.no_checkpointing)
             self.log_metrics_of_step(metrics)
@@ -281,21 +298,26 @@ class ErrataTrainer(compat.TRLHooks):
         epoch = float(self.state.epoch or 0.0)
         return [self.method.context(r, g, memory=self.memory, epoch=epoch, rng=rng) for g in groups for r in g]
 
+    def _method_of(self, batch: GenerationBatch) -> Method:
+        """The run's method, or GRPO where the guard has turned the teacher off."""
+        return self._by_reward if batch.reward_only else self.method
+
     def _decide_ahead(self, batch: GenerationBatch) -> LocalSignals:
         """Signals by a scoring of their own, for a batch that is learned from in parts or several times."""
+        method = self._method_of(batch)
 
         def score(at: Tensor) -> TokenScores:
             return self._scorer(
                 self.model,
                 batch.tokens,
-                self.method.score_fields,
-                batch.teacher if self.method.uses_teacher else None,
+                method.score_fields,
+                batch.teacher if method.uses_teacher else None,
                 self.teacher_pass.reader,
                 at=at,
                 no_checkpointing=self.no_checkpointing(),
             )
 
-        signals, metrics = decide(self.method, self.memory, batch, score, self.accelerator, self.num_generations)
+        signals, metrics = decide(method, self.memory, batch, score, self.accelerator, self.num_generations)
         self.log_metrics_of_step(metrics)
         return signals
 
@@ -309,7 +331,7 @@ class ErrataTrainer(compat.TRLHooks):
             self._write_rollouts(replace(batch, signals=batch.signals or self._decide_ahead(batch)), None)
             return trls
         place = f"{(self.args.seed, self.state.global_step, self.micro_step, self.accelerator.process_index)}"
-        past = None if self.replay is None else self.replay.draw(batch.tokens, place)
+        past = None if self.replay is None or batch.reward_only else self.replay.draw(batch.tokens, place)
         heads: list[Head] = []  # kept aside: what a wrapped model returns may be copied in another type
         decided: list[tuple[LocalSignals, Tensor | None]] = []
 
@@ -333,58 +355,58 @@ class ErrataTrainer(compat.TRLHooks):
         self, hidden: Tensor, head: Head, batch: GenerationBatch, past: PastBatch | None
     ) -> tuple[Tensor, TokenScores, LocalSignals, Tensor | None]:
         """The loss, its scores, the signals, and the reach of past rollouts."""
-        reach = None
+        method, reach = self._method_of(batch), None
+        settings = self._reward_loss_settings if batch.reward_only else self._loss_settings
         if past is None:
             own, of_past = at_completion(hidden, batch.tokens.mask.shape[1]), None
         else:
             own, of_past = Replay.split(hidden, batch.tokens, past)
         teacher = None
-        if bool(batch.teacher.has_teacher.any()) or (self.sharded and self.method.uses_teacher):
+        if bool(batch.teacher.has_teacher.any()) or (self.sharded and method.uses_teacher):
             teacher = self.teacher_pass.reader.values(batch.teacher, own, head, batch.tokens.mask)
         signals = batch.signals
 
         def decide_here(scores: TokenScores) -> LocalSignals:
             nonlocal signals
             signals, metrics = decide(
-                self.method, self.memory, batch, lambda at: scores, self.accelerator, self.num_generations
+                method, self.memory, batch, lambda at: scores, self.accelerator, self.num_generations
             )
             self.log_metrics_of_step(metrics)
             return signals
 
-        if signals is None and self._scores_in_part:
+        if signals is None and self._scores_in_part(method):
             signals = self._decide_in_part(own, head, batch)
         averaging = self._averaging
-        loss, scores = two_stream_loss(
-            own, head, batch, teacher, signals or decide_here, self._loss_settings, averaging
-        )
+        loss, scores = two_stream_loss(own, head, batch, teacher, signals or decide_here, settings, averaging)
         assert signals is not None
         if past is not None and self.replay is not None and of_past is not None:
-            among = self._loss_settings.counted(batch.tokens.mask, signals.sd_weight)
+            among = settings.counted(batch.tokens.mask, signals.sd_weight)
             weights = averaging.weights(past.mask, signals.sd_count.clamp(min=1), among)
             more, reach = self.replay.loss(of_past, head, past, weights)
             loss = loss + more
         return loss, scores, signals, reach
 
-    @property
-    def _scores_in_part(self) -> bool:
+    @staticmethod
+    def _scores_in_part(method: Method) -> bool:
         """Whether fewer products than the loss's own suffice for what the method reads."""
-        return not {"student_logp", "student_entropy", "divergence"} & {*self.method.score_fields}
+        return not {"student_logp", "student_entropy", "divergence"} & {*method.score_fields}
 
     def _decide_in_part(self, hidden: Tensor, head: Head, batch: GenerationBatch) -> LocalSignals:
         """Signals of a method that reads none of the student's scores."""
+        method = self._method_of(batch)
 
         def score(at: Tensor) -> TokenScores:
             return self._scorer.of_hidden(
                 hidden.detach(),
                 head,
                 batch.tokens,
-                self.method.score_fields,
-                batch.teacher if self.method.uses_teacher else None,
+                method.score_fields,
+                batch.teacher if method.uses_teacher else None,
                 self.teacher_pass.reader,
                 at=at,
             )
 
-        signals, metrics = decide(self.method, self.memory, batch, score, self.accelerator, self.num_generations)
+        signals, metrics = decide(method, self.memory, batch, score, self.accelerator, self.num_generations)
         self.log_metrics_of_step(metrics)
         return signals
 
@@ -401,14 +423,13 @@ class ErrataTrainer(compat.TRLHooks):
     def _after_loss(self, batch: GenerationBatch, scores: TokenScores, head: Head, reach: Tensor | None) -> None:
         """Metrics, replay and rollouts.jsonl. ``reach``: of ``Replay.loss``."""
         samples_only = self.teacher_pass.access.gives == "samples"
-        self._means.add(
-            score_sums(batch, scores, teacher_known=not samples_only, objective=self._loss_settings.objective)
-        )
+        settings = self._reward_loss_settings if batch.reward_only else self._loss_settings
+        self._means.add(score_sums(batch, scores, teacher_known=not samples_only, objective=settings.objective))
         if self.accelerator.sync_gradients:  # the step's last micro-batch
             self.log_metrics_of_step(self._means.take(self.accelerator))
         if self.method.uses_teacher:
             self.log_metrics_of_step(prompt_metrics(self.generation.prompts))
-        if self.replay is not None:
+        if self.replay is not None and not batch.reward_only:
             self.log_metrics_of_step(self.replay.metrics(self.accelerator, reach))
             # Gathered on every process or on none, where it is sharded.
             with_states = batch.teacher.sparse is None
@@ -457,6 +478,7 @@ class ErrataTrainer(compat.TRLHooks):
 
     def save_state(self, folder: Path) -> None:
         state = {"memory": self.memory.state_dict(), "evaluator": self.evaluator.state_dict()}
+        state["guard"] = self.guard.save(folder)
         if self.teacher is not None:
             state["teacher"] = self.teacher.state_dict()
         if isinstance(self.expert, StatefulExpert):
@@ -474,6 +496,7 @@ class ErrataTrainer(compat.TRLHooks):
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         self.memory.load_state_dict(state["memory"])
         self.evaluator.load_state_dict(state["evaluator"])
+        self.guard.load(state.get("guard", {}), folder)
         if (folder / _HEAD).is_file():
             head = torch.load(folder / _HEAD, map_location=self.accelerator.device, weights_only=False)
             self.generation = replace(self.generation, teacher=replace(self.generation.teacher, head=head))
