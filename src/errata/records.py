@@ -161,6 +161,21 @@ class TeacherContext:
         return tuple(text for text in (self.solution, *self.more_solutions) if text)
 
 
+def fitting(row: Row, names: Iterable[str]) -> str | None:
+    """The name that fits a row: its environment, else its task or the longest beginning of the task before a ``/``.
+
+    ``fitting({"task": "rulebook/new-rule"}, ["rulebook", "math"])`` is ``"rulebook"``. ``None`` where none fits.
+    """
+    known, task = set(names), str(row.get("task") or "")
+    if row.get("environment") in known:
+        return str(row["environment"])
+    while task:
+        if task in known:
+            return task
+        task = task.rpartition("/")[0]
+    return None
+
+
 def is_solved(score: float | None, threshold: float = 1.0) -> bool:
     """The one meaning of "solved": a score that was given and is at least ``threshold``."""
     return score is not None and score >= threshold

@@ -18,7 +18,7 @@ from pathlib import Path
 import jinja2
 import jinja2.meta
 
-from errata.records import Earlier, Messages, Prompt, Rollout, TeacherContext, strip_thinking
+from errata.records import Earlier, Messages, Prompt, Rollout, TeacherContext, fitting, strip_thinking
 
 PRESETS = ("sdpo", "opsd", "house")
 """``sdpo``: the wording of arXiv 2601.20802 as released. ``opsd``: what arXiv 2601.18734 tells its teacher, in our words: the
@@ -40,6 +40,8 @@ class Rendered:
     prompt: Messages | str
     cut: tuple[str, ...] = ()
     """Sections that were shortened, e.g. ``("earlier", "feedback")``."""
+    environment: str | None = None
+    """The row's environment, whose tools the prompt lists, where a run has several."""
     by_turn: tuple[Prompt, ...] = ()
     """The prompt at each of the policy's turns, where they differ; ``prompt`` is then the first of them that shows something."""
     dropped: bool = False
@@ -77,9 +79,9 @@ class Renderer:
     """Renders contexts under one length budget, with one template or with one for each task.
 
     Args:
-        template: a preset's name, a path ending in ``.jinja``, or Jinja text; or a mapping from a task, or what its name
-            begins with before a ``/``, to one of these. Of several that fit the longest counts; ``default`` where none does.
-        default: a template, for tasks that a mapping does not name.
+        template: a preset's name, a path ending in ``.jinja``, or Jinja text; or a mapping to one of these from an
+            environment, a task, or what the task's name begins with before a ``/`` (``errata.records.fitting``).
+        default: a template, for rows that a mapping does not name.
         max_tokens: the longest teacher prompt; ``None`` is no limit.
         count_tokens: tokens of a prompt as the policy will see it, chat template and generation prompt included.
         history: whether contexts will hold earlier attempts.
@@ -181,9 +183,7 @@ class Renderer:
         return [*prompt[:-1], {**last, "content": template.render(prompt=content, **sections)}, *begun]
 
     def _template_of(self, rollout: Rollout) -> jinja2.Template:
-        task = str(rollout.row.get("task") or "")
-        fits = (name for name in self._templates if not name or task == name or task.startswith(name + "/"))
-        return self._templates[max(fits, key=len)]
+        return self._templates[fitting(rollout.row, self._templates) or ""]
 
 
 def _slots(rollout: Rollout, context: TeacherContext) -> dict[Slot, str]:

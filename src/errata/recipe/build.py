@@ -24,6 +24,31 @@ def method_of(recipe: Recipe) -> Method:
     return methods.get(recipe.config.method, **mapping(recipe.config.method_args))
 
 
+CONTEXT_SETTINGS = ("sources", "with_feedback", "allow_leaks", "demonstrations", "keep_thinking")
+"""The settings of a method that may differ between the tasks or environments of a run: those of its contexts."""
+
+
+def context_methods_of(recipe: Recipe) -> dict[str, Method]:
+    """By task or environment the method whose settings choose the contexts of its rows: the recipe's ``context_args``.
+
+    Raises ``ValueError`` naming a setting that cannot differ, or a method without contexts.
+    """
+    found: dict[str, Method] = {}
+    for name, args in mapping(recipe.config.context_args).items():
+        if not isinstance(args, dict):
+            raise ValueError(f"context_args.{name}: must be a mapping such as {{sources: [feedback]}}, got {args!r:.80}")
+        for key in args:
+            if key not in CONTEXT_SETTINGS:
+                raise ValueError(
+                    f"context_args.{name}: {key!r} cannot differ between tasks; only {', '.join(CONTEXT_SETTINGS)} can"
+                )
+        method = methods.get(recipe.config.method, **{**mapping(recipe.config.method_args), **args})
+        if not isinstance(method, TeacherMethod):
+            raise ValueError(f"context_args: {recipe.config.method} has no teacher and so no contexts; leave it out")
+        found[name] = method
+    return found
+
+
 def build_trainer(
     recipe: Recipe, write: WriteRow = lambda stem, row: None, *, evaluate_only: bool = False
 ) -> ErrataTrainer:
@@ -40,16 +65,17 @@ def build_trainer(
     method = method_of(recipe)
     judges = verifiers.verifiers_of(recipe)
     tools = verifiers.tools_of(config)
+    named = config.task is not None or config.tasks is not None
     eval_rows = None
     if config.eval_strategy != "no" or config.eval_on_start:
-        split = recipe.script.dataset_test_split if config.task is None else config.eval_split
+        split = config.eval_split if named else recipe.script.dataset_test_split
         eval_rows = rows.rows_of(recipe, split=split, task=config.eval_task or config.task)
-        if config.eval_problems is not None:
+        if config.eval_problems is not None and config.tasks is None:  # of a mixture: the first of each task
             eval_rows = eval_rows.select(range(min(config.eval_problems, len(eval_rows))))
     if evaluate_only and eval_rows is not None:
         train_rows = eval_rows
     else:
-        split = recipe.script.dataset_train_split if config.task is None else "train"
+        split = "train" if named else recipe.script.dataset_train_split
         train_rows = rows.rows_of(recipe, split=split, task=config.task)
         if config.task is None and eval_rows is not None:  # tasks do this by themselves
             train_rows = rows.without_leaks(train_rows, eval_rows, str(recipe.script.dataset_name))
@@ -60,6 +86,8 @@ def build_trainer(
         rows.check_enough(config, train_rows)
     for judged in (train_rows, *([] if eval_rows is None else [eval_rows])):
         verifiers.check_columns(judges, judged.column_names)
+        if isinstance(config.environment, dict):
+            rows.check_environments(judged, config.environment)
     if (
         isinstance(method, TeacherMethod)
         and method.sources == ("reference",)
@@ -98,6 +126,7 @@ def build_trainer(
         peft_config=get_peft_config(model_args),
         expert=expert,
         access=access,
+        context_methods=context_methods_of(recipe),
         **tools,
     )
     trainer.remove_callback(PrinterCallback)  # the progress bar says it, and metrics.jsonl keeps it

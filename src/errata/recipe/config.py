@@ -27,14 +27,20 @@ def _help(default: Any, text: str) -> Any:
 class ErrataConfig(GRPOConfig):  # type: ignore[misc]
     """Settings of a run. Everything TRL's ``GRPOConfig`` has, and the following."""
 
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "method_args", "task_args", "expert_args"]
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "method_args", "task_args", "expert_args", "verifiers", "context_args"]
 
     model: str | None = _help(None, "Hub id or directory of the policy; `house` is the one this package carries.")
     task: str | None = _help(None, "A task of `errata tasks`, e.g. rulebook/new-rule.")
     task_path: str | None = _help(None, "Directory or file with the task's rows, where it does not make or fetch them.")
+    tasks: dict[str, Any] | str | None = _help(
+        None, "Several tasks at once instead of task: [{name: rulebook/new-rule, weight: 2, args: {...}, path: ...}, ...]."
+    )
     task_args: dict[str, Any] | str | None = _help(None, "Settings of the task's verifier, e.g. {feedback: trace}.")
     verifier: list[str] | None = _help(
         None, "Verifiers instead of the task's: file.py:function or package.module:function."
+    )
+    verifiers: dict[str, Any] | str | None = _help(
+        None, "Verifiers by task or environment: {calculator: mine.py:right_number, rulebook: mine.py:right_rule}."
     )
     verifier_timeout_s: float = _help(60.0, "Seconds a verifier may take for a batch before its rollouts go unjudged.")
     correction: str | None = _help(
@@ -51,11 +57,21 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
     tools: list[str] | None = _help(
         None, "Functions that the policy may call in a rollout: file.py:function or package.module:function."
     )
-    environment: str | None = _help(
-        None, "Class whose methods the policy may call, one instance a rollout: file.py:Class or package.module:Class."
+    environment: dict[str, Any] | str | None = _help(
+        None,
+        "Class whose methods the policy may call, one instance a rollout: file.py:Class or package.module:Class. Several by "
+        "name, {calculator: mine.py:Adder, search: mine.py:Search}: a row's column `environment` names its own.",
+    )
+    environment_timeout_s: float | None = _help(
+        60.0, "Seconds that one call of a tool or environment may take; null: no limit, and calls in the main thread."
     )
 
     method: str = _help("distil", "One of `errata methods`, or file.py:Class.")
+    context_args: dict[str, Any] | str | None = _help(
+        None,
+        "Settings of the method's contexts by task or environment: {search: {sources: [hindsight]}}; of sources, "
+        "with_feedback, allow_leaks, demonstrations and keep_thinking.",
+    )
     method_args: dict[str, Any] | str | None = _help(None, "Settings of the method, e.g. {credit: mean}.")
     expert: str | None = _help(
         None, "The teacher instead of the policy itself: a hub id or directory, or a server's http://.../v1."
@@ -163,15 +179,30 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
         hints = hints_of(ErrataConfig)
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name in ("method_args", "task_args", "expert_args"):
-                # Declared as mapping or text for TRL's parser, which makes a mapping of the text.
+            if f.name in _MAPPINGS:
                 check(f.name, value, dict[str, Any] | None)
+            elif f.name in ("tasks", "environment"):
+                setattr(self, f.name, _of_text(f.name, value))
             elif f.name == "context_template":
                 self.context_template = None if value is None else _template(value)
             elif f.name in RULES:
                 check(f.name, value, RULES[f.name])
             elif f.name in ErrataConfig.__annotations__ or is_plain(hints[f.name]):
                 check(f.name, value, hints[f.name])
+
+
+_MAPPINGS = ("method_args", "task_args", "expert_args", "verifiers", "context_args")
+"""Declared as mapping or text for TRL's parser, which makes a mapping of the text."""
+
+
+def _of_text(name: str, given: Any) -> Any:
+    """What is written as YAML on the command line, ``{a: file.py:A}`` or ``[{name: math}]``; other texts as they are."""
+    if not isinstance(given, str) or given[:1] not in ("{", "["):
+        return given
+    try:
+        return yaml.safe_load(given)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name}: neither a name nor YAML: {given!r}") from error
 
 
 def _template(given: Any) -> str | dict[str, Any]:

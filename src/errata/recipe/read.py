@@ -18,7 +18,7 @@ from errata.recipe.settings import RULES, check_given
 from errata.recipe.text import as_number, load_mapping
 from errata.validate import check, hints_of, is_plain, nearest
 
-NESTED = ("method_args", "task_args", "expert_args")
+NESTED = ("method_args", "task_args", "expert_args", "verifiers", "context_args")
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,17 @@ import difflib
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, load_dataset
 
 from errata import tasks
 from errata.recipe.config import ErrataConfig
+from errata.recipe.mixture import rows_of_mixture
 from errata.recipe.models import one_line
 from errata.recipe.read import Recipe
+from errata.validate import nearest
 from errata.tasks.rows import question_of
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,8 @@ def rows_of(recipe: Recipe, *, split: str, task: str | None) -> Dataset:
     used are left out, counted and logged.
     """
     strict = recipe.config.strict
+    if task is None and recipe.config.tasks is not None:
+        return _of_mixture(recipe.config, split)
     if task is not None:
         rows = tasks.load(task, path=recipe.config.task_path, split=split, strict=strict)
         where = f"{task} ({split})"
@@ -42,6 +46,13 @@ def rows_of(recipe: Recipe, *, split: str, task: str | None) -> Dataset:
     else:
         raise ValueError("task: missing; name one of `errata tasks`, or a dataset_name with reward_funcs or a verifier")
     return checked(rows, where, strict=strict)
+
+
+def _of_mixture(config: ErrataConfig, split: str) -> Dataset:
+    train = split == "train"
+    limit = None if train else config.eval_problems
+    rows = rows_of_mixture(config, split=split, seed=config.seed, shuffled=train, limit=limit)
+    return checked(rows, f"tasks ({split})", strict=config.strict)
 
 
 def checked(rows: Dataset, where: str, *, strict: bool = True) -> Dataset:
@@ -150,6 +161,21 @@ def _encodable(values: Any) -> bool:
 
 def _stable_id(prompt: Any) -> str:
     return hashlib.sha256(json.dumps(prompt, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def check_environments(rows: Dataset, environments: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` where a row names no environment of the run, or another than its several."""
+    if "environment" not in rows.column_names:
+        raise ValueError(
+            f"environment: there are several ({', '.join(environments)}), so each row must name its own in a column "
+            "'environment'; add the column"
+        )
+    for number, name in enumerate(rows["environment"]):
+        if name not in environments:
+            raise ValueError(
+                f"environment: row {number} names {name!r}, and the run has {', '.join(environments)}"
+                f"{nearest(str(name), list(environments))}"
+            )
 
 
 def with_reference(rows: Dataset) -> Dataset:

@@ -67,6 +67,7 @@ RULES: dict[str, Any] = {
     "eval_delay": NonNegative,
     # errata's own
     "verifier_timeout_s": Positive,
+    "environment_timeout_s": Positive | None,
     "critic_max_tokens": Count,
     "expert_on_failure": Literal["skip", "self", "pause"],
     "replay_capacity": Count | None,
@@ -95,7 +96,7 @@ RULES: dict[str, Any] = {
     "lora_dropout": Share,
 }
 
-_MAPPINGS = ("method_args", "task_args", "expert_args", "env", "on_gpu", "compare")
+_MAPPINGS = ("method_args", "task_args", "expert_args", "verifiers", "context_args", "env", "on_gpu", "compare")
 """Keys of a recipe that hold mappings."""
 
 

@@ -248,12 +248,22 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
                     return int(token)
         return int(tokenizer.eos_token_id)
 
-    def encode_prompts(self, prompts: list[Messages | str], template_kwargs: Row | None = None) -> list[list[int]]:
+    def encode_prompts(
+        self,
+        prompts: list[Messages | str],
+        template_kwargs: Row | None = None,
+        environments: Sequence[str | None] | None = None,
+    ) -> list[list[int]]:
         """Token ids of prompts as the policy sees them, chat template, tools and generation prompt included.
 
-        ``template_kwargs``: arguments of the chat template, over the run's ``chat_template_kwargs``.
+        Args:
+            template_kwargs: arguments of the chat template, over the run's ``chat_template_kwargs``.
+            environments: of each prompt the name of its environment, where rows name theirs; ``None`` gets the tools of all.
         """
-        self._batch_environments = [None] * len(prompts)
+        several = self.environment_factories is not None and self._multi_environment
+        if several:
+            self._env_tools.setdefault(None, self.tools)
+        self._batch_environments = list(environments) if several and environments is not None else [None] * len(prompts)
         with self._template(template_kwargs or {}):
             ids: list[list[int]] = self._tokenize_prompts(prompts)[0] if prompts else []
         return ids
@@ -340,18 +350,25 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         prompts = [row["prompt"] for row in rows]
         environments: list[Any] = [None] * len(rows)
         if self.environment_factories is not None:
-            pool = self._environment_pool[None]
-            pool += [self.environment_factories[None]() for _ in range(len(rows) - len(pool))]
-            environments = self.environments = pool[: len(rows)]
-            self._batch_environments = [None] * len(rows)
+            names = [row["environment"] if self._multi_environment else None for row in rows]
+            environments = self.environments = [self._from_pool(name, names[:i]) for i, name in enumerate(names)]
+            self._batch_environments = names
+            hidden = ("environment",) if self._multi_environment else ()  # TRL's reset does not get it
             prompts = [
-                _observed(prompt, environment.reset(**row))
+                _observed(prompt, environment.reset(**{k: v for k, v in row.items() if k not in hidden}))
                 for prompt, environment, row in zip(prompts, environments, rows, strict=True)
             ]
         tools = [[*self._standalone_tools, *_methods(e)] for e in environments] if self.tools else []
         self._sync_tool_dicts = [{t.__name__: t for t in ts if not inspect.iscoroutinefunction(t)} for ts in tools]
         self._async_tool_dicts = [{t.__name__: t for t in ts if inspect.iscoroutinefunction(t)} for ts in tools]
         return prompts
+
+    def _from_pool(self, name: str | None, before: Sequence[str | None]) -> Any:
+        """An environment of this name that none of the rows ``before`` has; a new one where there are too few."""
+        pool = self._environment_pool[name]
+        if before.count(name) == len(pool):
+            pool.append(self.environment_factories[name]())
+        return pool[before.count(name)]
 
     @contextmanager
     def _sampling(self, temperature: float, top_p: float, max_tokens: int | None = None) -> Iterator[None]:

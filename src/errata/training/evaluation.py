@@ -104,6 +104,10 @@ class Evaluator:
     renderer: Renderer
     teacher: Teacher | None
     sharded: bool
+    context_method: Callable[[Rollout], Method]
+    """The method whose settings choose a rollout's context."""
+    tasks: Sequence[str] = ()
+    """The tasks whose metrics are wanted one by one."""
     best_teacher_accuracy: float = 0.0
     last_rollouts: list[Rollout] = field(default_factory=list)
     """Of the last evaluation, on every process."""
@@ -125,6 +129,11 @@ class Evaluator:
             threshold = self.method.success_threshold
             metrics = summary(judged_rows(rollouts, config.eval_k), k=config.eval_k, threshold=threshold)
             metrics["sampling"] = sampling.row()
+            for task in self.tasks:
+                own = [r for r in rollouts if task_of(r) == task]
+                if own:
+                    of_task = summary(judged_rows(own, config.eval_k), k=config.eval_k, threshold=threshold)
+                    metrics |= {f"{task}/{name}": value for name, value in of_task.items() if name.startswith(("avg@", "pass@"))}
             metrics |= self._of_teacher(engine, rollouts, rows)
         if "teacher_accuracy" in metrics:
             self._watch(metrics["teacher_accuracy"])
@@ -164,7 +173,7 @@ class Evaluator:
         for start in range(0, len(rollouts), k):
             group = Group(rollouts[start].problem_id, tuple(rollouts[start : start + k]))
             for rollout in group:
-                context = self.method.context(rollout, group, memory=memory, epoch=0.0, rng=rng)
+                context = self.context_method(rollout).context(rollout, group, memory=memory, epoch=0.0, rng=rng)
                 if context.is_informative:
                     found.append((rollout, context))
                     break

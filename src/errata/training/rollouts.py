@@ -12,6 +12,7 @@ from torch import nn
 from errata.contexts import has_tools, transcript
 from errata.feedback import combine_verdicts, judge
 from errata.records import Prompt, Rollout, Row, Verdict
+from errata.training.environments import failure
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Recorder:
             columns=columns,
             timeout_s=self.timeout_s,
         )
+        self.verdicts = _without_lost(self.verdicts, columns.get("environments"))
         self.prompts, self.completions = list(prompts), list(completions)
         return [v.score for v in self.verdicts]
 
@@ -166,6 +168,17 @@ def build_rollouts(
             )
         )
     return rollouts
+
+
+def _without_lost(verdicts: list[Verdict], environments: object) -> list[Verdict]:
+    """The verdicts; a rollout whose environment failed is not judged, because it says nothing about the policy."""
+    if not isinstance(environments, list):
+        return verdicts
+    reasons = [failure(environment) for environment in environments]
+    return [
+        Verdict(None, kind="error", info={"error": f"environment: {reason}"}) if reason else verdict
+        for verdict, reason in zip(verdicts, reasons, strict=True)
+    ]
 
 
 def _error(verdict: Verdict) -> str:

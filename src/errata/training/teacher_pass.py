@@ -31,8 +31,8 @@ from errata.training.scoring import WHOLE_KL, Reader, Scorer
 from errata.training.teacher_forward import hidden_at_completions, teacher_sequences
 from errata.training.turns import Piece, assemble, pieces
 
-Encode = Callable[[list[Prompt]], list[list[int]]]
-"""Prompts -> token ids as the policy sees them, chat template and generation prompt included."""
+Encode = Callable[[list[Prompt], list[str | None]], list[list[int]]]
+"""Prompts and their environments -> token ids as the policy sees them, chat template and generation prompt included."""
 Metrics = dict[str, float]
 
 
@@ -173,7 +173,7 @@ class TeacherPass:
             )
         parts = [piece for i in run_rows for piece in pieces(i, prompts[i], tokens.mask[i], lengths[i])]
         completions = [tokens.completion_ids[p.row, : p.end].tolist() for p in parts]
-        sequences = teacher_sequences(self.encode([p.prompt for p in parts]), completions)
+        sequences = teacher_sequences(self.encode([p.prompt for p in parts], [p.environment for p in parts]), completions)
         by_part, padding = [], 0.0
         for part in range(teacher.parts):
             with teacher.acting(model, part) as acting:
@@ -279,7 +279,7 @@ class TeacherPass:
         return [
             Query(
                 prompt=piece.prompt,
-                prompt_ids=tuple(self.encode([piece.prompt])[0]),
+                prompt_ids=tuple(self.encode([piece.prompt], [piece.environment])[0]),
                 completion_ids=tuple(tokens.completion_ids[i, : piece.end].tolist()),
                 positions=at,
                 seed=_draw_seed(place, i),

@@ -26,16 +26,17 @@ from errata.experts import Access, Teacher
 from errata.methods import Method, TeacherMethod
 from errata.ops.scores import Head, TokenScores
 from errata.recipe.config import ErrataConfig
-from errata.records import Group, Messages, Prompt, Rollout, Row, TeacherContext, Verdict, groups_of
+from errata.records import Group, Messages, Prompt, Rollout, Row, TeacherContext, Verdict, fitting, groups_of
 from errata.training import compat
 from errata.training.batch import GenerationBatch, LocalSignals, TeacherOutputs, TokenBatch
 from errata.training.comments import comments_of
+from errata.training.environments import guarded, guarded_tool
 from errata.training.evaluation import Evaluator
 from errata.training.finite import StopAtBadWeights, check_loss
 from errata.training.forward import accept_head_function, at_completion, check_scores
 from errata.training.guard import Guard, check_guard
 from errata.training.loss import Averaging, LossSettings, two_stream_loss
-from errata.training.metrics import StepMeans, batch_metrics, prompt_metrics, score_sums
+from errata.training.metrics import StepMeans, batch_metrics, metrics_by_task, prompt_metrics, score_sums, tasks_of
 from errata.training.replay import PastBatch, Replay
 from errata.training.rollout_log import Likeliest, RolloutLog, WriteRow
 from errata.training.rollouts import Completion, Judges, Verifier, build_rollouts
@@ -61,6 +62,8 @@ class ErrataTrainer(compat.TRLHooks):
         expert: makes the teacher where that is not the policy itself, given a function that prepares a model for the run's
             parallelism; it returns a ``Teacher``, or an ``Expert`` that answers queries.
         access: how much of the expert's distribution is known, and where; all of it unless given.
+        context_methods: by task or environment (``errata.records.fitting``), the method whose settings choose the contexts of
+            its rows; ``method`` for all other rows.
         run: called with a file's stem (``rollouts``, ``eval``) and a row to keep it in the run directory.
         kwargs: passed to TRL's trainer: processing_class, peft_config, callbacks, tools, environment_factory, ...
     Raises:
@@ -81,6 +84,7 @@ class ErrataTrainer(compat.TRLHooks):
         run: WriteRow = lambda stem, row: None,
         expert: MakeTeacher | None = None,
         access: Access | None = None,
+        context_methods: Mapping[str, Method] | None = None,
         **kwargs: Any,
     ) -> None:
         self._own_trl_loss = compat.options_beyond_clipping(args)
@@ -91,11 +95,9 @@ class ErrataTrainer(compat.TRLHooks):
             )
         if method.learns_from == "reference":
             _check_references(method, args, train_dataset, kwargs)
-        if isinstance(kwargs.get("environment_factory"), dict):
-            raise ValueError(
-                "environment_factory: must be one class; several environments in one run are not supported"
-            )
+        _guard(kwargs, args.environment_timeout_s)
         self.method = method
+        self._context_methods = dict(context_methods or {})
         self.memory = method.memory()
         self._judges = Judges(verifiers, timeout_s=args.verifier_timeout_s)
         super().__init__(
@@ -160,7 +162,10 @@ class ErrataTrainer(compat.TRLHooks):
             self.tokenizer,
             self._write_by_policy,
         )
-        self.evaluator = Evaluator(args, method, self.renderer, self.teacher, self.sharded)
+        self._tasks = tasks_of(train_dataset)
+        self.evaluator = Evaluator(
+            args, method, self.renderer, self.teacher, self.sharded, self.context_method, tasks_of(eval_dataset)
+        )
         self._means = StepMeans()
         self._keep_row = run
         self._rollout_log = RolloutLog(run, self.tokenizer, args.rollouts_saved, method.success_threshold)
@@ -185,11 +190,12 @@ class ErrataTrainer(compat.TRLHooks):
         per_generation = self.args.steps_per_generation * self.num_iterations
         return self_teacher(self.model, self.args, self.method, prepare, per_generation, self.sharded)
 
-    def _encode_teacher_prompts(self, prompts: list[Messages | str]) -> list[list[int]]:
+    def _encode_teacher_prompts(
+        self, prompts: list[Messages | str], environments: Sequence[str | None] | None = None
+    ) -> list[list[int]]:
         method = self.method
-        return self.encode_prompts(
-            prompts, method.teacher_chat_template_kwargs if isinstance(method, TeacherMethod) else {}
-        )
+        template_kwargs = method.teacher_chat_template_kwargs if isinstance(method, TeacherMethod) else {}
+        return self.encode_prompts(prompts, template_kwargs, environments)
 
     def _make_replay(self) -> Replay | None:
         method, args = self.method, self.args
@@ -242,10 +248,14 @@ class ErrataTrainer(compat.TRLHooks):
             contexts = [TeacherContext("none", "the guard has turned the teacher off")] * len(everyone)
         mine = contexts[first : first + len(local)]
         prompts = [
-            self.renderer.render(r, c) if c.is_informative and c.use_teacher else Rendered(r.prompt)
+            replace(
+                self.renderer.render(r, c) if c.is_informative and c.use_teacher else Rendered(r.prompt),
+                environment=r.row.get("environment"),
+            )
             for r, c in zip(local, mine, strict=True)
         ]
         self.log_metrics_of_step(batch_metrics(self.method, groups, contexts))
+        self.log_metrics_of_step(metrics_by_task(groups, self._tasks, self.method.success_threshold))
         self.log_metrics_of_step(self.memory.metrics())
         batch = GenerationBatch(
             local,
@@ -296,7 +306,12 @@ class ErrataTrainer(compat.TRLHooks):
         self.memory.observe(groups, step=step)
         rng = random.Random(f"{self.args.seed}-{step}")
         epoch = float(self.state.epoch or 0.0)
-        return [self.method.context(r, g, memory=self.memory, epoch=epoch, rng=rng) for g in groups for r in g]
+        return [self.context_method(r).context(r, g, memory=self.memory, epoch=epoch, rng=rng) for g in groups for r in g]
+
+    def context_method(self, rollout: Rollout) -> Method:
+        """The method whose settings choose this rollout's context."""
+        name = fitting(rollout.row, self._context_methods)
+        return self.method if name is None else self._context_methods[name]
 
     def _method_of(self, batch: GenerationBatch) -> Method:
         """The run's method, or GRPO where the guard has turned the teacher off."""
@@ -526,6 +541,17 @@ def _check_references(method: Method, args: ErrataConfig, rows: Dataset, kwargs:
                 f"reference: {name} learns from it, and row {number} ({rows[number]['problem_id']}) has none; "
                 "leave such rows out (strict: false does) or use another method"
             )
+
+
+def _guard(kwargs: dict[str, Any], timeout_s: float | None) -> None:
+    """Replace TRL's ``tools`` and ``environment_factory`` by ones whose failures cannot stop the run."""
+    if kwargs.get("tools"):
+        kwargs["tools"] = [guarded_tool(tool, timeout_s) for tool in kwargs["tools"]]
+    given = kwargs.get("environment_factory")
+    if isinstance(given, Mapping):
+        kwargs["environment_factory"] = {name: guarded(factory, timeout_s) for name, factory in given.items()}
+    elif given is not None:
+        kwargs["environment_factory"] = guarded(given, timeout_s)
 
 
 class _AfterStep(TrainerCallback):  # type: ignore[misc]

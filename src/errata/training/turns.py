@@ -20,6 +20,7 @@ class Piece:
     prompt: Prompt
     start: int
     end: int
+    environment: str | None = None
 
 
 def spans(mask: Tensor) -> list[tuple[int, int]]:
@@ -41,9 +42,12 @@ def pieces(row: int, rendered: Rendered, mask: Tensor, length: int) -> list[Piec
     """
     turns = spans(mask[:length]) if rendered.by_turn else []
     if not turns:
-        return [Piece(row, rendered.prompt, 0, length)]
+        return [Piece(row, rendered.prompt, 0, length, rendered.environment)]
     last = len(rendered.by_turn) - 1
-    return [Piece(row, rendered.by_turn[min(n, last)], start, end) for n, (start, end) in enumerate(turns)]
+    return [
+        Piece(row, rendered.by_turn[min(n, last)], start, end, rendered.environment)
+        for n, (start, end) in enumerate(turns)
+    ]
 
 
 def assemble(parts: Sequence[tuple[Piece, Tensor]], length: int) -> Tensor:
