@@ -36,7 +36,9 @@ def context_methods_of(recipe: Recipe) -> dict[str, Method]:
     found: dict[str, Method] = {}
     for name, args in mapping(recipe.config.context_args).items():
         if not isinstance(args, dict):
-            raise ValueError(f"context_args.{name}: must be a mapping such as {{sources: [feedback]}}, got {args!r:.80}")
+            raise ValueError(
+                f"context_args.{name}: must be a mapping such as {{sources: [feedback]}}, got {args!r:.80}"
+            )
         for key in args:
             if key not in CONTEXT_SETTINGS:
                 raise ValueError(
@@ -77,7 +79,8 @@ def build_trainer(
     else:
         split = "train" if named else recipe.script.dataset_train_split
         train_rows = rows.rows_of(recipe, split=split, task=config.task)
-        if config.task is None and eval_rows is not None:  # tasks do this by themselves
+        same = not named and split == recipe.script.dataset_test_split  # then the user evaluates on what is trained on
+        if config.task is None and eval_rows is not None and not same:  # tasks do this by themselves
             train_rows = rows.without_leaks(train_rows, eval_rows, str(recipe.script.dataset_name))
     rows.check_template_tasks(recipe, train_rows)
     if method.learns_from == "reference" and not config.strict and not evaluate_only:

@@ -27,13 +27,21 @@ def _help(default: Any, text: str) -> Any:
 class ErrataConfig(GRPOConfig):  # type: ignore[misc]
     """Settings of a run. Everything TRL's ``GRPOConfig`` has, and the following."""
 
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "method_args", "task_args", "expert_args", "verifiers", "context_args"]
+    _VALID_DICT_FIELDS = [
+        *GRPOConfig._VALID_DICT_FIELDS,
+        "method_args",
+        "task_args",
+        "expert_args",
+        "verifiers",
+        "context_args",
+    ]
 
     model: str | None = _help(None, "Hub id or directory of the policy; `house` is the one this package carries.")
     task: str | None = _help(None, "A task of `errata tasks`, e.g. rulebook/new-rule.")
     task_path: str | None = _help(None, "Directory or file with the task's rows, where it does not make or fetch them.")
     tasks: dict[str, Any] | str | None = _help(
-        None, "Several tasks at once instead of task: [{name: rulebook/new-rule, weight: 2, args: {...}, path: ...}, ...]."
+        None,
+        "Several tasks at once instead of task: [{name: rulebook/new-rule, weight: 2, args: {...}, path: ...}, ...].",
     )
     task_args: dict[str, Any] | str | None = _help(None, "Settings of the task's verifier, e.g. {feedback: trace}.")
     verifier: list[str] | None = _help(

@@ -16,8 +16,8 @@ from errata.recipe.config import ErrataConfig
 from errata.recipe.mixture import rows_of_mixture
 from errata.recipe.models import one_line
 from errata.recipe.read import Recipe
-from errata.validate import nearest
 from errata.tasks.rows import question_of
+from errata.validate import nearest
 
 logger = logging.getLogger(__name__)
 

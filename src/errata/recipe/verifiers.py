@@ -25,7 +25,9 @@ def verifiers_of(recipe: Recipe) -> list[Any]:
     """
     config = recipe.config
     parts = parts_of(config)
-    by_name = {part.name: _of_task(part.name, part.args) for part in parts if part.name not in mapping(config.verifiers)}
+    by_name = {
+        part.name: _of_task(part.name, part.args) for part in parts if part.name not in mapping(config.verifiers)
+    }
     by_name |= {name: load_verifier(_spec(name, spec)) for name, spec in mapping(config.verifiers).items()}
     if by_name:
         if config.verifier:

@@ -94,6 +94,8 @@ def within(timeout_s: float | None, function: Callable[..., Any], *args: Any, **
     def run() -> None:
         try:
             outcome.append((_without_exit(function, *args, **kwargs), None))
+        except _StopCall:
+            return  # nobody waits for it any more
         except Exception as error:
             outcome.append((None, error))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from statistics import stdev
@@ -28,6 +28,7 @@ from errata.methods import Method, TeacherMethod
 from errata.recipe.config import ErrataConfig
 from errata.records import Group, Prompt, Rollout, Row, State, TeacherContext, Verdict, groups_of
 from errata.training.compat import Sampled, Shown
+from errata.training.metrics import task_of
 from errata.training.rollouts import Completion, build_rollouts
 
 logger = logging.getLogger(__name__)
@@ -133,7 +134,9 @@ class Evaluator:
                 own = [r for r in rollouts if task_of(r) == task]
                 if own:
                     of_task = summary(judged_rows(own, config.eval_k), k=config.eval_k, threshold=threshold)
-                    metrics |= {f"{task}/{name}": value for name, value in of_task.items() if name.startswith(("avg@", "pass@"))}
+                    metrics |= {
+                        f"{task}/{name}": value for name, value in of_task.items() if name.startswith(("avg@", "pass@"))
+                    }
             metrics |= self._of_teacher(engine, rollouts, rows)
         if "teacher_accuracy" in metrics:
             self._watch(metrics["teacher_accuracy"])

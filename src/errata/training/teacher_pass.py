@@ -173,7 +173,9 @@ class TeacherPass:
             )
         parts = [piece for i in run_rows for piece in pieces(i, prompts[i], tokens.mask[i], lengths[i])]
         completions = [tokens.completion_ids[p.row, : p.end].tolist() for p in parts]
-        sequences = teacher_sequences(self.encode([p.prompt for p in parts], [p.environment for p in parts]), completions)
+        sequences = teacher_sequences(
+            self.encode([p.prompt for p in parts], [p.environment for p in parts]), completions
+        )
         by_part, padding = [], 0.0
         for part in range(teacher.parts):
             with teacher.acting(model, part) as acting:

@@ -306,7 +306,9 @@ class ErrataTrainer(compat.TRLHooks):
         self.memory.observe(groups, step=step)
         rng = random.Random(f"{self.args.seed}-{step}")
         epoch = float(self.state.epoch or 0.0)
-        return [self.context_method(r).context(r, g, memory=self.memory, epoch=epoch, rng=rng) for g in groups for r in g]
+        return [
+            self.context_method(r).context(r, g, memory=self.memory, epoch=epoch, rng=rng) for g in groups for r in g
+        ]
 
     def context_method(self, rollout: Rollout) -> Method:
         """The method whose settings choose this rollout's context."""
