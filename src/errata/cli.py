@@ -38,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ``--debug`` shows where an error came from.
     """
     words, debug = _without_debug(list(sys.argv[1:] if argv is None else argv))
-    # `train` and `compare` hand unknown flags on to the recipe's parser.
+    # `train`, `compare` and `plan` hand unknown flags on to the recipe's parser.
     args, rest = parser().parse_known_args(words)
-    if rest and args.command not in ("train", "compare"):
+    if rest and args.command not in ("train", "compare", "plan"):
         parser().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return int(args.run(args, rest) or 0)
@@ -133,6 +133,18 @@ def parser() -> argparse.ArgumentParser:
     )
     compare.set_defaults(run=_compare)
 
+    plan = commands.add_parser(
+        "plan", help="what a recipe needs of each GPU's memory, before it is run", allow_abbrev=False
+    )
+    plan.add_argument("recipe", help="YAML as for train, with --key value; its on_gpu settings apply")
+    plan.add_argument("--gpus", type=int, default=8, help="processes with a GPU each (default 8)")
+    plan.add_argument("--memory", type=float, default=80, metavar="GB", help="memory of each GPU (default 80)")
+    plan.add_argument(
+        "--engine", choices=["ddp", "fsdp", "zero1", "zero2", "zero3"], help="default: fsdp on several GPUs"
+    )
+    plan.add_argument("--prompt_tokens", type=int, default=2048, help="the longest prompt (default 2048)")
+    plan.set_defaults(run=_plan)
+
     report = commands.add_parser("report", help="one self-contained report.html of one or several runs")
     report.add_argument("runs", nargs="+", metavar="RUN", help="run directory, or a comparison's")
     report.add_argument("--out", type=Path, help="the page; report.html in a single run's directory, else here")
@@ -193,6 +205,22 @@ def _compare(args: argparse.Namespace, rest: list[str]) -> int:
     check_before_loading(args.recipe, rest)
     names = [name.strip() for name in args.methods.split(",") if name.strip()]
     return compare(args.recipe, names, args.seeds, args.jobs, args.tune, rest, target=args.target)
+
+
+def _plan(args: argparse.Namespace, rest: list[str]) -> int:
+    from errata.recipe.settings import check_before_loading
+
+    check_before_loading(args.recipe, rest)
+    from errata.commands.plan import plan
+
+    return plan(
+        args.recipe,
+        rest,
+        gpus=args.gpus,
+        memory=args.memory,
+        engine=args.engine,
+        prompt_tokens=args.prompt_tokens,
+    )
 
 
 def _report(args: argparse.Namespace, rest: list[str]) -> int:
