@@ -148,6 +148,10 @@ def parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="one self-contained report.html of one or several runs")
     report.add_argument("runs", nargs="+", metavar="RUN", help="run directory, or a comparison's")
     report.add_argument("--out", type=Path, help="the page; report.html in a single run's directory, else here")
+    report.add_argument(
+        "--serve", action="store_true", help="serve the page on this machine; it follows running trainings"
+    )
+    report.add_argument("--port", type=int, default=0, help="with --serve: the port (default: any that is free)")
     report.add_argument("--plots", type=Path, metavar="DIR", help="write the curves there as SVG and PNG too")
     report.add_argument("--target", type=float, help="avg@k whose reaching is timed; half way to the best unless given")
     report.set_defaults(run=_report)
@@ -227,6 +231,11 @@ def _report(args: argparse.Namespace, rest: list[str]) -> int:
     from errata.reports.html import write_report
     from errata.reports.runs import unfinished
 
+    if args.serve:
+        from errata.reports.serve import serve
+
+        serve(args.runs, port=args.port, target=args.target)
+        return 0
     if missing := unfinished(args.runs):
         print(f"not finished and not shown: {', '.join(missing)}")
     page = write_report(args.runs, args.out, target=args.target)

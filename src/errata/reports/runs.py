@@ -56,6 +56,10 @@ class Run:
         """The rows of ``rollouts.jsonl``, read on every call, because they are most of a run's data."""
         return RunDirectory(self.path).read("rollouts")
 
+    def eval_rollouts(self) -> list[dict[str, Any]]:
+        """The rows of ``eval_rollouts.jsonl``, read on every call."""
+        return RunDirectory(self.path).read("eval_rollouts")
+
     @property
     def rollouts_per_step(self) -> int:
         """Rollouts per optimizer step; of one process if the run did not record its generation batch size."""
@@ -129,6 +133,28 @@ def unfinished(paths: Iterable[str | Path]) -> list[str]:
     """Names of the cells of comparisons at ``paths`` that have not finished: interrupted, failed, or not begun."""
     comparisons = [path for path in map(Path, paths) if (path / PLAN).is_file()]
     return [c["path"] for path in comparisons for c in _plan(path) if not _has_finished(path / c["path"])]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The learning rates that one label of a comparison tried before its runs."""
+
+    label: str
+    chosen: float
+    trials: Sequence[tuple[float, float | None]]
+    """Learning rate and last avg@k on training problems, in the order of the rates."""
+
+
+def trials(paths: Iterable[str | Path]) -> list[Tuning]:
+    """The tuning of the comparisons at ``paths``, by label."""
+    found = []
+    for path in map(Path, paths):
+        if not (path / PLAN).is_file():
+            continue
+        for label, tuned in (json.loads((path / PLAN).read_text(encoding="utf-8")).get("tuning") or {}).items():
+            rates = sorted((trial["learning_rate"], trial.get("avg")) for trial in tuned.get("trials") or [])
+            found.append(Tuning(label, tuned["learning_rate"], rates))
+    return found
 
 
 def _cells(path: Path) -> list[tuple[Path, str | None]]:

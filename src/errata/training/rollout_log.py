@@ -15,7 +15,7 @@ from errata.training.batch import GenerationBatch
 Likeliest = Callable[[int], tuple[Tensor, Tensor]]
 """A row of the micro-batch -> the teacher's likeliest tokens (T,n) and their probabilities."""
 WriteRow = Callable[[str, Row], None]
-"""Keeps a row in the run directory's file of this stem (``rollouts``, ``eval``)."""
+"""Keeps a row in the run directory's file of this stem (``rollouts``, ``eval``, ``eval_rollouts``)."""
 
 
 class RolloutLog:
@@ -48,13 +48,16 @@ class RolloutLog:
         groups: dict[str, list[Rollout]] = {}
         for rollout in generation:
             groups.setdefault(rollout.problem_id, []).append(rollout)
+        rates = {problem: [r.solved(self._threshold) for r in group] for problem, group in groups.items()}
         per_token = self._per_token(batch, scores)
         has_teacher = batch.teacher.has_teacher.tolist()
-        for row in self._varied([r.problem_id for r in batch.rollouts]):
+        kept = self._varied([r.problem_id for r in batch.rollouts])
+        saved = {batch.rollouts[row].index for row in kept}
+        for row in kept:
             rollout, context, prompt = batch.rollouts[row], batch.contexts[row], batch.prompts[row]
             length = int(batch.tokens.completion_mask[row].sum())
             ids = batch.tokens.completion_ids[row, :length].tolist()
-            solved = [r.solved(self._threshold) for r in groups[rollout.problem_id]]
+            solved = rates[rollout.problem_id]
             record: State = {
                 "step": step,
                 "problem_id": rollout.problem_id,
@@ -71,6 +74,8 @@ class RolloutLog:
                 "info": dict(rollout.verdict.info),
                 **self._per_rollout(batch, row),
                 "group_rate": round(sum(solved) / len(solved), 4),
+                # Once for each problem, so that a group can be read as a whole.
+                "siblings": [attempt(r) for r in groups.pop(rollout.problem_id, ()) if r.index not in saved],
                 "context": {
                     "kind": context.kind,
                     "why": context.why,
@@ -117,6 +122,37 @@ class RolloutLog:
             turn.append((seen.get(problem, 0), row))
             seen[problem] = seen.get(problem, 0) + 1
         return [row for _, row in sorted(turn)[: self._keep]]
+
+
+def attempt(rollout: Rollout) -> State:
+    """A rollout without its tokens' signals: what was said, and the verdict."""
+    return {
+        "completion": rollout.completion,
+        **({"turns": list(rollout.turns)} if rollout.turns else {}),
+        "length": rollout.length,
+        "reward": rollout.reward,
+        "kind": rollout.verdict.kind,
+        "feedback": rollout.verdict.feedback,
+    }
+
+
+def write_evaluation(write: WriteRow, step: int, rollouts: Sequence[Rollout], *, k: int, problems: int) -> None:
+    """Keep all ``k`` attempts at the first ``problems`` problems of an evaluation, a row for each problem.
+
+    Args:
+        rollouts: k of each problem in turn.
+    """
+    for start in range(0, min(problems * k, len(rollouts)), k):
+        group = rollouts[start : start + k]
+        write(
+            "eval_rollouts",
+            {
+                "step": step,
+                "problem_id": group[0].problem_id,
+                "prompt": group[0].prompt,
+                "attempts": [attempt(r) for r in group],
+            },
+        )
 
 
 def _merged(ids: Sequence[int], probabilities: Sequence[float], n: int = 4) -> list[tuple[int, float]]:

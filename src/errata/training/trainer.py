@@ -38,7 +38,7 @@ from errata.training.guard import Guard, check_guard
 from errata.training.loss import Averaging, LossSettings, two_stream_loss
 from errata.training.metrics import StepMeans, batch_metrics, metrics_by_task, prompt_metrics, score_sums, tasks_of
 from errata.training.replay import PastBatch, Replay
-from errata.training.rollout_log import Likeliest, RolloutLog, WriteRow
+from errata.training.rollout_log import Likeliest, RolloutLog, WriteRow, write_evaluation
 from errata.training.rollouts import Completion, Judges, Verifier, build_rollouts
 from errata.training.scoring import Scorer
 from errata.training.signals import decide
@@ -479,7 +479,10 @@ class ErrataTrainer(compat.TRLHooks):
         self.evaluation_due = False
         if self.accelerator.is_main_process:
             task, split = self.args.eval_task or self.args.task, self.args.eval_split
-            self._keep_row("eval", {"step": self.state.global_step, "task": task, "split": split, **metrics})
+            step, k = self.state.global_step, self.args.eval_k
+            self._keep_row("eval", {"step": step, "task": task, "split": split, **metrics})
+            shown = self.evaluator.last_rollouts
+            write_evaluation(self._keep_row, step, shown, k=k, problems=self.args.rollouts_saved)
         logged = {f"{metric_key_prefix}_{k}": v for k, v in metrics.items() if isinstance(v, int | float)}
         training = self.model.training
         self.model.eval()  # TRL files what is logged by the model's mode
