@@ -140,7 +140,9 @@ def test_what_json_lacks(run):
             "nan": None, "inf": [None, None], "numpy": 0.5, "array": [[1, 2]],
             "nan array": [1.0, None], "kind": "trace", "path": "a/b", "tuple": [1, 2],
             "set": ["a", "b"], "7": None, "broken": "\udc80", "bool": True,
-            "verdict": {"score": 1.0, "feedback": "", "kind": "", "leaks_answer": False, "info": {"x": None}},
+            "verdict": {
+                "score": 1.0, "feedback": "", "kind": "", "leaks_answer": False, "info": {"x": None}, "turn_feedback": [],
+            },
         }
     ]  # fmt: skip
     assert "NaN" not in (run.path / "rollouts.jsonl").read_text()
