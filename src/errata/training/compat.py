@@ -219,6 +219,11 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     @property
+    def fsdp1(self) -> bool:
+        """Whether FSDP's first version shards the weights: as parts of flat tensors, whole only within a forward."""
+        return bool(self.is_fsdp_enabled and not self.accelerator.is_fsdp2)
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return getattr(self.processing_class, "tokenizer", self.processing_class)
 

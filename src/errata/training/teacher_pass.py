@@ -28,7 +28,7 @@ from errata.training import compat
 from errata.training.batch import SparseValues, TeacherOutputs, TokenBatch
 from errata.training.forward import head_of
 from errata.training.scoring import WHOLE_KL, Reader, Scorer
-from errata.training.teacher_forward import hidden_at_completions, teacher_sequences
+from errata.training.teacher_forward import MAX_PADDING, hidden_at_completions, teacher_sequences
 from errata.training.turns import Piece, assemble, pieces
 
 Encode = Callable[[list[Prompt], list[str | None]], list[list[int]]]
@@ -131,11 +131,13 @@ class TeacherPass:
             failed = [i for i in with_teacher if answers[i] is None and contexts[i].kind != "expert"]
         metrics |= self._expert_metrics([answers[i] for i in with_teacher], counts, tokens, len(failed))
         states = TeacherOutputs.none(len(contexts))
-        if failed:
+        # Where a forward is a collective, all processes run it as soon as one must.
+        by_self = metrics["expert/by_self"] > 0 if self.sharded else bool(failed)
+        if by_self:
             states, more = self.run(SelfTeacher(model, "live"), model, tokens, prompts, failed)
             metrics |= more
             counts[failed] = tokens.mask[failed].float()
-        outputs = replace(states, sparse=SparseValues(ids, logp, counts), of_student=bool(failed))
+        outputs = replace(states, sparse=SparseValues(ids, logp, counts), of_student=by_self)
         return self._with_head(model, outputs), metrics
 
     def _with_head(self, model: nn.Module, outputs: TeacherOutputs) -> TeacherOutputs:
@@ -147,10 +149,16 @@ class TeacherPass:
             changes = self.teacher is not None and self.teacher.head_changes(student_head)
         if not (self.keeps_head and changes):
             return outputs
-        with torch.no_grad(), compat.gathered(student_head.weight, student_head.bias):
-            head = gathered_head(self.reader.head(outputs, student_head), student_head.weight.device)
+        head = self._whole_head(model, outputs)
         bias = None if head.bias is None else head.bias.clone()
         return replace(outputs, head=replace(head, weight=head.weight.clone(), bias=bias))
+
+    @torch.no_grad()
+    def _whole_head(self, model: nn.Module, outputs: TeacherOutputs) -> Head:
+        """The head that reads the outputs' states, outside of any forward. Collective under sharding."""
+        student_head = head_of(self.accelerator.unwrap_model(model))
+        with compat.gathered(student_head.weight, student_head.bias):
+            return gathered_head(self.reader.head(outputs, student_head), student_head.weight.device)
 
     def run(
         self,
@@ -163,7 +171,7 @@ class TeacherPass:
         """The teacher's hidden states at the tokens of these rollouts, one forward for each or for each of its turns."""
         if teacher is None:
             return TeacherOutputs.none(len(prompts)), {}
-        # A sharded model's forward is a collective: there every process runs all its rows in equal batches.
+        # A sharded model's forward is a collective: there every process runs all its rows, in equally many batches.
         run_rows = list(range(len(prompts))) if self.sharded else list(rows)
         lengths = tokens.lengths
         if self.sharded and any(p.by_turn for p in prompts):
@@ -188,7 +196,11 @@ class TeacherPass:
                     return hidden
 
                 found, padding = hidden_at_completions(
-                    forward, sequences, max_rows=self.micro_batch, device=tokens.device
+                    forward,
+                    sequences,
+                    max_rows=self.micro_batch,
+                    device=tokens.device,
+                    max_padding=1.0 if self.sharded else MAX_PADDING,
                 )
             by_part.append(found)
         of_row: dict[int, list[tuple[Piece, Tensor]]] = {i: [] for i in run_rows}
@@ -254,7 +266,7 @@ class TeacherPass:
         self, model: nn.Module, outputs: TeacherOutputs, weights: Sequence[Mapping[int, float]], place: Place
     ) -> list[Answer | None]:
         """What a model held here gives when it is used as an expert with limited access."""
-        head = self.reader.head(outputs, head_of(self.accelerator.unwrap_model(model)))
+        head = self._whole_head(model, outputs)
         answers: list[Answer | None] = []
         for i, (state, weight) in enumerate(zip(outputs.states, weights, strict=True)):
             if state is None or not weight:

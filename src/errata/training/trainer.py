@@ -48,6 +48,8 @@ from errata.training.teachers import MakeTeacher, self_teacher
 _HEAD = "generation_head.pt"
 """File of the head that reads the generation batch's teacher states, in a checkpoint that falls inside a generation batch."""
 
+_FSDP1 = "FSDP1 flattens the weights of another model, so that its output head cannot be read; use FSDP2 (fsdp_version: 2)"
+
 
 class ErrataTrainer(compat.TRLHooks):
     """TRL's GRPO trainer with a method, teachers and verdicts.
@@ -186,9 +188,15 @@ class ErrataTrainer(compat.TRLHooks):
             return prepared
 
         if expert is not None:
-            return expert(prepare)
+            made = expert(prepare)
+            if self.fsdp1 and isinstance(made, Teacher):
+                raise ValueError(f"expert: {_FSDP1}")
+            return made
         per_generation = self.args.steps_per_generation * self.num_iterations
-        return self_teacher(self.model, self.args, self.method, prepare, per_generation, self.sharded)
+        teacher = self_teacher(self.model, self.args, self.method, prepare, per_generation, self.sharded)
+        if self.fsdp1 and teacher.separate is not None:
+            raise ValueError(f"teacher: {_FSDP1}, or teacher: live, or LoRA")
+        return teacher
 
     def _encode_teacher_prompts(
         self, prompts: list[Messages | str], environments: Sequence[str | None] | None = None
@@ -505,12 +513,12 @@ class ErrataTrainer(compat.TRLHooks):
             state["expert"] = self.expert.state_dict()
         if self.replay is not None:
             self.replay.save(folder, self.accelerator.process_index)
+        if self.teacher is not None:
+            self.teacher.save(folder, write=self.args.should_save)
         if self.args.should_save:
             if self.inside_generation and self.generation.teacher.head is not None:
                 torch.save(self.generation.teacher.head, folder / _HEAD)  # the same on every process
             (folder / "state.json").write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
-            if self.teacher is not None:
-                self.teacher.save(folder)
 
     def load_state(self, folder: Path) -> None:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
