@@ -198,7 +198,9 @@ def table(results: dict[str, Result]) -> str:
                 shown.append(f"{found['result']} ({notes.index(found['why']) + 1})")
         lines.append(f"| {method} | {'–' if teacher == 'none' else teacher} | " + " | ".join(shown) + " |")
     ran = [r for r in results.values() if r["result"] == "equal"]
-    counts = {name: sum(r["result"] == name for r in results.values()) for name in ("equal", "refused", "different", "failed")}
+    counts = {
+        name: sum(r["result"] == name for r in results.values()) for name in ("equal", "refused", "different", "failed")
+    }
     summary = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
     largest = {k: max((r[k] for r in ran), default=0.0) for k in ("loss", "grad_norm", "weights")}
     total = len(ROWS) * len(ENGINES)

@@ -58,7 +58,7 @@ TEACHERS: dict[str, dict[str, Any]] = {
     "live": {"teacher": "live"},
     "frozen": {"teacher": "frozen"},
     "ema": {"teacher": "ema", "teacher_rate": 0.3},
-    "sync": {"teacher": "sync", "teacher_sync_steps": 1},
+    "sync": {"teacher": "sync", "teacher_sync_steps": 2},
     "trust_region": {"teacher": "trust_region", "teacher_base_weight": 0.5},
     "lora-live": {"teacher": "live", "lora": True},
     "lora-frozen": {"teacher": "frozen", "lora": True},
@@ -163,7 +163,9 @@ def _deepspeed(stage: int) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": stage}
     if stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
-        zero["stage3_param_persistence_threshold"] = 40  # of this small model's weights, some are sharded and some are not
+        zero["stage3_param_persistence_threshold"] = (
+            40  # of this small model's weights, some are sharded and some are not
+        )
     return {
         "train_batch_size": "auto",
         "train_micro_batch_size_per_gpu": "auto",

@@ -20,7 +20,7 @@ def whole(parameters: Iterable[Tensor], *, changed: bool = False) -> Iterator[No
     if not sharded:
         yield
         return
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     with GatheredParameters(sharded, modifier_rank=0 if changed else None):
         yield

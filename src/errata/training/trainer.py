@@ -48,7 +48,9 @@ from errata.training.teachers import MakeTeacher, self_teacher
 _HEAD = "generation_head.pt"
 """File of the head that reads the generation batch's teacher states, in a checkpoint that falls inside a generation batch."""
 
-_FSDP1 = "FSDP1 flattens the weights of another model, so that its output head cannot be read; use FSDP2 (fsdp_version: 2)"
+_FSDP1 = (
+    "FSDP1 flattens the weights of another model, so that its output head cannot be read; use FSDP2 (fsdp_version: 2)"
+)
 
 
 class ErrataTrainer(compat.TRLHooks):
