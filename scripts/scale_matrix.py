@@ -12,6 +12,8 @@ Results are kept in ``docs/figures/scale_matrix.json``. Exit status 1 if a cell 
 from __future__ import annotations
 
 import argparse
+import collections
+import contextlib
 import json
 import os
 import subprocess
@@ -39,6 +41,7 @@ ENGINES = ("ddp2", "ddp4", "fsdp2", "fsdp1", "zero1", "zero2", "zero3")
 TITLES = {"ddp2": "DDP, 2", "ddp4": "DDP, 4", "fsdp2": "FSDP2", "fsdp1": "FSDP1", "zero1": "ZeRO-1", "zero2": "ZeRO-2",
           "zero3": "ZeRO-3"}  # fmt: skip
 TOLERANCE = 1e-5
+WORDS = ("equal", "refused", "different", "failed")
 Result = dict[str, Any]
 
 
@@ -70,11 +73,8 @@ def launch(folder: Path, names: Sequence[str], processes: int, timeout_s: float)
     if processes > 1:
         start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [*start, "-m", "tests.training.matrix_worker", str(folder), *names]
-    with (folder / "log").open("w") as log:
-        try:
-            subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log, timeout=timeout_s, check=False)
-        except subprocess.TimeoutExpired:
-            pass
+    with (folder / "log").open("w") as log, contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log, timeout=timeout_s, check=False)
     return (folder / "log").read_text(errors="replace")[-20_000:]
 
 
@@ -197,18 +197,15 @@ def table(results: dict[str, Result]) -> str:
                     notes.append(found["why"])
                 shown.append(f"{found['result']} ({notes.index(found['why']) + 1})")
         lines.append(f"| {method} | {'–' if teacher == 'none' else teacher} | " + " | ".join(shown) + " |")
-    ran = [r for r in results.values() if r["result"] == "equal"]
-    counts = {
-        name: sum(r["result"] == name for r in results.values()) for name in ("equal", "refused", "different", "failed")
-    }
-    summary = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
-    largest = {k: max((r[k] for r in ran), default=0.0) for k in ("loss", "grad_norm", "weights")}
-    total = len(ROWS) * len(ENGINES)
+    equal = [r for r in results.values() if r["result"] == "equal"]
+    of = collections.Counter(r["result"] for r in results.values())
+    largest = [max((r[k] for r in equal), default=0.0) for k in ("loss", "grad_norm", "weights")]
     lines += [
         "",
-        f"{len(results)} of {total} cells were run: {summary}. Of the equal ones the largest difference is "
-        f"{largest['loss']:.0e} of the loss, {largest['grad_norm']:.0e} of the gradient's norm, {largest['weights']:.0e} in a weight.",
-    ]  # fmt: skip
+        f"{len(results)} of {len(ROWS) * len(ENGINES)} cells were run: {', '.join(f'{of[k]} {k}' for k in WORDS if of[k])}. "
+        "The equal ones differ from one process by at most "
+        f"{largest[0]:.0e} of the loss, {largest[1]:.0e} of the gradient's norm and {largest[2]:.0e} in a weight.",
+    ]
     lines += ["", *(f"{i}. {note}" for i, note in enumerate(notes, 1))] if notes else []
     return "\n".join(lines)
 

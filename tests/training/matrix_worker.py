@@ -9,7 +9,9 @@ index alone, so that one process and several learn from the same rollouts, which
 from __future__ import annotations
 
 import faulthandler
+import functools
 import gc
+import importlib.metadata
 import json
 import os
 import sys
@@ -239,6 +241,8 @@ def run(cell: str, folder: Path, server: FakeServer | None, rank: int) -> dict[s
 def main(folder: Path, cells: list[str]) -> None:
     torch.set_num_threads(1)
     faulthandler.enable()
+    gc.freeze()  # accelerate collects garbage after each run; what was imported is none
+    importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)  # which it reads at every unwrapping
     rank = int(os.environ.get("RANK", "0"))
     server = None
     if any(cell.startswith("server") for cell in cells):
