@@ -36,6 +36,7 @@ _MODULES: dict[str, str] = {
     "tooluse": "errata.tasks.tooluse",
     "livecodebench/v6": "errata.tasks.livecodebench",
     "math": "errata.tasks.math",
+    "programs": "errata.tasks.programs",
     **{f"instructions/{kind}": "errata.tasks.instructions" for kind in _INSTRUCTIONS},
 }
 _FAMILIES = {"reasoning-gym": "errata.tasks.reasoning_gym"}
