@@ -124,6 +124,11 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
     max_teacher_prompt_length: int | None = _help(
         None, "Longest teacher prompt in tokens; shown texts lose their middle."
     )
+    padding_free: bool = _help(
+        True,
+        "Compute no padding of long ragged batches: one row of all tokens with flash attention, else groups of similar length "
+        "(not under FSDP or DeepSpeed).",
+    )
     strict: bool = _help(True, "Stop at a row that cannot be used; false: leave such rows out and say how many.")
 
     eval_task: str | None = _help(None, "Task to evaluate on; `task` unless given.")

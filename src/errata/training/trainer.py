@@ -37,6 +37,7 @@ from errata.training.forward import accept_head_function, at_completion, check_s
 from errata.training.guard import Guard, check_guard
 from errata.training.loss import Averaging, LossSettings, two_stream_loss
 from errata.training.metrics import StepMeans, batch_metrics, metrics_by_task, prompt_metrics, score_sums, tasks_of
+from errata.training.padding import packs
 from errata.training.replay import PastBatch, Replay
 from errata.training.rollout_log import Likeliest, RolloutLog, WriteRow, write_evaluation
 from errata.training.rollouts import Completion, Judges, Verifier, build_rollouts
@@ -119,7 +120,7 @@ class ErrataTrainer(compat.TRLHooks):
         if self.aux_loss_enabled and not method.trl_loss:
             raise ValueError("router_aux_loss_coef: not added to a distillation loss; set it to 0 or use method: grpo")
         policy = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
-        accept_head_function(policy)
+        accept_head_function(policy, **self._padding(policy))
         if not self.sharded:
             check_scores(policy)
         made = self._make_teacher(expert)
@@ -185,7 +186,7 @@ class ErrataTrainer(compat.TRLHooks):
             return None
 
         def prepare(teacher: nn.Module) -> nn.Module:
-            accept_head_function(teacher)
+            accept_head_function(teacher, **self._padding(teacher))
             prepared: nn.Module = self.prepare_teacher(teacher, stays=self.args.teacher_device is not None)
             return prepared
 
@@ -199,6 +200,12 @@ class ErrataTrainer(compat.TRLHooks):
         if self.fsdp1 and teacher.separate is not None:
             raise ValueError(f"teacher: {_FSDP1}, or teacher: live, or LoRA")
         return teacher
+
+    def _padding(self, model: PreTrainedModel) -> dict[str, bool]:
+        """How padding is left out of this model's forwards."""
+        free = self.args.padding_free
+        # Processes whose forwards are collectives must call them equally often.
+        return {"packed": free and packs(model), "grouped": free and not self.sharded}
 
     def _encode_teacher_prompts(
         self, prompts: list[Messages | str], environments: Sequence[str | None] | None = None
