@@ -1,1 +1,0 @@
-"""Policies that others trained and that errata can fetch by a short name."""
