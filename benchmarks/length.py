@@ -286,7 +286,8 @@ def scale(lengths: list[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=("direction", "free", "scale"), default=[])
+    # "all" is in the choices because argparse checks the default of an empty list against them as well.
+    parser.add_argument("parts", nargs="*", choices=("scale", "free", "direction", "all"), default="all")
     parser.add_argument("--lengths", type=int, nargs="+", default=[20, 128, 1024, 4096])
     parser.add_argument("--batches", type=int, default=200, help="at most, at the shortest length")
     parser.add_argument("--estimators", nargs="+", choices=list(ESTIMATORS), default=list(ESTIMATORS), metavar="NAME")
@@ -294,7 +295,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    parts = args.parts or ("scale", "free", "direction")
+    parts = ("scale", "free", "direction") if "all" in args.parts else args.parts
     if "scale" in parts:
         scale([*args.lengths, 8192] if args.lengths[-1] == 4096 else args.lengths)
     if "free" in parts:

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 EXIT_BAD_INPUT = 2
 EXIT_ERROR = 1
@@ -37,27 +37,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     ``--debug`` shows where an error came from.
     """
-    parser = _parser()
     words, debug = _without_debug(list(sys.argv[1:] if argv is None else argv))
-    # `train` and `compare` hand unknown flags on to the recipe's parser.
-    args, rest = parser.parse_known_args(words)
-    if rest and args.command not in ("train", "compare"):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    # `train`, `compare` and `plan` hand unknown flags on to the recipe's parser.
+    args, rest = parser().parse_known_args(words)
+    if rest and args.command not in ("train", "compare", "plan"):
+        parser().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return int(args.run(args, rest) or 0)
+    except BrokenPipeError:  # the reader of a listing went away
+        return 0
     except (ValueError, FileNotFoundError) as error:
         if debug:
             traceback.print_exc()
         print(f"errata: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except BrokenPipeError:  # the reader of a listing went away
-        return 0
     except KeyboardInterrupt:
         print("errata: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if type(error) is ConnectionError:  # a hub out of reach, with the mend; subclasses are the system's own
+            print(f"errata: {' '.join(str(error).split())}", file=sys.stderr)
+            return EXIT_BAD_INPUT
         if not isinstance(error, OSError) or error.errno not in _ABOUT_FILES:
             print(f"errata: {_unexpected(error)}", file=sys.stderr)
             return EXIT_ERROR
@@ -87,20 +89,14 @@ def _unexpected(error: Exception) -> str:
     return f"{said}; {mend} (--debug shows where)"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, as for all bad input, instead of the whole usage."""
-        print(f"errata: {message}; `{self.prog} --help` lists what there is", file=sys.stderr)
-        raise SystemExit(EXIT_BAD_INPUT)
-
-
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The command line's parser, without what ``train`` and ``compare`` hand on to the recipe's."""
     from errata import __version__
 
-    parser = _Parser(prog="errata", description="Reinforcement learning from rich feedback.")
-    parser.add_argument("--debug", action="store_true", help="show where an error came from")
-    parser.add_argument("--version", action="version", version=f"errata {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    top = argparse.ArgumentParser(prog="errata", description="Reinforcement learning from rich feedback.")
+    top.add_argument("--debug", action="store_true", help="show where an error came from")
+    top.add_argument("--version", action="version", version=f"errata {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train a policy as a recipe says", allow_abbrev=False)
     train.add_argument("recipe", help="YAML with TRL's argument names and errata's")
@@ -113,11 +109,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="test")
     evaluate.add_argument("--k", type=int, default=8, help="completions per problem (default 8)")
     evaluate.add_argument("--problems", type=int, help="only the first so many problems")
-    evaluate.add_argument("--temperature", type=float, default=1.0)
-    evaluate.add_argument("--top_p", type=float, default=1.0)
+    evaluate.add_argument("--temperature", type=float, help="of a run's own evaluations, or 1")
+    evaluate.add_argument("--top_p", type=float, help="of a run's own evaluations, or 1")
     evaluate.add_argument("--max_completion_length", type=int, help="tokens (a run's own, or 512)")
-    evaluate.add_argument("--batch_size", type=int, default=256, help="completions generated at a time")
-    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--batch_size", type=int, help="completions generated at a time (a run's own, or 256)")
+    evaluate.add_argument("--seed", type=int, help="a run's own, or 0")
     evaluate.add_argument("--out", type=Path, help="write the judged completions here as JSON lines")
     evaluate.add_argument("--strict", **_STRICT)
     evaluate.set_defaults(run=_eval)
@@ -137,9 +133,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.set_defaults(run=_compare)
 
+    plan = commands.add_parser(
+        "plan", help="what a recipe needs of each GPU's memory, before it is run", allow_abbrev=False
+    )
+    plan.add_argument("recipe", help="YAML as for train, with --key value; its on_gpu settings apply")
+    plan.add_argument("--gpus", type=int, default=8, help="processes with a GPU each (default 8)")
+    plan.add_argument("--memory", type=float, default=80, metavar="GB", help="memory of each GPU (default 80)")
+    plan.add_argument(
+        "--engine", choices=["ddp", "fsdp", "zero1", "zero2", "zero3"], help="default: fsdp on several GPUs"
+    )
+    plan.add_argument("--prompt_tokens", type=int, default=2048, help="the longest prompt (default 2048)")
+    plan.set_defaults(run=_plan)
+
     report = commands.add_parser("report", help="one self-contained report.html of one or several runs")
     report.add_argument("runs", nargs="+", metavar="RUN", help="run directory, or a comparison's")
     report.add_argument("--out", type=Path, help="the page; report.html in a single run's directory, else here")
+    report.add_argument(
+        "--serve", action="store_true", help="serve the page on this machine; it follows running trainings"
+    )
+    report.add_argument("--port", type=int, default=0, help="with --serve: the port (default: any that is free)")
     report.add_argument("--plots", type=Path, metavar="DIR", help="write the curves there as SVG and PNG too")
     report.add_argument("--target", type=float, help="avg@k whose reaching is timed; half way to the best unless given")
     report.set_defaults(run=_report)
@@ -169,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     theory.add_argument("--json", action="store_true", help="print the numbers")
     theory.add_argument("--out", type=Path, help="where the page with the plots goes (theory.html)")
     theory.set_defaults(run=_theory)
-    return parser
+    return top
 
 
 def _train(args: argparse.Namespace, rest: list[str]) -> int:
@@ -191,31 +203,39 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _compare(args: argparse.Namespace, rest: list[str]) -> int:
+    from errata.commands.compare import compare
     from errata.recipe.settings import check_before_loading
-    from errata.validate import Count, PositiveShare, Whole, check
 
     check_before_loading(args.recipe, rest)
-    for name, value, hint in (
-        ("--seeds", args.seeds, Count),
-        ("--jobs", args.jobs, Count | None),
-        ("--tune", args.tune, Whole),
-        ("--target", args.target, PositiveShare | None),
-    ):
-        check(name, value, hint)
-    from errata.commands.compare import compare
-
     names = [name.strip() for name in args.methods.split(",") if name.strip()]
     return compare(args.recipe, names, args.seeds, args.jobs, args.tune, rest, target=args.target)
+
+
+def _plan(args: argparse.Namespace, rest: list[str]) -> int:
+    from errata.recipe.settings import check_before_loading
+
+    check_before_loading(args.recipe, rest)
+    from errata.commands.plan import plan
+
+    return plan(
+        args.recipe,
+        rest,
+        gpus=args.gpus,
+        memory=args.memory,
+        engine=args.engine,
+        prompt_tokens=args.prompt_tokens,
+    )
 
 
 def _report(args: argparse.Namespace, rest: list[str]) -> int:
     from errata.reports.html import write_report
     from errata.reports.runs import unfinished
-    from errata.validate import PositiveShare, check
 
-    if args.target is not None:
-        check("--target", args.target, PositiveShare)
+    if args.serve:
+        from errata.reports.serve import serve
 
+        serve(args.runs, port=args.port, target=args.target)
+        return 0
     if missing := unfinished(args.runs):
         print(f"not finished and not shown: {', '.join(missing)}")
     page = write_report(args.runs, args.out, target=args.target)
@@ -233,11 +253,8 @@ def _tasks(args: argparse.Namespace, rest: list[str]) -> int:
     from rich.console import Console
 
     from errata import tasks
-    from errata.validate import Whole, check
 
     console = Console()
-    if args.rows is not None:
-        check("--rows", args.rows, Whole)
     if args.name is None:
         for name in tasks.names():
             console.print(name, highlight=False)
@@ -264,9 +281,7 @@ def _methods(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _theory(args: argparse.Namespace, rest: list[str]) -> int:
     from errata.theory import run
-    from errata.validate import check_file
 
-    check_file("--out", args.out)
     return int(run(json=args.json, out=args.out) or 0)
 
 

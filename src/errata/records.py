@@ -38,6 +38,8 @@ class Verdict:
     """Whether the feedback contains the answer itself."""
     info: Mapping[str, Any] = field(default_factory=dict)
     """Anything else worth keeping in the run directory, JSON-serialisable: ``{"chosen": "B"}``."""
+    turn_feedback: tuple[str, ...] = ()
+    """What is said about each of the policy's turns, in their order; an empty text: nothing. May be shorter than the turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ class TeacherContext:
     """
 
     kind: str
-    """``sibling``, ``feedback``, ``reference``, ``buffer``, ``expert`` or ``none``; or the name of a source of your own."""
+    """``sibling``, ``feedback``, ``hindsight``, ``reference``, ``buffer``, ``expert`` or ``none``; or a source of your own."""
     why: str = ""
     """One line for the run directory."""
     solution: str = ""
@@ -138,6 +140,8 @@ class TeacherContext:
     """Whether what is shown contains the answer."""
     values: Mapping[str, Any] = field(default_factory=dict)
     """Further values for the prompt template, by name, such as columns of the row: ``{"hint": "carry the one"}``."""
+    by_turn: tuple[str, ...] = ()
+    """What is shown as feedback at each of the policy's turns, instead of ``feedback``: what became known after that turn."""
     use_teacher: bool = True
     """Whether the method uses this rollout's teacher; ``False`` saves the teacher's forward pass."""
 
@@ -149,12 +153,27 @@ class TeacherContext:
     @property
     def shows_something(self) -> bool:
         """Whether the teacher's prompt holds more than the student's."""
-        return bool(self.solutions or self.feedback or self.earlier or self.values)
+        return bool(self.solutions or self.feedback or self.earlier or self.values or any(self.by_turn))
 
     @property
     def solutions(self) -> tuple[str, ...]:
         """All shown solutions, best first."""
         return tuple(text for text in (self.solution, *self.more_solutions) if text)
+
+
+def fitting(row: Row, names: Iterable[str]) -> str | None:
+    """The name that fits a row: its environment, else its task or the longest beginning of the task before a ``/``.
+
+    ``fitting({"task": "rulebook/new-rule"}, ["rulebook", "math"])`` is ``"rulebook"``. ``None`` where none fits.
+    """
+    known, task = set(names), str(row.get("task") or "")
+    if row.get("environment") in known:
+        return str(row["environment"])
+    while task:
+        if task in known:
+            return task
+        task = task.rpartition("/")[0]
+    return None
 
 
 def is_solved(score: float | None, threshold: float = 1.0) -> bool:

@@ -60,7 +60,8 @@ def lines(path):
 
 
 def test_a_run_directory_says_everything(tmp_path, policy, capsys):
-    assert main(["train", str(recipe(tmp_path, policy))]) == 0
+    sampled = {"eval_temperature": 0.7, "eval_top_p": 0.9, "top_k": 30, "seed": 5}
+    assert main(["train", str(recipe(tmp_path, policy, **sampled))]) == 0
     shown = capsys.readouterr().out
     assert "avg@2" in shown
     assert "verdict" in shown
@@ -108,18 +109,33 @@ def test_a_run_directory_says_everything(tmp_path, policy, capsys):
     assert rollout["context"]["why"]
     assert [p.name for p in complete_checkpoints(run)] == ["checkpoint-2", "checkpoint-4"]
 
-    assert main(["train", str(recipe(tmp_path, policy))]) == 0  # finished: shown again, not run again
+    assert main(["train", str(recipe(tmp_path, policy, **sampled))]) == 0  # finished: shown again, not run again
     assert "finished" in capsys.readouterr().out
     assert lines(run / "metrics.jsonl") == metrics
     assert (
-        main(["train", str(recipe(tmp_path, policy, learning_rate=1e-2))]) == 2
+        main(["train", str(recipe(tmp_path, policy, **sampled, learning_rate=1e-2))]) == 2
     )  # another run of that name is not overwritten
     refusal = capsys.readouterr().err
     assert "holds a finished run with another learning_rate" in refusal
     assert all(mend in refusal for mend in ("--run_name NAME", "--output_dir DIR", "--overwrite true"))
 
-    assert main(["eval", str(run), "--k", "2", "--problems", "3"]) == 0
-    assert json.loads(capsys.readouterr().out)["n_problems"] == 3
+    out = tmp_path / "out.jsonl"
+    assert main(["eval", str(run), "--k", "2", "--problems", "3", "--out", str(out)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found.items() >= {k: v for k, v in evaluations[-1].items() if k in found}.items()  # the run's own numbers
+    sampling = {
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 30,
+        "seed": 5,
+        "max_completion_length": 12,
+        "chat_template_kwargs": {},
+    }
+    assert found["sampling"] == sampling
+    assert [row["sampling"] for row in lines(out)] == [sampling] * 6
+    assert main(["eval", str(run), "--k", "2", "--problems", "3", "--temperature", "0", "--seed", "1"]) == 0
+    changed = json.loads(capsys.readouterr().out)["sampling"]
+    assert changed == {**sampling, "temperature": 0.0, "seed": 1}
 
 
 def test_a_killed_run_resumes_to_the_identical_result(tmp_path, policy):

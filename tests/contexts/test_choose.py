@@ -162,3 +162,35 @@ def test_history_needs_present_feedback_to_stand_beside():
 )
 def test_thinking_is_stripped_from_what_is_shown(text, left):
     assert strip_thinking(text) == left
+
+
+def test_hindsight_shows_at_each_turn_what_followed_it():
+    turns = (
+        {"role": "assistant", "content": "a"},
+        {"role": "tool", "content": "t"},
+        {"role": "assistant", "content": "b"},
+    )
+    verdict = Verdict(0.0, "wrong", "trace", turn_feedback=("look first",))
+    failed = Rollout(0, "p", "q", "a\n-> t\nb", verdict, turns=turns)
+    context = choose(failed, group(failed), sources=["hindsight"])
+    assert (context.kind, context.by_turn) == ("hindsight", ("look first\n-> t\nwrong", "wrong"))
+    assert context.is_informative
+    solved = Rollout(0, "p", "q", "a\n-> t\nb", Verdict(1.0, "right"), turns=turns)
+    assert choose(solved, group(solved), sources=["hindsight"]).by_turn == ("-> t", "")
+
+
+def test_hindsight_of_one_turn_is_its_feedback_and_nothing_where_it_is_solved():
+    wrong, right = rollout(0, "5", 0.0, "4, not 5"), rollout(1, "4", 1.0, "right")
+    assert choose(wrong, group(wrong, right), sources=["hindsight"]).by_turn == ("4, not 5",)
+    assert choose(right, group(wrong, right), sources=["hindsight"]).kind == "none"
+
+
+def test_hindsight_without_leaks_keeps_what_tools_said():
+    turns = (
+        {"role": "assistant", "content": "a"},
+        {"role": "tool", "content": "t"},
+        {"role": "assistant", "content": "b"},
+    )
+    verdict = Verdict(0.0, "it is 7", "trace", True, turn_feedback=("it is 7",))
+    failed = Rollout(0, "p", "q", "a\n-> t\nb", verdict, turns=turns)
+    assert choose(failed, group(failed), sources=["hindsight"], allow_leaks=False).by_turn == ("-> t", "")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from errata.feedback.leaks import mentions_feedback
+from errata.feedback.leaks import mentions_feedback, quotes
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,12 @@ def test_what_the_prompt_speaks_of_does_not_count():
     assert mentions_feedback(text, prompt) is None
     assert mentions_feedback(text, "Integrate.") == "As the hint"
     assert mentions_feedback("In my previous answer I erred.", "What is the answer?") == "my previous answer"
+
+
+def test_eight_words_in_a_row_of_a_source_are_a_quotation():
+    source = "First we add the two numbers and then we divide by three."
+    assert quotes("So: FIRST we add the two numbers  and then stop", source) == "first we add the two numbers and then"
+    assert quotes("So: first we add the two numbers and stop then", source) is None  # seven
+    assert quotes([{"role": "assistant", "content": source}], source) is not None
+    assert quotes(source, source, [{"role": "user", "content": f"Explain: {source}"}]) is None
+    assert quotes("a b c d e f g", "a b c d e f g") is None

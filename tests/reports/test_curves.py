@@ -46,6 +46,7 @@ def test_two_seeds_span_their_band_and_three_have_an_interval(tmp_path):
     paths = [run_of(tmp_path / str(i), [value], seed=i) for i, value in enumerate([0.1, 0.2, 0.3])]
     (two,) = series(load(paths[:2]), "Reward")
     assert (two.y, two.low, two.high) == ([0.15], [0.1], [0.2])
+    assert two.seeds == [("seed 0", [0.1]), ("seed 1", [0.2])]
     (three,) = series(load(paths), "Reward")
     assert three.y == [0.2]
     assert three.low[0] == pytest.approx(0.2 - 4.303 * 0.1 / 3**0.5, abs=1e-4)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errata.reports.html import PAGE_LIMIT, page, write_report
-from errata.reports.packing import HEAD, TAIL, attempts, embedded, pack, readable
+from errata.reports.packing import HEAD, MAX_TEXT, TAIL, attempts, embedded, pack, readable
 from errata.reports.rundir import RunDirectory
 from errata.reports.runs import load
 
@@ -129,6 +129,54 @@ def test_the_page_reads_the_runs_success_threshold(tmp_path, settings, solved):
     directory.write("rollouts", ROW | {"reward": 0.5})
     (row,) = data_of(page(load([directory.path])))["attempts"]
     assert row["solved"] is solved
+
+
+def test_turns_feedback_on_them_and_siblings_are_packed():
+    turns = [
+        {"role": "assistant", "content": "a", "tool_calls": [{"function": {"name": "add", "arguments": {}}}]},
+        {"role": "tool", "name": "add", "content": "b"},
+        {"role": "assistant", "content": "c"},
+    ]
+    other = {
+        "completion": "x" * 9000,
+        "length": 12,
+        "reward": 0.5,
+        "kind": "trace",
+        "feedback": "no",
+        "turns": turns[2:],
+    }
+    packed = pack(ROW | {"turns": turns, "turn_feedback": ["late", ""], "siblings": [other]}, threshold=0.5)
+    assert packed["turns"] == [["assistant", "", ["add"]], ["tool", "add", []], ["assistant", "", []]]
+    assert packed["turn_feedback"] == ["late", ""]
+    (sibling,) = packed["siblings"]
+    assert MAX_TEXT <= len(sibling["tokens"][0]) < MAX_TEXT + 100
+    assert (sibling["solved"], sibling["length"], sibling["turns"]) == (True, 12, [["assistant", "", []]])
+
+
+def test_signals_of_other_peoples_tokens_do_not_count():
+    packed = pack(ROW | {"signals": {"rl_weight": [0.3, 0.0, 0.3]}, "generated": [1, 0, 1]})
+    assert packed["signals"] == {"rl_weight": 0.3}
+
+
+def test_no_alternatives_are_kept_where_the_teacher_is_sure_of_the_token():
+    packed = pack(ROW | {"alternatives": [[["a", 0.97], ["b", 0.02]], [["a", 0.97]], [["<|end|>", 0.9], ["b", 0.1]]]})
+    assert packed["alternatives"] == [0, [["a", 0.97]], [["<|end|>", 0.9], ["b", 0.1]]]
+
+
+def test_evaluations_have_their_share_of_the_room(make, tmp_path):
+    run = make(tmp_path / "run", steps=4, every=2)
+    attempts_ = [
+        {"completion": f"{n}", "length": 3, "reward": float(n == 1), "kind": "", "feedback": ""} for n in range(3)
+    ]
+    for step in (0, 2, 4):
+        row = {"step": step, "problem_id": "p", "prompt": "1+1=?", "attempts": attempts_}
+        RunDirectory(run).write("eval_rollouts", row)
+    found = data_of(page(load([run])))["attempts"]
+    tested = [row for row in found if row.get("split") == "evaluation"]
+    assert [row["step"] for row in tested] == [0, 2, 4]
+    assert [row["tokens"] for row in (tested[0], *tested[0]["siblings"])] == [["0"], ["1"], ["2"]]
+    assert [row["solved"] for row in (tested[0], *tested[0]["siblings"])] == [False, True, False]
+    assert tested[0]["rate"] == pytest.approx(1 / 3)
 
 
 def test_a_row_of_a_method_without_a_teacher():

@@ -30,10 +30,27 @@ def run(tmp_path):
 
 
 def names(run):
-    return sorted(path.name for path in run.path.iterdir())
+    """What is in the directory; ``code.patch`` is there or not, as the code that runs the tests was committed or not."""
+    return sorted(path.name for path in run.path.iterdir() if path.name != "code.patch")
 
 
 # -- settings and environment --------------------------------------------------------------------------------------
+
+
+def test_what_was_not_committed_is_kept_with_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
+        Path("code.py").touch() if command == ["add", "."] else None
+        subprocess.run([*git, *command], check=True)
+    clean = RunDirectory(tmp_path / "clean")
+    clean.open({})
+    assert clean.patch() == ""
+    Path("code.py").write_text("changed = 1\n")
+    changed = RunDirectory(tmp_path / "changed")
+    changed.open({})
+    assert changed.env()["git"]["changed"] is True
+    assert "+changed = 1" in changed.patch().splitlines()
 
 
 def test_making_the_object_touches_nothing(tmp_path):
@@ -123,7 +140,9 @@ def test_what_json_lacks(run):
             "nan": None, "inf": [None, None], "numpy": 0.5, "array": [[1, 2]],
             "nan array": [1.0, None], "kind": "trace", "path": "a/b", "tuple": [1, 2],
             "set": ["a", "b"], "7": None, "broken": "\udc80", "bool": True,
-            "verdict": {"score": 1.0, "feedback": "", "kind": "", "leaks_answer": False, "info": {"x": None}},
+            "verdict": {
+                "score": 1.0, "feedback": "", "kind": "", "leaks_answer": False, "info": {"x": None}, "turn_feedback": [],
+            },
         }
     ]  # fmt: skip
     assert "NaN" not in (run.path / "rollouts.jsonl").read_text()

@@ -46,7 +46,14 @@ def test_the_references_are_right():
 def test_the_sets_of_the_hub():
     assert _on_hub("aime-2025", "test") == ("MathArena/aime_2025", "train", "test")
     assert _on_hub("someone/their-set", "train") == ("someone/their-set", "train", "train")
-    assert {name for name, found in SETS.items() if found.split == "train"} == {"openthoughts", "deepscaler"}
+    assert {name for name, found in SETS.items() if found.split == "train"} == {
+        "openthoughts",
+        "deepscaler",
+        "pope-hard",
+        "omnimath",
+    }
+    assert _on_hub("pope-hard", "train") == ("CMU-AIRe/POPE-HARD-w-oracle-solution", "train", "train")
+    assert _on_hub("omnimath", "train") == ("KbsdJames/Omni-MATH", "test", "train")
     with pytest.raises(
         ValueError, match="the set 'aime-2025' is for test, not for train; path='openthoughts,aime-2025'"
     ):
@@ -75,3 +82,80 @@ def test_a_bad_row_is_named(tmp_path, row, message):
     assert message in str(error.value)
     with pytest.raises(ValueError, match="split: math has 'train' and 'test', not 'dev'"):
         load("math", path=str(tmp_path), split="dev")
+
+
+HUB = {
+    "CMU-AIRe/POPE-HARD-w-oracle-solution": [
+        {"problem": "What is 1+1?", "answer": "2", "oracle_solution": "Count on."},
+        {"problem": "What is 3+3?", "answer": "6", "oracle_solution": "Double it."},
+    ],
+    "KbsdJames/Omni-MATH": [{"problem": "What is 2+2?", "answer": "4", "solution": "Double it.", "difficulty": 6.5}],
+    "MathArena/aime_2025": [{"problem": "What is  3+3?", "answer": 6, "problem_idx": 1}],
+    "math-ai/minervamath": [{"question": "What is 5+5?"}],
+}
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    def load_dataset(hub_id, **settings):
+        if hub_id not in HUB:
+            raise OSError(f"Couldn't reach {hub_id!r} on the Hub\nwith a long explanation")
+        return HUB[hub_id]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+
+
+def test_sets_of_the_hub_joined_and_compared_with_the_test_set(hub, caplog):
+    rows = load("math", path="pope-hard+omnimath,aime-2025", split="train")
+    assert rows["answer"] == ["2", "4"]
+    assert rows["reference"] == ["Count on.", "Double it."]
+    assert [name.rsplit("/", 1)[0] for name in rows["problem_id"]] == ["math/pope-hard", "math/omnimath"]
+    assert "left out 1 of 3 training rows whose question is in the test split" in caplog.text
+    assert "no solution" not in caplog.text
+    assert load("math", path="pope-hard+omnimath,aime-2025", split="test")["problem_id"] == ["math/aime-2025/1"]
+
+
+def test_missing_solutions_are_counted(tmp_path, caplog):
+    rows = [{"problem": f"{n}?", "answer": n, **({"solution": "So."} if n == 0 else {})} for n in range(3)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    load("math", path=str(tmp_path / "mine.jsonl"), split="train")
+    assert "math: 2 of 3 problems of" in caplog.text
+    assert "have no solution, so no reference to show a teacher" in caplog.text
+
+
+def test_a_test_set_out_of_reach_is_told_and_training_goes_on(hub, tmp_path, caplog):
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"problem": "1+1?", "answer": 2, "solution": "So."}))
+    assert len(load("math", path=f"{tmp_path / 'mine.jsonl'},hmmt-2025", split="train")) == 1
+    assert "the training problems were not compared with those of hmmt-2025: math: could not fetch" in caplog.text
+
+
+def command(*words, capsys):
+    from errata.cli import main
+
+    status = main(["tasks", "math", *words])
+    return status, capsys.readouterr().err
+
+
+def test_the_hubs_failures_are_one_line_on_the_command_line(hub, monkeypatch, capsys):
+    status, said = command("--task_path", "hmmt-2025", "--split", "test", capsys=capsys)
+    assert status == 2
+    assert said == (
+        "errata: math: could not fetch 'MathArena/hmmt_feb_2025' from the hub (OSError: Couldn't reach "
+        "'MathArena/hmmt_feb_2025' on the Hub); give a local copy with path=DIR, holding test.json with the fields problem, "
+        "answer and solution\n"
+    )
+    status, said = command("--task_path", "minerva", "--split", "test", capsys=capsys)
+    assert status == 2
+    assert said.startswith(
+        "errata: math-ai/minervamath, row 0: no field 'answer' or 'Answer' or 'final_answer'; the row has 'q"
+    )
+    assert said.count("\n") == 1
+
+    def gated(hub_id, **settings):
+        raise type("GatedRepoError", (OSError,), {})("401 Client Error. Access to it is restricted.")
+
+    monkeypatch.setattr("datasets.load_dataset", gated)
+    status, said = command("--task_path", "owner/gated-set", "--split", "train", capsys=capsys)
+    assert status == 2
+    assert "accept its terms on its page and log in with `hf auth login`, or give a local copy" in said
+    assert said.count("\n") == 1

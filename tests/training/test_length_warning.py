@@ -1,9 +1,8 @@
 """The warning for answers that get shorter without getting nearer to the teacher."""
 
 import pytest
-from transformers import TrainerState
 
-from errata.training.length_warning import WarnOfShortAnswers, length_warning
+from errata.training.length_warning import length_warning
 
 SHORTER = [50.0] * 10 + [20.0] * 10
 
@@ -41,13 +40,3 @@ def test_errors_name_the_argument(arguments, name):
     lengths, divergences, window = arguments
     with pytest.raises(ValueError, match=name):
         length_warning(lengths, divergences, window=window)
-
-
-def test_the_warning_is_logged_with_its_step_and_not_at_every_one(caplog):
-    rows = [{"completions/mean_length": n, "teacher/divergence": 0.1} for n in SHORTER]
-    callback = WarnOfShortAnswers()
-    for last in range(1, len(rows) + 1):
-        state = TrainerState(global_step=last, log_history=rows[:last])
-        callback.on_log(None, state, None)
-        callback.on_log(None, state, None)
-    assert [r.getMessage()[:8] for r in caplog.records] == ["step 20:"]

@@ -40,6 +40,32 @@ def test_a_failing_verifier_costs_its_rollout_only(tmp_path):
     assert all(torch.isfinite(p).all() for p in run.model.parameters())
 
 
+def test_groups_and_evaluations_are_kept_whole(tmp_path):
+    kept = []
+    run = trainer(tmp_path, "grpo", max_steps=1, keep=kept, rollouts_saved=2, eval_rows=3)
+    run.train()
+    group = {
+        r.problem_id: [o for o in run.generation.rollouts if o.problem_id == r.problem_id]
+        for r in run.generation.rollouts
+    }
+    rows = [row for stem, row in kept if stem == "rollouts"]
+    assert len(rows) == len({row["problem_id"] for row in rows}) == 2
+    for row in rows:
+        shown = [row["completion"], *(other["completion"] for other in row["siblings"])]
+        assert sorted(shown) == sorted(r.completion for r in group[row["problem_id"]])
+        assert {other["reward"] for other in row["siblings"]} <= {0.0, 1.0}
+    kept.clear()
+    run.evaluate()
+    rows = [row for stem, row in kept if stem == "eval_rollouts"]
+    assert [row["problem_id"] for row in rows] == [
+        r.problem_id for r in run.evaluator.last_rollouts[:: run.args.eval_k]
+    ][:2]
+    assert [[a["completion"] for a in row["attempts"]] for row in rows] == [
+        [r.completion for r in run.evaluator.last_rollouts[i * run.args.eval_k : (i + 1) * run.args.eval_k]]
+        for i in range(2)
+    ]
+
+
 def test_wrong_number_of_verdicts_names_the_verifier(tmp_path):
     def short(completions, **kwargs):
         return [1.0]

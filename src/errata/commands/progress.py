@@ -14,8 +14,6 @@ from errata.reports.rundir import RunDirectory
 
 LINES = 20
 """Without a terminal (a log file), a line is printed about this many times in a run."""
-HISTORY = 100
-"""Logs that stay in memory and in each checkpoint's trainer_state.json: so many first ones, and so many last ones."""
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
@@ -53,7 +51,6 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        del state.log_history[HISTORY:-HISTORY]  # without this a long run's memory and checkpoints grow with every step
         if not state.is_world_process_zero or not logs:
             return
         self._last |= {k: v for k, v in logs.items() if isinstance(v, int | float)}

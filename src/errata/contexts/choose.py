@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from errata.contexts.turns import hindsight
 from errata.records import Earlier, Group, Rollout, TeacherContext, strip_thinking
 
-SOURCES = ("sibling", "buffer", "feedback", "reference", "expert")
+SOURCES = ("sibling", "buffer", "feedback", "hindsight", "reference", "expert")
 Pick = Callable[[list[Rollout]], Rollout]
 """Which of several successful siblings to show."""
 Source = Callable[[Rollout, Group], TeacherContext | None]
@@ -95,6 +96,16 @@ def choose(
             if usable and failed:
                 why = f"{verdict.kind or 'feedback'} on its own attempt"
                 return shown("feedback", why, feedback=verdict.feedback)
+        elif source == "hindsight":
+            texts_by_turn = _hindsight(rollout, usable, allow_leaks, threshold)
+            if any(texts_by_turn):
+                return TeacherContext(
+                    "hindsight",
+                    f"what followed each of its {len(texts_by_turn)} turns",
+                    by_turn=texts_by_turn,
+                    keep_thinking=keep_thinking,
+                    leaks_answer=verdict.leaks_answer,
+                )
         elif source == "reference":
             if rollout.reference and allow_leaks:
                 return shown("reference", "the data set's reference", [readable(rollout.reference)])
@@ -105,6 +116,15 @@ def choose(
     if beside:
         return shown("feedback", "feedback on its own attempt")
     return TeacherContext("none", "no success in its group, no feedback, no reference")
+
+
+def _hindsight(rollout: Rollout, usable: bool, allow_leaks: bool, threshold: float) -> tuple[str, ...]:
+    """What may be shown at each of the rollout's turns. A solved rollout's last feedback holds no correction."""
+    verdict = rollout.verdict
+    failed = rollout.reward is not None and not rollout.solved(threshold)
+    about_turns = verdict.turn_feedback if allow_leaks or not verdict.leaks_answer else ()
+    messages = rollout.turns or [{"role": "assistant", "content": rollout.completion}]
+    return hindsight(messages, about_turns, verdict.feedback if usable and failed else "")
 
 
 def _ranked(successes: list[Rollout], texts: dict[int, str], pick: Pick, most: int) -> list[Rollout]:

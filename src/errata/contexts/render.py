@@ -3,13 +3,14 @@
 A template is Jinja over the last user message. It sees ``prompt`` (that message), ``solution`` (several are numbered in
 one text), ``solutions`` (a list), ``feedback``, ``attempt`` (the rollout's own text) and ``earlier`` (a list of failed
 attempts of earlier steps, oldest first, each with ``attempt`` and ``feedback``), and the context's own ``values`` by name.
-The rendered text replaces the last user message; system and earlier turns stay as they are.
+The rendered text replaces the last user message; system and earlier turns stay as they are, and so does a last message of
+the assistant, which is the beginning of the answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import jinja2
 import jinja2.meta
 
-from errata.records import Earlier, Messages, Rollout, TeacherContext, strip_thinking
+from errata.records import Earlier, Messages, Prompt, Rollout, TeacherContext, fitting, strip_thinking
 
 PRESETS = ("sdpo", "opsd", "house")
 """``sdpo``: the wording of arXiv 2601.20802 as released. ``opsd``: what arXiv 2601.18734 tells its teacher, in our words: the
@@ -39,6 +40,10 @@ class Rendered:
     prompt: Messages | str
     cut: tuple[str, ...] = ()
     """Sections that were shortened, e.g. ``("earlier", "feedback")``."""
+    environment: str | None = None
+    """The row's environment, whose tools the prompt lists, where a run has several."""
+    by_turn: tuple[Prompt, ...] = ()
+    """The prompt at each of the policy's turns, where they differ; ``prompt`` is then the first of them that shows something."""
     dropped: bool = False
     """True when not even an empty context fitted: the rollout gets no teacher."""
 
@@ -74,9 +79,9 @@ class Renderer:
     """Renders contexts under one length budget, with one template or with one for each task.
 
     Args:
-        template: a preset's name, a path ending in ``.jinja``, or Jinja text; or a mapping from a task, or what its name
-            begins with before a ``/``, to one of these. Of several that fit the longest counts; ``default`` where none does.
-        default: a template, for tasks that a mapping does not name.
+        template: a preset's name, a path ending in ``.jinja``, or Jinja text; or a mapping to one of these from an
+            environment, a task, or what the task's name begins with before a ``/`` (``errata.records.fitting``).
+        default: a template, for rows that a mapping does not name.
         max_tokens: the longest teacher prompt; ``None`` is no limit.
         count_tokens: tokens of a prompt as the policy will see it, chat template and generation prompt included.
         history: whether contexts will hold earlier attempts.
@@ -114,6 +119,8 @@ class Renderer:
         Cut are, in this order: earlier attempts, the oldest first; the attempt; the feedback; demonstrations, the last
         first. What the teacher needs most goes last.
         """
+        if any(context.by_turn):
+            return self._render_turns(rollout, context)
         if not context.shows_something:
             return Rendered(rollout.prompt)  # another model is given the student's own prompt
         slots, values = _slots(rollout, context), context.values
@@ -134,6 +141,15 @@ class Renderer:
         left = bool(values) or any(text for (section, *_), text in slots.items() if section != "attempt")
         return Rendered(prompt, tuple(dict.fromkeys(cut)), dropped=not left)
 
+    def _render_turns(self, rollout: Rollout, context: TeacherContext) -> Rendered:
+        """A prompt for each turn; the student's own where nothing became known after a turn or nothing of it fits."""
+        turns = [self.render(rollout, replace(context, feedback=text, by_turn=())) for text in context.by_turn]
+        shown = [turn for turn in turns if turn.prompt != rollout.prompt]
+        if not shown:
+            return Rendered(rollout.prompt, dropped=True)
+        cut = tuple(dict.fromkeys(section for turn in turns for section in turn.cut))
+        return Rendered(shown[0].prompt, cut, by_turn=tuple(turn.prompt for turn in turns))
+
     def _longest_fit(self, rollout: Rollout, slots: dict[Slot, str], slot: Slot, values: Mapping[str, object]) -> str:
         assert self._count is not None and self._max_tokens is not None
         text = slots[slot]
@@ -150,8 +166,10 @@ class Renderer:
     def _fill(self, rollout: Rollout, slots: Mapping[Slot, str], values: Mapping[str, object]) -> Messages | str:
         template, sections, prompt = self._template_of(rollout), {**values, **_sections(slots)}, rollout.prompt
         if isinstance(prompt, str):
-            return _rendered(template, prompt, sections)
-        last = prompt[-1]
+            return template.render(prompt=prompt, **sections)
+        begun = prompt[-1:] if prompt[-1].get("role") == "assistant" else []  # of the answer, which goes on there
+        prompt = prompt[: len(prompt) - len(begun)]
+        last = prompt[-1] if prompt else {}
         if last.get("role") != "user":
             raise ValueError(
                 f"prompt: must end with a user turn to show its teacher anything, ends with {last.get('role')!r}"
@@ -160,23 +178,12 @@ class Renderer:
         if isinstance(content, list):  # multimodal: only the text part is rewritten
             text = "".join(part.get("text", "") for part in content if part.get("type") == "text")
             others = [part for part in content if part.get("type") != "text"]
-            filled = _rendered(template, text, sections)
-            return [*prompt[:-1], {**last, "content": [*others, {"type": "text", "text": filled}]}]
-        return [*prompt[:-1], {**last, "content": _rendered(template, content, sections)}]
+            filled = template.render(prompt=text, **sections)
+            return [*prompt[:-1], {**last, "content": [*others, {"type": "text", "text": filled}]}, *begun]
+        return [*prompt[:-1], {**last, "content": template.render(prompt=content, **sections)}, *begun]
 
     def _template_of(self, rollout: Rollout) -> jinja2.Template:
-        task = str(rollout.row.get("task") or "")
-        fits = (name for name in self._templates if not name or task == name or task.startswith(name + "/"))
-        return self._templates[max(fits, key=len)]
-
-
-def _rendered(template: jinja2.Template, prompt: str, sections: Mapping[str, object]) -> str:
-    """The filled template. Raises ``ValueError`` in one line where it fails."""
-    try:
-        return template.render(prompt=prompt, **sections)
-    except Exception as error:  # a template is code
-        known = ", ".join(["prompt", *sections])
-        raise ValueError(f"context_template: {type(error).__name__}: {error}; a template sees {known}") from error
+        return self._templates[fitting(rollout.row, self._templates) or ""]
 
 
 def _slots(rollout: Rollout, context: TeacherContext) -> dict[Slot, str]:

@@ -6,8 +6,9 @@ Evaluation has no side effects: afterwards the model's train/eval modes and all 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,26 @@ from errata.records import Messages
 from errata.tasks import Verifier
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How completions were sampled, as every row of an evaluation says it."""
+
+    temperature: float
+    """0 is greedy."""
+    top_p: float
+    top_k: int
+    """0: no limit."""
+    seed: int
+    max_completion_length: int
+    """Most tokens of a completion."""
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the chat template."""
+
+    def row(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
 
 
 class Evaluation(NamedTuple):
@@ -45,7 +66,7 @@ def evaluate(
         settings: further arguments of :func:`sample`.
     """
     rows = sample(model, tokenizer, dataset, verifier, k=k, **settings)
-    return Evaluation(summary(rows, k=k, threshold=threshold), rows)
+    return Evaluation({**summary(rows, k=k, threshold=threshold), "sampling": rows[0]["sampling"]}, rows)
 
 
 def sample(
@@ -57,9 +78,11 @@ def sample(
     k: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    top_k: int = 0,
     max_completion_length: int,
     batch_size: int,
     seed: int = 0,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     messages: Sequence[Messages | str] | None = None,
     timeout_s: float | None = 60.0,
     progress: bool = True,
@@ -75,29 +98,32 @@ def sample(
         k: completions per problem.
         temperature: 0 is greedy.
         top_p: nucleus sampling. The model's own generation settings are not used.
+        top_k: likeliest tokens sampled from; 0: all.
         max_completion_length: tokens generated at most.
         batch_size: completions generated at a time. The same batch size, seed and hardware give the same completions.
         seed: of the sampling.
+        chat_template_kwargs: arguments of the chat template, such as ``{"enable_thinking": False}``; a run's own.
         messages: prompts to use instead of each row's ``prompt``, one per row: a teacher's prompts. Verifiers still get the
             row's own.
         timeout_s: seconds the verifier may take for a batch.
         progress: show a bar on a terminal.
     Returns:
         One row per completion: ``problem_id``, ``sample`` (0 to k−1), ``prompt`` (the one used), ``completion``,
-        ``length`` in tokens, ``truncated`` (no end within the length), and of the verdict ``score``, ``kind``,
-        ``feedback`` and ``info``.
+        ``length`` in tokens, ``truncated`` (no end within the length), of the verdict ``score``, ``kind``,
+        ``feedback`` and ``info``, and ``sampling``, the settings above.
     Raises:
         ValueError: an argument out of range, no rows, a row without a prompt, a problem_id that occurs twice, messages
             that are not one per row, or chats for a tokenizer without a chat template.
     """
     import torch
 
-    _check_settings(k, temperature, top_p, max_completion_length, batch_size)
+    _check_settings(k, temperature, top_p, top_k, max_completion_length, batch_size)
+    settings = Sampling(temperature, top_p, top_k, seed, max_completion_length, dict(chat_template_kwargs or {}))
     rows = [dict(row) for row in dataset]
     prompts = _prompts(rows, messages)
     names = _names(rows)
-    encoded = [_encode(tokenizer, prompt, index) for index, prompt in enumerate(prompts)]
-    generation = _generation_config(model, tokenizer, temperature, top_p, max_completion_length)
+    encoded = [_encode(tokenizer, prompt, index, settings.chat_template_kwargs) for index, prompt in enumerate(prompts)]
+    generation = _generation_config(model, tokenizer, settings)
     # Prompts of similar length together need little padding. The longest come first, so that a lack of memory shows at once.
     order = sorted(range(len(rows) * k), key=lambda i: (-len(encoded[i // k]), i))
 
@@ -120,12 +146,15 @@ def sample(
                     "kind": verdict.kind,
                     "feedback": verdict.feedback,
                     "info": dict(verdict.info),
+                    "sampling": settings.row(),
                 }
             advance(len(batch))
     return [found[i] for i in range(len(order))]
 
 
-def _check_settings(k: int, temperature: float, top_p: float, max_completion_length: int, batch_size: int) -> None:
+def _check_settings(
+    k: int, temperature: float, top_p: float, top_k: int, max_completion_length: int, batch_size: int
+) -> None:
     for name, value in {"k": k, "max_completion_length": max_completion_length, "batch_size": batch_size}.items():
         if value < 1:
             raise ValueError(f"{name}: must be at least 1, got {value}")
@@ -133,6 +162,8 @@ def _check_settings(k: int, temperature: float, top_p: float, max_completion_len
         raise ValueError(f"temperature: must be at least 0 (greedy), got {temperature}")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p: must be in (0, 1], got {top_p}")
+    if top_k < 0:
+        raise ValueError(f"top_k: must be at least 0 (no limit), got {top_k}")
 
 
 def _prompts(rows: list[Row], messages: Sequence[Messages | str] | None) -> list[Messages | str]:
@@ -157,34 +188,38 @@ def _names(rows: list[Row]) -> list[str]:
     return names
 
 
-def _encode(tokenizer: Any, prompt: Messages | str, index: int) -> list[int]:
+def _encode(tokenizer: Any, prompt: Messages | str, index: int, template_kwargs: Mapping[str, Any]) -> list[int]:
     if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
     if not tokenizer.chat_template:
         raise ValueError(f"tokenizer: has no chat template, but the prompt of row {index} is a chat; use text prompts")
     continued = prompt[-1]["role"] == "assistant"
     text = tokenizer.apply_chat_template(
-        prompt, tokenize=False, add_generation_prompt=not continued, continue_final_message=continued
+        prompt,
+        tokenize=False,
+        add_generation_prompt=not continued,
+        continue_final_message=continued,
+        **template_kwargs,
     )
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _generation_config(model: Any, tokenizer: Any, temperature: float, top_p: float, max_new_tokens: int) -> Any:
+def _generation_config(model: Any, tokenizer: Any, settings: Sampling) -> Any:
     from transformers import GenerationConfig
 
     own = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     # transformers fills in settings that are None from the model's own, top_k = 20 and the like; so all are set.
-    greedy = temperature == 0
+    greedy = settings.temperature == 0
     return GenerationConfig(
         do_sample=not greedy,
-        temperature=1.0 if greedy else temperature,
-        top_p=1.0 if greedy else top_p,
-        top_k=0,
+        temperature=1.0 if greedy else settings.temperature,
+        top_p=1.0 if greedy else settings.top_p,
+        top_k=0 if greedy else settings.top_k,
         repetition_penalty=1.0,
         num_beams=1,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=settings.max_completion_length,
         eos_token_id=sorted(ends),
         pad_token_id=0 if pad is None else pad,
         use_cache=True,

@@ -88,8 +88,11 @@ class Teacher:
             )
         self.frozen_early = bool(state["frozen_early"])
 
-    def save(self, folder: Path) -> None:
-        """Write the weights that training changed to ``folder``; nothing for a teacher that has none."""
+    def save(self, folder: Path, *, write: bool = True) -> None:
+        """Write the weights that training changed to ``folder``; nothing for a teacher that has none.
+
+        Collective where weights are sharded: call it on every rank, with ``write`` on one of them.
+        """
 
     def load(self, folder: Path) -> None:
         """Read the weights that ``save`` wrote."""

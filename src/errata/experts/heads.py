@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
+from errata.experts.sharding import gathered
 from errata.ops.scores import Head
 
 
@@ -50,9 +50,3 @@ def gathered_head(head: Head, device: torch.device) -> Head:
         weight=gathered(head.weight).to(device),
         bias=None if head.bias is None else gathered(head.bias).to(device),
     )
-
-
-def gathered(tensor: Tensor) -> Tensor:
-    """``tensor`` without gradient, whole where it is sharded. Collective where it is: call it on every rank."""
-    detached = tensor.detach()
-    return detached.full_tensor() if hasattr(detached, "full_tensor") else detached

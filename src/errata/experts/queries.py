@@ -39,6 +39,18 @@ class Answer:
     """(P, K) float32 log-weights: log(1/n) for each of n samples, or the expert's top-k log-probabilities; padded with -inf."""
 
 
+def joined(first: Answer | None, second: Answer | None) -> Answer | None:
+    """The answers to two queries about one rollout as one; ``None`` where there is neither."""
+    if first is None or second is None:
+        return first or second
+    width = max(first.tokens.shape[1], second.tokens.shape[1])
+    tokens, logp = (
+        torch.cat([torch.nn.functional.pad(x, (0, width - x.shape[1]), value=fill) for x in (a, b)])
+        for a, b, fill in ((first.tokens, second.tokens, 0), (first.logp, second.logp, -torch.inf))
+    )
+    return Answer(first.positions + second.positions, tokens, logp)
+
+
 def pad_answers(
     answers: Sequence[Answer | None], weights: Sequence[Mapping[int, float]], length: int
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -28,8 +28,9 @@ from torch import Tensor, nn
 
 from errata.experts.base import HeadOf, Teacher, device_of, evaluating, moved_to, unwrapped
 from errata.experts.ema import ema_update, update_generator
-from errata.experts.heads import gathered, gathered_head, stacked_head
+from errata.experts.heads import gathered_head, stacked_head
 from errata.experts.mixing import mixed_logits
+from errata.experts.sharding import gathered, placed_like, whole
 from errata.ops.scores import Head
 
 if TYPE_CHECKING:
@@ -58,8 +59,7 @@ class SelfTeacher(Teacher):
         seed: of the stochastic rounding.
     Raises:
         ValueError: an unknown kind; a setting out of range; ``dtype`` or ``device`` for a teacher without a separate copy;
-            weights sharded by DeepSpeed ZeRO-3, which cannot be copied; for ``trust_region``, logits that are not linear in
-            the hidden states.
+            for ``trust_region``, logits that are not linear in the hidden states.
     """
 
     def __init__(
@@ -192,16 +192,15 @@ class SelfTeacher(Teacher):
             ema_update(teacher, student, self.rate, generator)
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(teacher, student) tensors of each parameter that the teacher tracks."""
+        """(teacher, student) tensors of each parameter that the teacher tracks; what is written to the first is kept."""
         if self._lora:
-            named = dict(self._student.named_parameters())
-            for name, parameter in named.items():
-                if ".default." in name:
-                    yield named[name.replace(".default.", f".{ADAPTER}.")].data, parameter.data
+            pairs = _adapter_pairs(self._student)
         else:
             assert self.separate is not None
-            teacher, student = self.separate, unwrapped(self._student)
-            yield from zip((p.data for p in teacher.parameters()), (p.data for p in student.parameters()), strict=True)
+            pairs = zip(self.separate.parameters(), unwrapped(self._student).parameters(), strict=True)
+        for teacher, student in pairs:
+            with whole([student]), whole([teacher], changed=True):
+                yield teacher.data, student.data
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "updates": self.updates}
@@ -218,13 +217,17 @@ class SelfTeacher(Teacher):
         if not self._tracks_student:
             return {}
         if self._copy is not None:
-            return {name: p.data for name, p in unwrapped(self._copy).named_parameters()}
-        return {name: p.data for name, p in self._student.named_parameters() if f".{ADAPTER}." in name}
+            return dict(unwrapped(self._copy).named_parameters())
+        return {name: p for name, p in self._student.named_parameters() if f".{ADAPTER}." in name}
 
-    def save(self, folder: Path) -> None:
-        weights = self.own_weights()
+    def save(self, folder: Path, *, write: bool = True) -> None:
+        weights: dict[str, Tensor] = {}
+        for name, tensor in self.own_weights().items():
+            found = gathered(tensor)
+            if write:
+                weights[name] = found.cpu().contiguous()
         if weights:
-            save_file({name: gathered(tensor).cpu().contiguous() for name, tensor in weights.items()}, folder / FILE)
+            save_file(weights, folder / FILE)
 
     def load(self, folder: Path) -> None:
         """Read the weights that ``save`` wrote. Raises ``ValueError`` if the checkpoint has none, or another model's."""
@@ -241,7 +244,8 @@ class SelfTeacher(Teacher):
         if saved.keys() != weights.keys():
             raise ValueError(f"{path}: holds another model's weights; resume with the model it was trained from")
         for name, tensor in weights.items():
-            tensor.copy_(_placed_like(saved[name], tensor))
+            with whole([tensor], changed=True):
+                tensor.data.copy_(placed_like(saved[name], tensor.data))
 
 
 def _check(
@@ -282,15 +286,12 @@ def _check_mixable(model: PreTrainedModel | PeftModel) -> None:
 
 
 def _copy_of(model: PreTrainedModel, dtype: torch.dtype | None, device: torch.device | str | None) -> nn.Module:
-    if any(p.numel() == 0 and getattr(p, "ds_id", None) is not None for p in model.parameters()):
-        raise ValueError(
-            "teacher: this kind copies the weights, which DeepSpeed ZeRO-3 shards; use FSDP, LoRA or teacher: live"
-        )
     # Each tensor is copied to its device and type at once, so that no second copy on the student's device is made.
     memo: dict[int, Any] = {}
     for p in model.parameters():
         if p.is_floating_point():
-            copied = p.detach().to(device or p.device, dtype or p.dtype, copy=True)
+            with whole([p]):
+                copied = p.detach().to(device or p.device, dtype or p.dtype, copy=True)
             memo[id(p)] = nn.Parameter(copied, requires_grad=False)
     for b in model.buffers():
         memo[id(b)] = b.detach().to(device or b.device, copy=True)
@@ -306,12 +307,18 @@ def _copy_of(model: PreTrainedModel, dtype: torch.dtype | None, device: torch.de
 
 def _add_adapter_copy(model: PeftModel) -> None:
     model.add_adapter(ADAPTER, model.peft_config["default"])
+    for teacher, student in _adapter_pairs(model):
+        teacher.data.copy_(student.data)
+    model.set_adapter("default")
+    _freeze_teacher_adapter(model)
+
+
+def _adapter_pairs(model: PeftModel) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+    """(teacher, student) parameters of the two adapters."""
     named = dict(model.named_parameters())
     for name, parameter in named.items():
         if ".default." in name:
-            named[name.replace(".default.", f".{ADAPTER}.")].data.copy_(parameter.data)
-    model.set_adapter("default")
-    _freeze_teacher_adapter(model)
+            yield named[name.replace(".default.", f".{ADAPTER}.")], parameter
 
 
 def _freeze_teacher_adapter(model: PeftModel) -> None:
@@ -319,12 +326,3 @@ def _freeze_teacher_adapter(model: PeftModel) -> None:
     for name, parameter in model.named_parameters():
         if f".{ADAPTER}." in name:
             parameter.requires_grad_(False)
-
-
-def _placed_like(saved: Tensor, tensor: Any) -> Tensor:
-    """``saved`` on the device of ``tensor``, and sharded as it is."""
-    if hasattr(tensor, "device_mesh"):
-        from torch.distributed.tensor import distribute_tensor
-
-        return distribute_tensor(saved.to(tensor.device), tensor.device_mesh, tensor.placements)
-    return saved.to(tensor.device)

@@ -1,4 +1,4 @@
-"""A test of wording: does a completion mention feedback that the student never saw?
+"""Tests of wording: does a completion mention feedback that the student never saw, or quote a text that it did not?
 
 A student that learned to repeat its teacher's context does.
 """
@@ -11,7 +11,10 @@ from typing import Any
 
 from errata.feedback.custom import completion_text
 
-__all__ = ["mentions_feedback"]
+__all__ = ["QUOTE_WORDS", "mentions_feedback", "quotes"]
+
+QUOTE_WORDS = 8
+"""Consecutive words that make a quotation."""
 
 _ANSWER = r"(?:solution|answer|attempt|response)"
 _SOURCE = (
@@ -50,3 +53,25 @@ def mentions_feedback(
             if match["source"].casefold() not in prompt_text.casefold():
                 return match[0]
     return None
+
+
+def quotes(
+    completion: str | Sequence[Mapping[str, Any]], source: str, prompt: str | Sequence[Mapping[str, Any]] = ""
+) -> str | None:
+    """The first ``QUOTE_WORDS`` consecutive words of ``source`` that a completion holds and its prompt does not; else ``None``.
+
+    Upper and lower case are one. A source of fewer words cannot be quoted.
+    """
+    prompt_text = prompt if isinstance(prompt, str) else " ".join(str(m.get("content") or "") for m in prompt)
+    shown = _runs(source) - _runs(prompt_text)
+    words = completion_text(completion).casefold().split() if shown else []
+    for start in range(len(words) - QUOTE_WORDS + 1):
+        run = tuple(words[start : start + QUOTE_WORDS])
+        if run in shown:
+            return " ".join(run)
+    return None
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+    words = text.casefold().split()
+    return {tuple(words[start : start + QUOTE_WORDS]) for start in range(len(words) - QUOTE_WORDS + 1)}

@@ -209,8 +209,8 @@ class TeacherMethod(Method):
     """Further sources of contexts by name: functions (rollout, group) -> ``TeacherContext`` or ``None``."""
 
     sources: tuple[str, ...] = ("sibling", "feedback")
-    """What a teacher may be shown, best first: sibling, buffer, feedback, reference, or one of ``own_sources``; ``expert``
-    is another model that is shown nothing."""
+    """What a teacher may be shown, best first: sibling, buffer, feedback, hindsight (at each turn what followed it),
+    reference, or one of ``own_sources``; ``expert`` is another model that is shown nothing."""
     with_feedback: bool = False
     """Show the feedback also beside a solution."""
     allow_leaks: bool = True

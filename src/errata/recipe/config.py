@@ -27,21 +27,30 @@ def _help(default: Any, text: str) -> Any:
 class ErrataConfig(GRPOConfig):  # type: ignore[misc]
     """Settings of a run. Everything TRL's ``GRPOConfig`` has, and the following."""
 
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "method_args", "task_args", "expert_args"]
+    _VALID_DICT_FIELDS = [
+        *GRPOConfig._VALID_DICT_FIELDS,
+        "method_args",
+        "task_args",
+        "expert_args",
+        "verifiers",
+        "context_args",
+    ]
 
     model: str | None = _help(None, "Hub id or directory of the policy; `house` is the one this package carries.")
     task: str | None = _help(None, "A task of `errata tasks`, e.g. rulebook/new-rule.")
     task_path: str | None = _help(None, "Directory or file with the task's rows, where it does not make or fetch them.")
+    tasks: dict[str, Any] | str | None = _help(
+        None,
+        "Several tasks at once instead of task: [{name: rulebook/new-rule, weight: 2, args: {...}, path: ...}, ...].",
+    )
     task_args: dict[str, Any] | str | None = _help(None, "Settings of the task's verifier, e.g. {feedback: trace}.")
     verifier: list[str] | None = _help(
         None, "Verifiers instead of the task's: file.py:function or package.module:function."
     )
-    verifier_timeout_s: float = _help(60.0, "Seconds a verifier may take for a batch before its rollouts go unjudged.")
-    verifier_isolation: str = _help(
-        "auto",
-        "Where verifiers run: each in a process of its own that may crash (process), in this one (none), or in one of its own "
-        "where the recipe's `verifier` names it and it is not errata's (auto).",
+    verifiers: dict[str, Any] | str | None = _help(
+        None, "Verifiers by task or environment: {calculator: mine.py:right_number, rulebook: mine.py:right_rule}."
     )
+    verifier_timeout_s: float = _help(60.0, "Seconds a verifier may take for a batch before its rollouts go unjudged.")
     correction: str | None = _help(
         None,
         "Who corrects failed attempts: a column of the data, file.py:function, or `person`, who is asked in the terminal.",
@@ -56,11 +65,21 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
     tools: list[str] | None = _help(
         None, "Functions that the policy may call in a rollout: file.py:function or package.module:function."
     )
-    environment: str | None = _help(
-        None, "Class whose methods the policy may call, one instance a rollout: file.py:Class or package.module:Class."
+    environment: dict[str, Any] | str | None = _help(
+        None,
+        "Class whose methods the policy may call, one instance a rollout: file.py:Class or package.module:Class. Several by "
+        "name, {calculator: mine.py:Adder, search: mine.py:Search}: a row's column `environment` names its own.",
+    )
+    environment_timeout_s: float | None = _help(
+        60.0, "Seconds that one call of a tool or environment may take; null: no limit, and calls in the main thread."
     )
 
     method: str = _help("distil", "One of `errata methods`, or file.py:Class.")
+    context_args: dict[str, Any] | str | None = _help(
+        None,
+        "Settings of the method's contexts by task or environment: {search: {sources: [hindsight]}}; of sources, "
+        "with_feedback, allow_leaks, demonstrations and keep_thinking.",
+    )
     method_args: dict[str, Any] | str | None = _help(None, "Settings of the method, e.g. {credit: mean}.")
     expert: str | None = _help(
         None, "The teacher instead of the policy itself: a hub id or directory, or a server's http://.../v1."
@@ -92,13 +111,23 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
     teacher_freeze_below: float | None = _help(
         None, "Freeze an EMA or synced teacher once its own accuracy falls below this share of its best."
     )
+    guard: str = _help(
+        "warn",
+        "What happens at signs of collapse: none, warn, freeze (the teacher), reward (the rewards alone count), stop, or best "
+        "(end with the best evaluation's policy).",
+    )
     context_template: dict[str, Any] | str | None = _help(
         None,
         "Wording of a teacher's prompt: sdpo, opsd, house, a .jinja file or Jinja text; or one for each task, "
         "{rulebook: house, livecodebench: my.jinja}; the method's own unless given.",
     )
     max_teacher_prompt_length: int | None = _help(
-        None, "Longest teacher prompt in tokens, what the model can read unless given; shown texts lose their middle."
+        None, "Longest teacher prompt in tokens; shown texts lose their middle."
+    )
+    padding_free: bool = _help(
+        True,
+        "Compute no padding of long ragged batches: one row of all tokens with flash attention, else groups of similar length "
+        "(not under FSDP or DeepSpeed).",
     )
     strict: bool = _help(True, "Stop at a row that cannot be used; false: leave such rows out and say how many.")
 
@@ -112,9 +141,6 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
     eval_teacher_problems: int = _help(32, "Problems on which the teacher's own accuracy is measured; 0: do not.")
 
     rollouts_saved: int = _help(4, "Rollouts per logged step written to rollouts.jsonl with their per-token signals.")
-    rollouts_max_mb: float = _help(
-        1000.0, "Largest size of rollouts.jsonl; where it would be larger, only evenly spaced steps are written to it."
-    )
     overwrite: bool = _help(False, "Replace an existing run of the same name.")
 
     # Defaults that differ from TRL's, and why.
@@ -135,9 +161,7 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
     def __post_init__(self) -> None:
         self._check_each()
         if self.output_dir is None:
-            self.output_dir = "runs/" + (
-                self.run_name or f"{(self.task or 'run').replace('/', '-')}-{self.method.split(':')[-1]}"
-            )
+            self.output_dir = self.default_output_dir()
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         if processes > 1 and not torch.accelerator.is_available():
             self.use_cpu = (
@@ -159,20 +183,39 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
         if self.correction is not None and self.critic is not None:
             raise ValueError("critic: a critique would replace what correction says; leave out one of the two")
 
+    def default_output_dir(self) -> str:
+        """The run directory where none is named: of ``run_name``, else of the task and the method."""
+        return "runs/" + (self.run_name or f"{(self.task or 'run').replace('/', '-')}-{self.method.split(':')[-1]}")
+
     def _check_each(self) -> None:
         """Check every setting against ``RULES``, else against its type."""
         hints = hints_of(ErrataConfig)
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name in ("method_args", "task_args", "expert_args"):
-                # Declared as mapping or text for TRL's parser, which makes a mapping of the text.
+            if f.name in _MAPPINGS:
                 check(f.name, value, dict[str, Any] | None)
+            elif f.name in ("tasks", "environment"):
+                setattr(self, f.name, _of_text(f.name, value))
             elif f.name == "context_template":
                 self.context_template = None if value is None else _template(value)
             elif f.name in RULES:
                 check(f.name, value, RULES[f.name])
             elif f.name in ErrataConfig.__annotations__ or is_plain(hints[f.name]):
                 check(f.name, value, hints[f.name])
+
+
+_MAPPINGS = ("method_args", "task_args", "expert_args", "verifiers", "context_args")
+"""Declared as mapping or text for TRL's parser, which makes a mapping of the text."""
+
+
+def _of_text(name: str, given: Any) -> Any:
+    """What is written as YAML on the command line, ``{a: file.py:A}`` or ``[{name: math}]``; other texts as they are."""
+    if not isinstance(given, str) or given[:1] not in ("{", "["):
+        return given
+    try:
+        return yaml.safe_load(given)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name}: neither a name nor YAML: {given!r}") from error
 
 
 def _template(given: Any) -> str | dict[str, Any]:

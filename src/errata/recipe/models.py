@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from errata.models import smollm2
+
 logger = logging.getLogger(__name__)
 
 
 def model_path(name: str) -> str:
-    """The directory or hub id that ``name`` stands for; ``house`` is the policy this package carries.
+    """The directory or hub id that ``name`` stands for; ``house`` is the policy this package carries,
+    ``smollm2`` the one it fetches (``errata.models``).
 
     A run directory that is not finished stands for its newest undamaged checkpoint. Raises ``ValueError`` for a directory
     that does not exist or holds no model.
@@ -22,6 +25,8 @@ def model_path(name: str) -> str:
         from errata.house import HOUSE_PATH
 
         return str(HOUSE_PATH)
+    if name in smollm2.NAMES:
+        return smollm2.smollm2_path(name)
     path = Path(name).expanduser()
     if path.is_dir():
         if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
@@ -69,19 +74,14 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase, prompt: Any) -> None
             "model: its tokenizer has no chat template, and the prompts are messages; use the instruction-tuned model, "
             "add a chat_template.jinja to its directory, or give prompts as plain text"
         )
-    other = [*prompt[:-1], {**prompt[-1], "content": f"{prompt[-1].get('content')} and more"}]
     try:
-        text, changed = (
-            tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in (prompt, other)
-        )
+        text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     except Exception as error:
         raise ValueError(
             f"model: its chat template fails on the first prompt: {one_line(error)}; mend the template or the prompt's roles"
         ) from error
     if not str(text).strip():
         raise ValueError("model: its chat template makes an empty text of the first prompt; mend chat_template.jinja")
-    if text == changed:
-        raise ValueError("model: its chat template leaves out what the prompt says; mend chat_template.jinja")
 
 
 def load_model(path: str, **kwargs: Any) -> Any:
@@ -132,22 +132,6 @@ def check_vocabulary(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
             f"model: its tokenizer has ids up to {largest}, and the model knows {rows} tokens; "
             "use the tokenizer that belongs to the model"
         )
-
-
-def longest_prompt(model: Any, max_completion_length: int) -> int | None:
-    """Tokens that a prompt may have so that an answer fits behind it in what the model can read; ``None``: no limit is known.
-
-    At least half of what it can read, also where the answers may be longer.
-    """
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions <= 0:
-        return None
-    return max(positions - max_completion_length, positions // 2)
-
-
-def fewest_bytes(limit: int) -> int:
-    """Bytes of a prompt below which it surely has at most ``limit`` tokens, with what a chat template adds."""
-    return limit // 2
 
 
 def one_line(error: BaseException) -> str:

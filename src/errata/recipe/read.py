@@ -18,7 +18,7 @@ from errata.recipe.settings import RULES, check_given
 from errata.recipe.text import as_number, load_mapping
 from errata.validate import check, hints_of, is_plain, nearest
 
-NESTED = ("method_args", "task_args", "expert_args")
+NESTED = ("method_args", "task_args", "expert_args", "verifiers", "context_args")
 
 
 @dataclass(frozen=True)
@@ -44,27 +44,30 @@ class _Parser(TrlParser):  # type: ignore[misc]
         raise ValueError(message)
 
 
-def read(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
+def read(path: str | Path | None, overrides: Sequence[str] = (), *, gpu: bool | None = None) -> Recipe:
     """The recipe at ``path`` with ``--key value`` overrides; ``--method_args.credit mean`` reaches into a mapping, and
     ``--method_args "{credit: mean, cost: ce}"`` sets several of its keys.
 
     A recipe's mapping ``on_gpu`` holds what replaces its other settings where there is a CUDA device, so that one file
     serves the paper's run and a trial on a laptop. Another ``--method`` than the recipe's leaves its ``method_args`` behind.
+    ``gpu`` says whether there is a device, instead of torch.
 
     Raises:
         ValueError: a missing file, malformed YAML (with its line), an unknown key (with the nearest known one), a value
             of the wrong type, or settings that contradict each other.
     """
-    return recipe_of(load_mapping(Path(path)) if path is not None else {}, overrides, where=str(path))
+    return recipe_of(load_mapping(Path(path)) if path is not None else {}, overrides, where=str(path), gpu=gpu)
 
 
-def recipe_of(settings: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "recipe") -> Recipe:
+def recipe_of(
+    settings: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "recipe", gpu: bool | None = None
+) -> Recipe:
     """The recipe of settings given as a mapping, with ``--key value`` overrides. As ``read``; ``where`` names it in errors."""
     check_given(settings, f"{where}: ")
     given = dict(settings)
     given.pop("compare", None)  # what `errata compare` varies
     on_gpu = given.pop("on_gpu", None) or {}
-    given |= on_gpu if torch.cuda.is_available() else {}
+    given |= on_gpu if (torch.cuda.is_available() if gpu is None else gpu) else {}
     environment = {str(key): str(value) for key, value in (given.pop("env", None) or {}).items()}
     flat, nested = _split_overrides(overrides)
     pairs = {flat[i].removeprefix("--"): flat[i + 1] for i in range(len(flat) - 1) if flat[i].startswith("--")}

@@ -6,23 +6,22 @@ import difflib
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, load_dataset
-from transformers import PreTrainedTokenizerBase
 
 from errata import tasks
 from errata.recipe.config import ErrataConfig
-from errata.recipe.models import fewest_bytes, one_line
+from errata.recipe.mixture import rows_of_mixture
+from errata.recipe.models import one_line
 from errata.recipe.read import Recipe
+from errata.tasks.rows import question_of
+from errata.validate import nearest
 
 logger = logging.getLogger(__name__)
 
-RESERVED = (
-    *("prompts", "completions", "completion_ids", "completion", "images", "image"),
-    *("trainer_state", "log_extra", "log_metric", "environments"),
-)
+RESERVED = ("prompts", "completions", "completion_ids", "completion", "images", "image", "trainer_state")
 """Names of columns that would be taken for what TRL gives verifiers, or for pictures."""
 
 
@@ -33,6 +32,8 @@ def rows_of(recipe: Recipe, *, split: str, task: str | None) -> Dataset:
     used are left out, counted and logged.
     """
     strict = recipe.config.strict
+    if task is None and recipe.config.tasks is not None:
+        return _of_mixture(recipe.config, split)
     if task is not None:
         rows = tasks.load(task, path=recipe.config.task_path, split=split, strict=strict)
         where = f"{task} ({split})"
@@ -45,6 +46,13 @@ def rows_of(recipe: Recipe, *, split: str, task: str | None) -> Dataset:
     else:
         raise ValueError("task: missing; name one of `errata tasks`, or a dataset_name with reward_funcs or a verifier")
     return checked(rows, where, strict=strict)
+
+
+def _of_mixture(config: ErrataConfig, split: str) -> Dataset:
+    train = split == "train"
+    limit = None if train else config.eval_problems
+    rows = rows_of_mixture(config, split=split, seed=config.seed, shuffled=train, limit=limit)
+    return checked(rows, f"tasks ({split})", strict=config.strict)
 
 
 def checked(rows: Dataset, where: str, *, strict: bool = True) -> Dataset:
@@ -79,6 +87,26 @@ def checked(rows: Dataset, where: str, *, strict: bool = True) -> Dataset:
     return rows
 
 
+def without_leaks(train: Dataset, test: Dataset, where: str) -> Dataset:
+    """The training rows whose question is in no test row. Logs how many were left out.
+
+    Raises ``ValueError`` where none remains.
+    """
+    reserved = {question_of(prompt) for prompt in test["prompt"]}
+    kept = [number for number, prompt in enumerate(train["prompt"]) if question_of(prompt) not in reserved]
+    if len(kept) == len(train):
+        return train
+    if not kept:
+        raise ValueError(f"{where}: every training question is in the test split; give other rows for one of the two")
+    logger.warning(
+        "%s: left out %d of %d training rows whose question is in the test split",
+        where,
+        len(train) - len(kept),
+        len(train),
+    )
+    return train.select(kept)
+
+
 def check_enough(config: ErrataConfig, rows: Dataset) -> None:
     """Raises ``ValueError`` where the rows are fewer than one step samples, of which no step could be made."""
     needed = config.generation_batch_size // config.num_generations
@@ -90,49 +118,13 @@ def check_enough(config: ErrataConfig, rows: Dataset) -> None:
         )
 
 
-def fitting(
-    rows: Dataset, where: str, limit: int | None, tokenizer: PreTrainedTokenizerBase, *, strict: bool
-) -> Dataset:
-    """The rows whose prompt has at most ``limit`` tokens; ``None`` is no limit.
-
-    Raises ``ValueError`` naming the first longer one; ``strict=False`` leaves such rows out and logs how many.
-    """
-    bad: dict[int, int] = {}
-    for number, prompt in enumerate(rows["prompt"] if limit is not None else ()):
-        assert limit is not None
-        if len(json.dumps(prompt, ensure_ascii=False).encode()) > fewest_bytes(limit):
-            ids = (
-                tokenizer(prompt)["input_ids"]
-                if isinstance(prompt, str)
-                else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
-            )
-            if len(ids) > limit:
-                bad[number] = len(ids)
-    if not bad:
-        return rows
-    number, length = min(bad.items())
-    message = (
-        f"{where}: row {number}, column 'prompt': has {length:,} tokens, and the model reads {limit:,} beside an answer"
-    )
-    if strict or len(bad) == len(rows):
-        raise ValueError(f"{message}; shorten it, or lower max_completion_length (strict: false leaves such rows out)")
-    logger.warning("left out %d of %d rows; the first: %s", len(bad), len(rows), message)
-    return rows.select([number for number in range(len(rows)) if number not in bad])
-
-
 def _bad_rows(prompts: Iterable[Any], ids: Sequence[Any], references: Iterable[Any]) -> dict[int, str]:
     """What is wrong with which rows, and the mend."""
     bad: dict[int, str] = {}
     seen: dict[str, tuple[int, Any]] = {}
-    texts: bool | None = None  # whether the first usable prompt is a text; all must be of its kind
     for number, (prompt, problem_id, reference) in enumerate(zip(prompts, ids, references, strict=True)):
         if not (_are_messages(prompt) or (isinstance(prompt, str) and prompt.strip())):
             bad[number] = "column 'prompt': must be a non-empty text or a list of messages with role and content"
-            continue
-        texts = isinstance(prompt, str) if texts is None else texts
-        if isinstance(prompt, str) != texts:
-            one, other = ("text", "messages") if texts else ("messages", "text")
-            bad[number] = f"column 'prompt': is {other}, and that of the rows before it {one}; write all in one form"
         elif not _encodable((prompt, reference, problem_id)):
             bad[number] = "holds half of a character (a lone surrogate), which cannot be written as UTF-8; remove it"
         elif reference is not None and not isinstance(reference, str):
@@ -169,6 +161,21 @@ def _encodable(values: Any) -> bool:
 
 def _stable_id(prompt: Any) -> str:
     return hashlib.sha256(json.dumps(prompt, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def check_environments(rows: Dataset, environments: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` where a row names no environment of the run, or another than its several."""
+    if "environment" not in rows.column_names:
+        raise ValueError(
+            f"environment: there are several ({', '.join(environments)}), so each row must name its own in a column "
+            "'environment'; add the column"
+        )
+    for number, name in enumerate(rows["environment"]):
+        if name not in environments:
+            raise ValueError(
+                f"environment: row {number} names {name!r}, and the run has {', '.join(environments)}"
+                f"{nearest(str(name), list(environments))}"
+            )
 
 
 def with_reference(rows: Dataset) -> Dataset:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -12,12 +11,11 @@ from transformers.utils.chat_template_utils import DocstringParsingException, Ty
 
 from errata import tasks
 from errata.feedback import load_function, load_verifier
-from errata.feedback.sandbox.verifier_process import ProcessVerifier, is_own
+from errata.feedback.routed import RoutedVerifier
 from errata.recipe.config import ErrataConfig, mapping
+from errata.recipe.mixture import parts_of
 from errata.recipe.read import Recipe
 from errata.validate import nearest
-
-logger = logging.getLogger(__name__)
 
 
 def verifiers_of(recipe: Recipe) -> list[Any]:
@@ -26,23 +24,38 @@ def verifiers_of(recipe: Recipe) -> list[Any]:
     Raises ``ValueError`` where there is none, or the task's cannot run here.
     """
     config = recipe.config
-    apart = (
-        config.verifier_isolation != "none" and config.environment is None
-    )  # an environment is an object of this process
-    if config.verifier_isolation == "process" and not apart:
-        logger.warning("verifier_isolation: verifiers that are given environments run in the training process")
+    parts = parts_of(config)
+    by_name = {
+        part.name: _of_task(part.name, part.args) for part in parts if part.name not in mapping(config.verifiers)
+    }
+    by_name |= {name: load_verifier(_spec(name, spec)) for name, spec in mapping(config.verifiers).items()}
+    if by_name:
+        if config.verifier:
+            raise ValueError("verifier: verifiers names them by task or environment; leave out one of the two")
+        return [RoutedVerifier(by_name, timeout_s=config.verifier_timeout_s)]
     if config.verifier:
-        return [_named(spec, apart=apart) for spec in config.verifier]
+        return [load_verifier(spec) for spec in config.verifier]
     if recipe.script.reward_funcs:
-        return [_reward_function(name, apart=apart) for name in recipe.script.reward_funcs]
+        return [_reward_function(name) for name in recipe.script.reward_funcs]
     if config.task is not None:
-        try:
-            return [tasks.verifier(config.task, **mapping(config.task_args))]
-        except (RuntimeError, ImportError) as error:  # no isolation for programs, a missing package
-            raise ValueError(f"task: the verifier of {config.task} cannot run here: {error}") from error
-    if config.environment is not None and hasattr(load_function(config.environment, "environment"), "get_reward"):
-        return []  # it judges by itself
+        return [_of_task(config.task, mapping(config.task_args))]
+    classes = _environments(config.environment).values()
+    if classes and all(hasattr(c, "get_reward") for c in classes):
+        return []  # they judge by themselves
     raise ValueError("verifier: missing; rows of dataset_name need verifier: [file.py:function] or TRL's reward_funcs")
+
+
+def _of_task(name: str, args: Mapping[str, Any]) -> Any:
+    try:
+        return tasks.verifier(name, **args)
+    except (RuntimeError, ImportError) as error:  # no isolation for programs, a missing package
+        raise ValueError(f"task: the verifier of {name} cannot run here: {error}") from error
+
+
+def _spec(name: str, spec: Any) -> str:
+    if not isinstance(spec, str):
+        raise ValueError(f"verifiers.{name}: must be file.py:function or package.module:function, got {spec!r:.80}")
+    return spec
 
 
 _GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
@@ -51,7 +64,8 @@ _GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extr
 
 def check_columns(judges: Sequence[Any], columns: Sequence[str]) -> None:
     """Raises ``ValueError`` where a verifier has an argument without default that is no column of the data."""
-    for judge in judges:
+    each = [v for judge in judges for v in (judge.verifiers.values() if isinstance(judge, RoutedVerifier) else [judge])]
+    for judge in each:
         if not callable(judge) or isinstance(judge, nn.Module):
             continue
         try:
@@ -77,15 +91,29 @@ def tools_of(config: ErrataConfig) -> dict[str, Any]:
     for spec, tool in zip(config.tools or (), tools, strict=True):
         _check_tool(f"tools: {spec!r}", tool)
     given: dict[str, Any] = {"tools": tools} if tools else {}
-    if config.environment is not None:
-        environment = load_function(config.environment, "environment")
+    environments = _environments(config.environment)
+    if environments:
+        given["environment_factory"] = environments if isinstance(config.environment, dict) else environments[""]
+    return given
+
+
+def _environments(given: Any) -> dict[str, type]:
+    """The classes that ``environment`` names, checked, by name; the name is empty where there is one for all rows."""
+    if given is None:
+        return {}
+    specs = given if isinstance(given, dict) else {"": given}
+    if not specs or not all(isinstance(spec, str) for spec in specs.values()):
+        raise ValueError(f"environment: must be file.py:Class, or a mapping of names to that, got {given!r:.80}")
+    found: dict[str, type] = {}
+    for key, spec in specs.items():
+        environment = load_function(spec, "environment")
         if not isinstance(environment, type) or not callable(getattr(environment, "reset", None)):
-            raise ValueError(f"environment: {config.environment!r} must be a class with a method reset(self, **row)")
+            raise ValueError(f"environment: {spec!r} must be a class with a method reset(self, **row)")
         for name, method in inspect.getmembers(environment, inspect.isfunction):
             if name not in ("reset", "get_reward") and not name.startswith("_"):
-                _check_tool(f"environment: {config.environment!r}, {name}", method)
-        given["environment_factory"] = environment
-    return given
+                _check_tool(f"environment: {spec!r}, {name}", method)
+        found[key] = environment
+    return found
 
 
 def _check_tool(where: str, tool: Any) -> None:
@@ -98,21 +126,10 @@ def _check_tool(where: str, tool: Any) -> None:
         ) from error
 
 
-def _reward_function(name: str, *, apart: bool) -> Any:
+def _reward_function(name: str) -> Any:
     import trl.rewards
 
     if hasattr(trl.rewards, name):
         return getattr(trl.rewards, name)
     module, dot, function = name.rpartition(".")
-    return _named(f"{module}:{function}" if dot and ":" not in name else name, apart=apart)
-
-
-def _named(spec: str, *, apart: bool) -> Any:
-    """The verifier that a recipe names, in a process of its own if ``apart``."""
-    if not apart or is_own(spec):
-        return load_verifier(spec)
-    verifier = ProcessVerifier(spec)
-    if not verifier.limits_own_time:
-        return verifier
-    verifier.close()  # it may ask a person at the terminal, which another process does not have
-    return load_verifier(spec)
+    return load_verifier(f"{module}:{function}" if dot and ":" not in name else name)

@@ -35,6 +35,8 @@ class Series:
     high: list[float | None] | None = None
     raw: list[float | None] | None = None
     """Before smoothing."""
+    seeds: list[tuple[str, list[float | None]]] = field(default_factory=list)
+    """Of several runs: each one's name and its values before smoothing."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Panel:
 
     title: str
     unit: str
-    """``share`` (drawn in per cent), ``nats``, ``tokens`` or empty."""
+    """``share`` (drawn in per cent), ``nats``, ``tokens``, ``s`` or empty."""
     about: str
     series: list[Series]
     smoothed: int = 1
@@ -129,8 +131,8 @@ _DECISIONS = (
         "Rollouts with weight in the policy gradient, in the distillation, or in neither.",
     ),
     _Chart(
-        "Weight streams",
-        {"routing/weight_rl": "policy gradient", "routing/weight_sd": "distillation"},
+        "Weight of the streams",
+        {"routing/weight_rl": "reward", "routing/weight_sd": "distillation"},
         "",
         "Mean weight per token.",
     ),
@@ -274,29 +276,24 @@ def _series(
         at_steps = list(zip(*smooth, strict=True))
         mean = [statistics.fmean(values) for values in at_steps]
         if len(group) == 2:  # Student's interval of two values is twelve times their spread, too wide for a chart
-            return Series(
-                name,
-                colour,
-                label,
-                *_thinned(steps, mean, [min(v) for v in at_steps], [max(v) for v in at_steps], None),
-            )
-        found = [interval(values, share=share) for values in at_steps]
-        return Series(
-            name, colour, label, *_thinned(steps, mean, [e.low for e in found], [e.high for e in found], None)
-        )
+            low, high = [min(v) for v in at_steps], [max(v) for v in at_steps]
+        else:
+            found = [interval(values, share=share) for values in at_steps]
+            low, high = [e.low for e in found], [e.high for e in found]
+        x, y, low, high, *thin = _thinned(steps, mean, low, high, *curves)
+        names = [f"seed {run.seed}" if run.seed is not None else run.name for run in group]
+        return Series(name, colour, label, x, y, low, high, seeds=list(zip(names, thin, strict=True)))
     ends = [[rows[0][step].get(f"{key}_{end}") for step in steps] for end in ("low", "high")]
-    low, high = ends if any(v is not None for v in ends[0]) else (None, None)
-    return Series(name, colour, label, *_thinned(steps, smooth[0], low, high, curves[0] if window > 1 else None))
+    lower, upper = ends if any(v is not None for v in ends[0]) else (None, None)
+    return Series(name, colour, label, *_thinned(steps, smooth[0], lower, upper, curves[0] if window > 1 else None))
 
 
-def _thinned(steps: list[int], *curves: Sequence[float | None] | None) -> tuple[list[int], Any, Any, Any, Any]:
+def _thinned(steps: list[int], *curves: Sequence[float | None] | None) -> list[Any]:
     """At most ``MAX_POINTS`` of the points, evenly, first and last always."""
     n = len(steps)
     keep = sorted({round(i * (n - 1) / (MAX_POINTS - 1)) for i in range(MAX_POINTS)}) if n > MAX_POINTS else range(n)
-    y, low, high, raw = (
-        None if c is None else [None if (v := c[i]) is None else _short(v) for i in keep] for c in curves
-    )
-    return [steps[i] for i in keep], y, low, high, raw
+    thin = [None if c is None else [None if (v := c[i]) is None else _short(v) for i in keep] for c in curves]
+    return [[steps[i] for i in keep], *thin]
 
 
 def _running_mean(values: Sequence[float], window: int) -> list[float]:

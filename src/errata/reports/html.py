@@ -18,17 +18,19 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from errata.reports.code import differences
 from errata.reports.compare import cell, compare, final, footnote, layout, number, row_name, warnings, worst_drop
 from errata.reports.curves import bands, clocks, sections
 from errata.reports.packing import attempts, embedded
-from errata.reports.runs import PLAN, Run, grouped, load, unfinished
+from errata.reports.runs import PLAN, Run, Tuning, grouped, load, trials, unfinished
 
 PAGE_LIMIT = 5_000_000
 """Bytes; rollouts are left out to stay below."""
 _ROLLOUTS = 3_500_000
 """Bytes of rollouts at most."""
 _STYLES = ("uplot.min.css", "report.css")
-_SCRIPTS = ("uplot.min.js", "page.js", "charts.js", "attempts.js")
+_SCRIPTS = ("uplot.min.js", "page.js", "charts.js", "signals.js", "sheet.js", "group.js", "attempts.js")
+_LIVE = "live.js"
 
 
 @dataclass(frozen=True)
@@ -59,24 +61,44 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None, *, t
         ValueError: a directory that is no run.
     """
     paths = [Path(path) for path in runs]
-    read = load(paths)
+    html = read_page(paths, target=target)
     file = Path(out) if out is not None else (paths[0] if len(paths) == 1 else Path()) / "report.html"
     file.parent.mkdir(parents=True, exist_ok=True)
-    title = paths[0].resolve().name if len(paths) == 1 and (paths[0] / PLAN).is_file() else None
-    file.write_bytes(page(read, title=title, target=target, missing=unfinished(paths)))
+    file.write_bytes(html)
     return file
 
 
+def read_page(paths: Sequence[str | Path], *, target: float | None = None, live: bool = False) -> bytes:
+    """The page of ``paths``, as :func:`write_report` writes it."""
+    first = Path(paths[0]) if len(paths) == 1 else None
+    title = first.resolve().name if first is not None and (first / PLAN).is_file() else None
+    return page(load(paths), title=title, target=target, missing=unfinished(paths), tuning=trials(paths), live=live)
+
+
 def page(
-    runs: Sequence[Run], *, title: str | None = None, target: float | None = None, missing: Sequence[str] = ()
+    runs: Sequence[Run],
+    *,
+    title: str | None = None,
+    target: float | None = None,
+    missing: Sequence[str] = (),
+    tuning: Sequence[Tuning] = (),
+    live: bool = False,
 ) -> bytes:
-    """The whole document, UTF-8, always smaller than ``PAGE_LIMIT`` bytes. It names the runs that are ``missing``."""
+    """The whole document, UTF-8, always smaller than ``PAGE_LIMIT`` bytes. It names the runs that are ``missing``.
+
+    Args:
+        tuning: the learning rates that a comparison tried.
+        live: the page asks its address again and again, and follows a running training.
+    """
     data: dict[str, Any] = {
         "sections": [asdict(section) for section in sections(runs)],
         "clocks": clocks(runs),
         "runs": [{"name": run.name, "divergence": _method_setting(run, "divergence")} for run in runs],
     }
-    spare = PAGE_LIMIT - 200_000 - len(embedded(data)) - sum(map(len, map(_asset, _SCRIPTS)))
+    scripts = [_asset(name) for name in (*_SCRIPTS, *([_LIVE] if live else []))]
+    code = differences(runs)
+    code_size = sum(4 * len(line) + 40 for part in code for _, line in part.lines)
+    spare = PAGE_LIMIT - 200_000 - len(embedded(data)) - sum(map(len, scripts)) - code_size
     data["attempts"], data["recorded"] = attempts(runs, max(min(_ROLLOUTS, spare), 0))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("errata.reports"), autoescape=True, undefined=jinja2.StrictUndefined
@@ -88,9 +110,12 @@ def page(
         bands=bands(runs),
         facts=_facts(runs[0]) if len(runs) == 1 else [],
         table=_table(runs, target) if len(runs) > 1 else None,
+        tuning=tuning,
+        code=code,
+        live=live,
         environments=[{"name": run.name, "facts": _environment(run.env)} for run in runs],
         styles=Markup("".join(map(_asset, _STYLES))),
-        scripts=[_script(_asset(name)) for name in _SCRIPTS],
+        scripts=[_script(text) for text in scripts],
         data=Markup(embedded(data).decode("utf-8")),
         **_settings(runs),
     )

@@ -7,7 +7,8 @@ they fit: the first step, the last, then the middle, the quarters, and so on.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from errata.records import is_solved
@@ -17,11 +18,15 @@ from errata.reports.table import shortened
 HEAD, TAIL = 1400, 600
 """Tokens kept of a longer rollout, from its beginning and from its end."""
 MAX_TEXT = 6000
-"""Characters kept of a prompt or a feedback."""
+"""Characters kept of a prompt, a feedback or an attempt without recorded tokens."""
+EVALUATION = 0.15
+"""Share of the room that attempts of evaluations may take."""
 _AROUND = 200
 """Characters of the teacher's prompt shown before and after what was added to it."""
 _LIKELY = 0.01
 """Teacher probability from which an alternative token is shown."""
+_SURE = 0.95
+"""Teacher probability of the sampled token from which no alternative is kept: the page can tell it from the log-prob."""
 _MISSES = 10
 """Rollouts in a row that do not fit, after which no further one is tried."""
 
@@ -34,25 +39,36 @@ def attempts(runs: Sequence[Run], budget: int) -> tuple[list[dict[str, Any]], in
         rows = run.rollouts()
         ledger = any("ledger/problems" in row for row in run.metrics)
         recorded += len(rows)
-        left, misses = budget // len(runs), 0
-        kept: dict[int, dict[str, Any]] = {}
-        for number in _spread([int(row["step"]) for row in rows]):
-            try:
-                packed = pack(rows[number], ledger=ledger, threshold=run.success_threshold) | {"run": index}
-            except (TypeError, ValueError, AttributeError, LookupError) as error:
-                raise ValueError(
-                    f"run: row {number + 1} of {run.path / 'rollouts.jsonl'} is not as errata writes it "
-                    f"({type(error).__name__}: {error}); remove that row"
-                ) from error
-            size = len(embedded(packed)) + 1
-            if size <= left:
-                kept[number] = packed
-                left -= size
-                misses = 0
-            elif (misses := misses + 1) == _MISSES:
-                break
-        chosen += [kept[number] for number in sorted(kept)]
+        evaluations = run.eval_rollouts()
+        threshold, room = run.success_threshold, budget // len(runs)
+
+        evaluation = partial(pack_evaluation, threshold=threshold)
+        tested = _fitting(evaluations, evaluation, int(EVALUATION * room), {"run": index, "split": "evaluation"})
+        left = room - sum(len(embedded(row)) + 1 for row in tested)
+        chosen += _fitting(rows, partial(pack, ledger=ledger, threshold=threshold), left, {"run": index})
+        chosen += tested
     return chosen, recorded
+
+
+def _fitting(
+    rows: Sequence[Mapping[str, Any]],
+    packed_row: Callable[[Mapping[str, Any]], dict[str, Any]],
+    left: int,
+    about: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Packed rows of at most ``left`` bytes in all, spread over the steps, in their own order."""
+    misses = 0
+    kept: dict[int, dict[str, Any]] = {}
+    for number in _spread([int(row["step"]) for row in rows]):
+        packed = {**packed_row(rows[number]), **about}
+        size = len(embedded(packed)) + 1
+        if size <= left:
+            kept[number] = packed
+            left -= size
+            misses = 0
+        elif (misses := misses + 1) == _MISSES:
+            break
+    return [kept[number] for number in sorted(kept)]
 
 
 def embedded(value: Any) -> bytes:
@@ -84,8 +100,20 @@ def pack(row: Mapping[str, Any], *, ledger: bool = True, threshold: float = 1.0)
         "feedback": shortened(row.get("feedback") or "", MAX_TEXT),
         "rate": row.get("pass_rate" if ledger else "group_rate"),
         "context": {key: context[key] for key in ("kind", "why", "leaks_answer", "cut", "dropped") if context.get(key)},
-        "signals": {k: _values(_kept(v)) for k, v in (row.get("signals") or {}).items() if len(v) == len(tokens)},
+        "signals": {
+            k: _values(_kept(v), _kept(generated))
+            for k, v in (row.get("signals") or {}).items()
+            if len(v) == len(tokens)
+        },
     }
+    if row.get("turns"):
+        packed["turns"] = _turns(row["turns"])
+    if any(row.get("turn_feedback") or ()):
+        packed["turn_feedback"] = [shortened(text, MAX_TEXT) for text in row["turn_feedback"]]
+    if any(context.get("by_turn") or ()):
+        packed["by_turn"] = [shortened(text, MAX_TEXT) for text in context["by_turn"]]
+    if row.get("siblings"):
+        packed["siblings"] = [_sibling(other, threshold) for other in row["siblings"]]
     if not all(generated):
         packed["given"] = [i for i, own in enumerate(_kept(generated)) if not own]
     if len(tokens) > HEAD + TAIL:
@@ -96,8 +124,50 @@ def pack(row: Mapping[str, Any], *, ledger: bool = True, threshold: float = 1.0)
             for role, before, added, after in _additions(messages(row.get("prompt") or ""), messages(context["prompt"]))
         ]
     if row.get("alternatives") and len(row["alternatives"]) == len(tokens):
-        packed["alternatives"] = [_likely(choices) for choices in _kept(row["alternatives"])]
+        packed["alternatives"] = [
+            0 if choices and choices[0][0] == token and choices[0][1] >= _SURE else _likely(choices)
+            for token, choices in zip(_kept(tokens), _kept(row["alternatives"]), strict=True)
+        ]
     return packed
+
+
+def pack_evaluation(row: Mapping[str, Any], *, threshold: float = 1.0) -> dict[str, Any]:
+    """One row of ``eval_rollouts.jsonl``: the first attempt with the others as its siblings, as :func:`pack` gives them."""
+    first, *others = row["attempts"]
+    solved = [is_solved(attempt.get("reward"), threshold) for attempt in row["attempts"]]
+    shared = {"step": row.get("step", 0), "problem_id": row.get("problem_id", ""), "prompt": row.get("prompt")}
+    return pack(
+        {**shared, **first, "siblings": others, "group_rate": sum(solved) / len(solved)},
+        ledger=False,
+        threshold=threshold,
+    ) | {"tokens": [shortened(first.get("completion") or "", MAX_TEXT)], "length": first.get("length")}
+
+
+def _sibling(row: Mapping[str, Any], threshold: float) -> dict[str, Any]:
+    """An attempt without recorded tokens, as one text."""
+    packed: dict[str, Any] = {
+        "tokens": [shortened(row.get("completion") or "", MAX_TEXT)],
+        "length": row.get("length"),
+        "reward": row.get("reward"),
+        "solved": is_solved(row.get("reward"), threshold),
+        "kind": row.get("kind") or "",
+        "feedback": shortened(row.get("feedback") or "", MAX_TEXT),
+    }
+    if row.get("turns"):
+        packed["turns"] = _turns(row["turns"])
+    return packed
+
+
+def _turns(messages: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """Of each message: its role, its sender's name, and the names of the tools that it calls."""
+    return [
+        [
+            str(message.get("role") or "assistant"),
+            str(message.get("name") or ""),
+            [str((call.get("function") or call).get("name", "")) for call in message.get("tool_calls") or ()],
+        ]
+        for message in messages
+    ]
 
 
 def messages(prompt: Any) -> list[tuple[str, str]]:
@@ -165,11 +235,12 @@ def _kept(values: Sequence[Any]) -> list[Any]:
     return values if len(values) <= HEAD + TAIL else values[:HEAD] + values[-TAIL:]
 
 
-def _values(values: Sequence[float | None]) -> Any:
-    """The values with three significant digits; one number if all are the same."""
+def _values(values: Sequence[float | None], generated: Sequence[int]) -> Any:
+    """The values with three significant digits; one number if those of the student's own tokens are the same."""
     short = [None if v is None else float(f"{v:.3g}") for v in values]
     short = [int(v) if v is not None and v == int(v) else v for v in short]
-    return short[0] if short and all(v == short[0] for v in short) else short
+    own = [v for v, mine in zip(short, generated, strict=True) if mine]
+    return own[0] if own and all(v == own[0] for v in own) else short
 
 
 def _likely(choices: Sequence[Sequence[Any]]) -> list[list[Any]]:

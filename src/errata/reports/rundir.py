@@ -5,6 +5,9 @@ env.json         versions, git commit, device, dates, command line, and whether 
 metrics.jsonl    one object per logged step
 rollouts.jsonl   sampled rollouts with verdict, context and per-token signals
 eval.jsonl       one object per evaluation
+guard.jsonl      what the guard saw, and what it did
+eval_rollouts.jsonl  the attempts at a few of an evaluation's problems
+code.patch       what of the code was not committed, if anything
 checkpoint-N/    written by the trainer; manifest.json is its last file
 policy.json      names of the trained policy's files, which are in this directory once training has ended
 .lock            the process that writes here
@@ -31,7 +34,7 @@ from typing import Any
 
 import yaml
 
-STREAMS = ("metrics", "rollouts", "eval")
+STREAMS = ("metrics", "rollouts", "eval", "eval_rollouts", "guard")
 """The append-only logs; each is ``NAME.jsonl``."""
 
 _PACKAGES = ("errata", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "vllm", "numpy")
@@ -40,6 +43,7 @@ _LENGTH = ("max_steps", "num_train_epochs")
 _FIRST_READ = ("config.json", "adapter_config.json")
 """Files by which libraries recognise a model's directory."""
 _TAIL_BYTES = 1 << 16
+_PATCH_LIMIT = 200_000
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -94,6 +98,8 @@ class RunDirectory:
             dates = {"started": earlier.get("started"), "resumed": [*(earlier.get("resumed") or []), _now()]}
         self._write_env({"status": "running", **dates, **environment()})
         write_whole(self._config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        if changes := _uncommitted():
+            write_whole(self._patch, changes)
         self.truncate_after(math.inf)  # removes an incomplete last line
 
     def finish(self) -> None:
@@ -112,6 +118,10 @@ class RunDirectory:
     def env(self) -> dict[str, Any]:
         """Versions, device, dates and command of the run. Raises ``ValueError`` if this is no run directory."""
         return _mapping(self._env, json.loads)
+
+    def patch(self) -> str:
+        """What of the code was not committed when the run began or was last resumed, as ``git diff`` prints it."""
+        return self._patch.read_text(encoding="utf-8", errors="replace") if self._patch.is_file() else ""
 
     def damaged(self) -> list[str]:
         """Which of ``config.yaml`` and ``env.json`` cannot be read."""
@@ -163,7 +173,7 @@ class RunDirectory:
     # -- rows ------------------------------------------------------------------------------------------------------
 
     def write(self, stream: str, row: Mapping[str, Any]) -> None:
-        """Append one row to ``metrics``, ``rollouts`` or ``eval``. NaN and infinities become ``null``.
+        """Append one row to ``metrics``, ``rollouts``, ``eval`` or ``eval_rollouts``. NaN and infinities become ``null``.
 
         Raises ``ValueError`` for another ``stream``.
         """
@@ -219,6 +229,10 @@ class RunDirectory:
     def _env(self) -> Path:
         return self.path / "env.json"
 
+    @property
+    def _patch(self) -> Path:
+        return self.path / "code.patch"
+
     def _stream(self, stream: str) -> Path:
         if stream not in STREAMS:
             raise ValueError(f"stream: no {stream!r}; a run has {', '.join(STREAMS)}")
@@ -253,7 +267,14 @@ class RunDirectory:
     def _clear(self) -> None:
         self.withdraw_policy()
         shutil.rmtree(self.path / "policy.part", ignore_errors=True)
-        for name in ("config.yaml", "env.json", "report.html", *(f"{stream}.jsonl" for stream in STREAMS)):
+        for name in (
+            "config.yaml",
+            "env.json",
+            "code.patch",
+            "report.html",
+            "best.safetensors",
+            *(f"{stream}.jsonl" for stream in STREAMS),
+        ):
             (self.path / name).unlink(missing_ok=True)
         for _, checkpoint in self.checkpoints():
             shutil.rmtree(checkpoint)
@@ -341,6 +362,16 @@ def _git() -> dict[str, Any] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return {"commit": commit, "changed": bool(changes)}
+
+
+def _uncommitted() -> str:
+    """``git diff HEAD`` of the working directory, cut to ``_PATCH_LIMIT`` characters; empty without git or changes."""
+    try:
+        found = subprocess.run(["git", "diff", "HEAD"], capture_output=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    text = found.decode("utf-8", "replace")
+    return text if len(text) <= _PATCH_LIMIT else f"{text[:_PATCH_LIMIT]}\n[cut: {len(text):,} characters in all]\n"
 
 
 def _device() -> str:

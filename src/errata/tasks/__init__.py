@@ -25,6 +25,7 @@ __all__ = ["Verifier", "load", "names", "verifier"]
 Verifier = Callable[..., list[Verdict]]
 """Called like a TRL reward function, ``verifier(prompts=..., completions=..., **columns)``: one verdict each."""
 
+_INSTRUCTIONS = ("length", "include", "exclude", "order", "case", "json", "mixed")
 _MODULES: dict[str, str] = {
     "rulebook/sharpen": "errata.tasks.rulebook",
     "rulebook/new-rule": "errata.tasks.rulebook",
@@ -35,12 +36,16 @@ _MODULES: dict[str, str] = {
     "tooluse": "errata.tasks.tooluse",
     "livecodebench/v6": "errata.tasks.livecodebench",
     "math": "errata.tasks.math",
+    "programs": "errata.tasks.programs",
+    **{f"instructions/{kind}": "errata.tasks.instructions" for kind in _INSTRUCTIONS},
 }
+_FAMILIES = {"reasoning-gym": "errata.tasks.reasoning_gym"}
+"""Tasks named by a family and a name that the family's module knows, with arguments: ``reasoning-gym/chain_sum?max_terms=2``."""
 
 
 def names() -> tuple[str, ...]:
-    """Every task's name, without importing any of them."""
-    return tuple(_MODULES)
+    """Every task's name, without importing any of them; of a family ``family/NAME``."""
+    return (*_MODULES, *(f"{family}/NAME" for family in _FAMILIES))
 
 
 def load(name: str, *, path: str | None = None, split: str = "train", strict: bool = True) -> Dataset:
@@ -72,8 +77,11 @@ def verifier(name: str, **args: Any) -> Verifier:
 
 
 def _module(name: str) -> ModuleType:
+    family, _, rest = name.partition("/")
+    if rest and family in _FAMILIES:
+        return import_module(_FAMILIES[family])
     if name not in _MODULES:
-        near = difflib.get_close_matches(name, _MODULES, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"known tasks: {', '.join(_MODULES)}"
+        near = difflib.get_close_matches(name, names(), n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"known tasks: {', '.join(names())}"
         raise ValueError(f"name: no task {name!r}; {hint}")
     return import_module(_MODULES[name])

@@ -12,13 +12,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["BadRowError", "Row", "find_file", "from_hub", "held_out_rows", "json_lines", "to_dataset"]
+__all__ = [
+    "BadRowError",
+    "Row",
+    "converted",
+    "find_file",
+    "from_hub",
+    "json_lines",
+    "question_of",
+    "rows_beside",
+    "to_dataset",
+]
 
 logger = logging.getLogger(__name__)
-
-
-class UnreachableError(ConnectionError, ValueError):
-    """A set that cannot be fetched. The message ends in what to do instead."""
 
 
 class BadRowError(ValueError):
@@ -31,6 +37,8 @@ class Row:
 
     fields: Mapping[str, Any]
     where: str
+    set_name: str = ""
+    """The set that it is from, for a task that reads several."""
 
     def bad(self, problem: str) -> BadRowError:
         """An error about this row."""
@@ -60,6 +68,10 @@ class Row:
         if value is not None and not isinstance(value, str):
             raise self.bad(f"field {name!r} must be text, not {type(value).__name__}")
         return value if value and value.strip() else ""
+
+
+Convert = Callable[[Row], dict[str, Any]]
+"""A task's function from a row as it was read to its columns; it raises ``BadRowError`` for one that cannot be used."""
 
 
 def find_file(path: str | Path, split: str, *, folders: Sequence[str] = ()) -> Path:
@@ -95,30 +107,23 @@ def json_lines(file: Path) -> Iterator[Row | BadRowError]:
             except UnicodeDecodeError:
                 yield BadRowError(f"{where}: not UTF-8 text; save the file as UTF-8")
                 continue
-            except (
-                RecursionError,
-                ValueError,
-            ) as error:  # brackets within brackets, or a number of thousands of digits
-                wrong = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-                yield BadRowError(f"{where}: not usable JSON: {wrong}; write one object a line")
-                continue
             if isinstance(fields, dict):
                 yield Row(fields, where)
             else:
                 yield BadRowError(f"{where}: a JSON {type(fields).__name__}; write one object a line")
 
 
-def held_out_rows(
-    train_file: Path, convert: Callable[[Row], dict[str, Any]], *, test_file: Path | None = None
-) -> Iterator[dict[str, Any]]:
-    """The rows of the test file, or none if there is no such file. By default it is the one beside the training file.
+def rows_beside(train_file: Path) -> Iterator[Row | BadRowError]:
+    """The rows of the test file that lies beside a training file; none if there is no such file."""
+    test_file = train_file.with_name(train_file.name.replace("train", "test"))
+    if test_file != train_file and test_file.is_file():
+        yield from json_lines(test_file)
 
-    Rows that cannot be used are left out here; loading the test file itself reports them.
-    """
-    test_file = test_file or train_file.with_name(train_file.name.replace("train", "test"))
-    if test_file == train_file or not test_file.is_file():
-        return
-    for row in json_lines(test_file):
+
+def converted(rows: Iterable[Row | BadRowError], convert: Convert) -> Iterator[dict[str, Any]]:
+    """Test rows in the schema of tasks, to compare training rows with. Those that cannot be used are left out here, because
+    loading the test split itself reports them."""
+    for row in rows:
         try:
             if isinstance(row, Row):
                 yield convert(row)
@@ -127,7 +132,11 @@ def held_out_rows(
 
 
 def from_hub(hub_id: str, *, split: str, task: str, fix: str, **arguments: Any) -> Iterator[Row | BadRowError]:
-    """The rows of a set on the Hugging Face hub. Raises ``UnreachableError``, which ends in ``fix``, if it cannot be loaded."""
+    """The rows of a set on the Hugging Face hub.
+
+    Raises ``ConnectionError`` in one line that ends in ``fix`` if it cannot be loaded: the hub cannot be reached, the set is
+    gated or gone, or has no such split.
+    """
     import datasets
 
     source = arguments.get("data_files", hub_id)
@@ -135,13 +144,15 @@ def from_hub(hub_id: str, *, split: str, task: str, fix: str, **arguments: Any) 
         rows = datasets.load_dataset(hub_id, split=split, **arguments)
     except Exception as error:  # offline, gone, moved, gated: each library layer has its own class for it
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise UnreachableError(f"{task}: could not fetch {source!r} from the hub ({reason}); {fix}") from error
+        gated = "gated" in f"{type(error).__name__} {error}".lower()
+        login = "accept its terms on its page and log in with `hf auth login`, or " if gated else ""
+        raise ConnectionError(f"{task}: could not fetch {source!r} from the hub ({reason}); {login}{fix}") from error
     return (Row(fields, f"{source}, row {index}") for index, fields in enumerate(rows))
 
 
 def to_dataset(
     rows: Iterable[Row | BadRowError],
-    convert: Callable[[Row], dict[str, Any]],
+    convert: Convert,
     *,
     source: str,
     strict: bool = True,
@@ -153,34 +164,43 @@ def to_dataset(
         rows: as read.
         convert: one row's columns; it raises ``BadRowError`` for a row that cannot be used.
         source: named in messages.
-        strict: ``False`` leaves bad rows out, and logs how many.
-        held_out: test rows; a training row with the same question is a bad row. So is one with a repeated ``problem_id``.
+        strict: ``False`` leaves bad rows out, and logs how many. A row with a repeated ``problem_id`` is one.
+        held_out: test rows in the schema. Training rows with the same question are left out, and a warning counts them.
     Raises:
         BadRowError: a bad row, if ``strict``.
         ValueError: no row remains.
     """
     from datasets import Dataset, Features, Value
 
-    reserved = {_question(row) for row in held_out}
+    reserved = {question_of(row["prompt"]) for row in held_out}
     kept: dict[str, dict[str, Any]] = {}
     skipped: list[BadRowError] = []
+    leaks: list[str] = []
     for found in rows:
         try:
             if isinstance(found, BadRowError):
                 raise found
-            try:
-                row = convert(found)
-            except RecursionError:
-                raise found.bad("holds JSON that is nested too deeply") from None
+            row = convert(found)
             if row["problem_id"] in kept:
                 raise found.bad(f"the problem_id {row['problem_id']!r} was seen before; give every row its own")
-            if _question(row) in reserved:
-                raise found.bad("the same question is in the test split; take it out of one of the two")
+            if question_of(row["prompt"]) in reserved:
+                leaks.append(found.where)
+                continue
             kept[row["problem_id"]] = row
         except BadRowError as error:
             if strict:
                 raise BadRowError(f"{error} (strict=False leaves such rows out)") from None
             skipped.append(error)
+    if leaks:
+        logger.warning(
+            "%s: left out %d of %d training rows whose question is in the test split; the first: %s",
+            source,
+            len(leaks),
+            len(leaks) + len(kept),
+            leaks[0],
+        )
+    if not kept and leaks:
+        raise ValueError(f"{source}: every training question is in the test split; give other rows for one of the two")
     if not kept:
         raise ValueError(f"{source}: no usable rows" + (f"; the first problem: {skipped[0]}" if skipped else ""))
     if skipped:
@@ -192,5 +212,6 @@ def to_dataset(
     return Dataset.from_list(list(kept.values()), features=Features({**dataset.features, "reference": Value("string")}))
 
 
-def _question(row: Mapping[str, Any]) -> str:
-    return " ".join(str(row["prompt"][-1]["content"]).split())
+def question_of(prompt: Any) -> str:
+    """A prompt's question, by which rows of two splits are compared: a text, or the last message, without its spacing."""
+    return " ".join(str(prompt if isinstance(prompt, str) else prompt[-1].get("content")).split())

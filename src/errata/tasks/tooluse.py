@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from errata.feedback.tool_call import ToolCallVerifier
 from errata.feedback.tool_text import gold_calls, written
-from errata.tasks.rows import Row, find_file, held_out_rows, json_lines, to_dataset
+from errata.tasks.rows import Row, converted, find_file, json_lines, rows_beside, to_dataset
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,7 +28,7 @@ def load(name: str, path: str | None, split: str, *, strict: bool = True) -> Dat
     if path is None:
         raise ValueError("path: tooluse needs path=DIR with train.json and test.json (lasgroup/SDPO, datasets/tooluse)")
     file = find_file(path, split, folders=("tooluse",))
-    held_out = held_out_rows(file, _convert) if split == "train" else ()
+    held_out = converted(rows_beside(file), _convert) if split == "train" else ()
     return to_dataset(json_lines(file), _convert, source=str(file), strict=strict, held_out=held_out)
 
 

@@ -159,6 +159,8 @@ class GenerationBatch:
     """The rollouts of all processes, in the order of their index."""
     all_contexts: Sequence[TeacherContext] = ()
     """Their contexts."""
+    reward_only: bool = False
+    """Whether the guard has turned the teacher off: the rewards alone decide, as in GRPO."""
 
     def __len__(self) -> int:
         return len(self.rollouts)

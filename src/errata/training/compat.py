@@ -11,12 +11,13 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
@@ -98,6 +99,16 @@ class Sampled(NamedTuple):
     ids: list[list[int]]
     lengths: list[int]
     """Tokens that the policy itself generated."""
+
+
+class Shown(NamedTuple):
+    """Other prompts than the rows' own, one per row, and who answers them: a teacher in its contexts."""
+
+    prompts: list[Prompt]
+    model: nn.Module | None = None
+    """Unwrapped; ``None``: the policy."""
+    template_kwargs: Row = MappingProxyType({})
+    """Arguments of the chat template, over the run's ``chat_template_kwargs``."""
 
 
 class EpochSampler(RepeatSampler):  # type: ignore[misc]
@@ -208,6 +219,11 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     @property
+    def fsdp1(self) -> bool:
+        """Whether FSDP's first version shards the weights: as parts of flat tensors, whole only within a forward."""
+        return bool(self.is_fsdp_enabled and not self.accelerator.is_fsdp2)
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return getattr(self.processing_class, "tokenizer", self.processing_class)
 
@@ -237,24 +253,46 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
                     return int(token)
         return int(tokenizer.eos_token_id)
 
-    def encode_prompts(self, prompts: list[Messages | str], template_kwargs: Row | None = None) -> list[list[int]]:
+    def encode_prompts(
+        self,
+        prompts: list[Messages | str],
+        template_kwargs: Row | None = None,
+        environments: Sequence[str | None] | None = None,
+    ) -> list[list[int]]:
         """Token ids of prompts as the policy sees them, chat template, tools and generation prompt included.
 
-        ``template_kwargs``: arguments of the chat template, over the run's ``chat_template_kwargs``.
+        Args:
+            template_kwargs: arguments of the chat template, over the run's ``chat_template_kwargs``.
+            environments: of each prompt the name of its environment, where rows name theirs; ``None`` gets the tools of all.
         """
-        self._batch_environments = [None] * len(prompts)
-        before: State = self.chat_template_kwargs
-        self.chat_template_kwargs: State = {**before, **(template_kwargs or {})}
-        try:
+        several = self.environment_factories is not None and self._multi_environment
+        if several:
+            self._env_tools.setdefault(None, self.tools)
+        self._batch_environments = list(environments) if several and environments is not None else [None] * len(prompts)
+        with self._template(template_kwargs or {}):
             ids: list[list[int]] = self._tokenize_prompts(prompts)[0] if prompts else []
-        finally:
-            self.chat_template_kwargs = before
         return ids
 
-    def sample(self, rows: Sequence[Row], *, temperature: float, top_p: float) -> Sampled:
-        """A completion of each row by the engine that TRL generates with, of several turns where there are tools."""
+    @contextmanager
+    def _template(self, kwargs: Row) -> Iterator[None]:
+        before: State = self.chat_template_kwargs
+        self.chat_template_kwargs: State = {**before, **kwargs}
+        try:
+            yield
+        finally:
+            self.chat_template_kwargs = before
+
+    def sample(self, rows: Sequence[Row], *, temperature: float, top_p: float, shown: Shown | None = None) -> Sampled:
+        """A completion of each row by the engine that TRL generates with, of several turns where there are tools.
+
+        ``shown``: prompts to answer instead of the rows' own, and the model that does; another model than the policy answers
+        through transformers, also where vLLM samples for the training.
+        """
         prompts = self._enter_environments(rows)
-        with self._sampling(temperature, top_p):
+        if shown is None:
+            shown = Shown(prompts)
+        prompts = shown.prompts
+        with self._sampling(temperature, top_p), self._answering(shown.model), self._template(shown.template_kwargs):
             seen = self.state.num_input_tokens_seen
             try:
                 _, ids, _, completions, *_ = self._generate(prompts)
@@ -317,18 +355,25 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         prompts = [row["prompt"] for row in rows]
         environments: list[Any] = [None] * len(rows)
         if self.environment_factories is not None:
-            pool = self._environment_pool[None]
-            pool += [self.environment_factories[None]() for _ in range(len(rows) - len(pool))]
-            environments = self.environments = pool[: len(rows)]
-            self._batch_environments = [None] * len(rows)
+            names = [row["environment"] if self._multi_environment else None for row in rows]
+            environments = self.environments = [self._from_pool(name, names[:i]) for i, name in enumerate(names)]
+            self._batch_environments = names
+            hidden = ("environment",) if self._multi_environment else ()  # TRL's reset does not get it
             prompts = [
-                _observed(prompt, environment.reset(**row))
+                _observed(prompt, environment.reset(**{k: v for k, v in row.items() if k not in hidden}))
                 for prompt, environment, row in zip(prompts, environments, rows, strict=True)
             ]
         tools = [[*self._standalone_tools, *_methods(e)] for e in environments] if self.tools else []
         self._sync_tool_dicts = [{t.__name__: t for t in ts if not inspect.iscoroutinefunction(t)} for ts in tools]
         self._async_tool_dicts = [{t.__name__: t for t in ts if inspect.iscoroutinefunction(t)} for ts in tools]
         return prompts
+
+    def _from_pool(self, name: str | None, before: Sequence[str | None]) -> Any:
+        """An environment of this name that none of the rows ``before`` has; a new one where there are too few."""
+        pool = self._environment_pool[name]
+        if before.count(name) == len(pool):
+            pool.append(self.environment_factories[name]())
+        return pool[before.count(name)]
 
     @contextmanager
     def _sampling(self, temperature: float, top_p: float, max_tokens: int | None = None) -> Iterator[None]:
@@ -358,6 +403,41 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
                 vars(engine).update(old)
             if kwargs:
                 self.generation_kwargs.update(kwargs)
+
+    @contextmanager
+    def _answering(self, model: nn.Module | None) -> Iterator[None]:
+        """``model`` generates instead of the policy, by transformers and with the settings of this moment."""
+        if model is None:
+            yield
+            return
+        new: State = {"model_wrapped": model, "use_vllm": False, "use_transformers_continuous_batching": False}
+        if not hasattr(self, "generation_config"):  # vLLM samples for the training
+            engine = self.vllm_generation
+            kwargs: State = {
+                "max_new_tokens": self.max_completion_length,
+                "pad_token_id": self.tokenizer.pad_token_id,
+                "eos_token_id": self.eos_token_ids,
+                "top_k": self.top_k,
+                "min_p": self.min_p,
+                "repetition_penalty": self.repetition_penalty,
+            }
+            kwargs |= (
+                {"do_sample": True, "temperature": engine.temperature, "top_p": engine.top_p}
+                if engine.temperature
+                else {"do_sample": False}
+            )
+            new |= {"generation_config": GenerationConfig(**kwargs), "generation_kwargs": kwargs}
+        before = {name: getattr(self, name) for name in new if hasattr(self, name)}
+        for name, value in new.items():
+            setattr(self, name, value)
+        try:
+            yield
+        finally:
+            for name in new:
+                if name in before:
+                    setattr(self, name, before[name])
+                else:
+                    delattr(self, name)
 
     def prepare_teacher(self, teacher: nn.Module, *, stays: bool = False) -> nn.Module:
         """A separate, gradient-free model under the run's parallelism; where it is already if it ``stays``."""
@@ -455,6 +535,29 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
 
     # -- TRL's private methods, overridden ------------------------------------------------------------------------
 
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        """As TRL, but a last message of the assistant is continued where TRL would close it and open another."""
+        if not any(_begins_answer(prompt) for prompt in prompts):
+            return super()._tokenize_prompts(prompts)
+        if self._is_vlm:
+            raise ValueError(
+                "prompt: a prefix of the assistant's answer is not supported with images; end with the user"
+            )
+        ids = [
+            self.processing_class.apply_chat_template(
+                prompt,
+                tools=self.tools or None,
+                chat_template=self.chat_template,
+                add_generation_prompt=not _begins_answer(prompt),
+                continue_final_message=_begins_answer(prompt),
+                tokenize=True,
+                return_dict=False,
+                **self.chat_template_kwargs,
+            )
+            for prompt in prompts
+        ]
+        return ids, None, {}
+
     def _generate_and_score_completions(self, inputs: list[State]) -> State:
         self._targets = self.targets(inputs)
         try:
@@ -499,7 +602,8 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         return sampler
 
     def _run_epoch(self, **kwargs: Any) -> None:
-        if self.state.global_step >= self.state.max_steps:  # resumed after its last step: the loop would take one more
+        # Resumed after its last step, or ended before its first one: the loop would take one more.
+        if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             self.control.should_training_stop = True
             return
         if isinstance(getattr(self, "_train_sampler", None), EpochSampler):
@@ -577,6 +681,11 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         if saved["inputs"] is not None:
             self._buffered_inputs, self.generation = saved["inputs"], saved["generation"]
         self.load_state(folder)
+
+
+def _begins_answer(prompt: Any) -> bool:
+    """Whether a chat's last message is the beginning of the answer."""
+    return not isinstance(prompt, str) and prompt[-1].get("role") == "assistant"
 
 
 def _observed(prompt: Any, observation: Any) -> Any:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from statistics import stdev
 from typing import Protocol
 
 import torch
@@ -21,12 +22,13 @@ from transformers import PreTrainedTokenizerBase
 
 from errata.contexts import Renderer
 from errata.evaluation import summary
-from errata.evaluation.sampling import sample
+from errata.evaluation.sampling import Sampling
 from errata.experts import Teacher
-from errata.methods import Method
+from errata.methods import Method, TeacherMethod
 from errata.recipe.config import ErrataConfig
-from errata.records import Group, Prompt, Rollout, Row, State, TeacherContext, Verdict, is_solved
-from errata.training.compat import Sampled
+from errata.records import Group, Prompt, Rollout, Row, State, TeacherContext, Verdict, groups_of
+from errata.training.compat import Sampled, Shown
+from errata.training.metrics import task_of
 from errata.training.rollouts import Completion, build_rollouts
 
 logger = logging.getLogger(__name__)
@@ -41,15 +43,57 @@ class Engine(Protocol):
     model: nn.Module
     accelerator: Accelerator
     tokenizer: PreTrainedTokenizerBase
-    tools: Sequence[object] | None
 
-    def sample(self, rows: Sequence[Row], *, temperature: float, top_p: float) -> Sampled: ...
+    def sample(
+        self, rows: Sequence[Row], *, temperature: float, top_p: float, shown: Shown | None = None
+    ) -> Sampled: ...
 
     def judge(
         self, rows: Sequence[Row], prompts: list[Prompt], completions: list[Completion], ids: list[list[int]]
     ) -> list[Verdict]: ...
 
     def evaluating(self) -> AbstractContextManager[None]: ...
+
+
+def sampling_of(config: ErrataConfig, template_kwargs: Row | None = None) -> Sampling:
+    """How a run's evaluations sample; ``template_kwargs``: over the run's own."""
+    return Sampling(
+        temperature=config.temperature if config.eval_temperature is None else config.eval_temperature,
+        top_p=config.top_p if config.eval_top_p is None else config.eval_top_p,
+        top_k=config.top_k,
+        seed=config.seed,
+        max_completion_length=config.max_completion_length or 1,
+        chat_template_kwargs={**(config.chat_template_kwargs or {}), **(template_kwargs or {})},
+    )
+
+
+def judged_rollouts(
+    engine: Engine, rows: Sequence[Row], k: int, sampling: Sampling, *, batch_size: int, shown: Shown | None = None
+) -> list[Rollout]:
+    """``k`` judged rollouts of every row, in the rows' order, on every process. Collective: call on every rank.
+
+    Args:
+        batch_size: completions sampled at a time.
+        shown: prompts to answer instead of the rows' own, one per row, and the model that does. Verifiers get the rows' own.
+    """
+    world, rank = engine.accelerator.num_processes, engine.accelerator.process_index
+    torch.manual_seed(sampling.seed + rank)
+    # All processes sample equally many; what one samples a second time is dropped.
+    mine = range(rank, -(-len(rows) // world) * world, world)
+    found: list[Rollout] = []
+    per_call = max(batch_size // k, 1)
+    for start in range(0, len(mine), per_call):
+        part = [(i, j) for i in mine[start : start + per_call] for j in range(k)]
+        here = [rows[i % len(rows)] for i, _ in part]
+        told = None if shown is None else shown._replace(prompts=[shown.prompts[i % len(rows)] for i, _ in part])
+        sampled = engine.sample(here, temperature=sampling.temperature, top_p=sampling.top_p, shown=told)
+        judged_as = sampled.prompts if told is None else [row["prompt"] for row in here]
+        verdicts = engine.judge(here, judged_as, sampled.completions, sampled.ids)
+        indices = [i * k + j for i, j in part]
+        found += build_rollouts(here, sampled.prompts, sampled.completions, verdicts, sampled.lengths, indices)
+    everyone: list[Rollout] = gather_object(found)
+    unique = {r.index: r for r in everyone if r.index < len(rows) * k}
+    return [unique[i] for i in sorted(unique)]
 
 
 @dataclass
@@ -61,6 +105,10 @@ class Evaluator:
     renderer: Renderer
     teacher: Teacher | None
     sharded: bool
+    context_method: Callable[[Rollout], Method]
+    """The method whose settings choose a rollout's context."""
+    tasks: Sequence[str] = ()
+    """The tasks whose metrics are wanted one by one."""
     best_teacher_accuracy: float = 0.0
     last_rollouts: list[Rollout] = field(default_factory=list)
     """Of the last evaluation, on every process."""
@@ -76,80 +124,48 @@ class Evaluator:
         config, accelerator = self.config, engine.accelerator
         devices = [accelerator.device] if accelerator.device.type == "cuda" else []
         with engine.evaluating(), torch.random.fork_rng(devices=devices):
-            torch.manual_seed(config.seed + accelerator.process_index)
             rows = list(dataset)
-            rollouts = self._rollouts(engine, rows)
+            sampling = sampling_of(config)
+            rollouts = judged_rollouts(engine, rows, config.eval_k, sampling, batch_size=config.eval_batch_size)
             threshold = self.method.success_threshold
             metrics = summary(judged_rows(rollouts, config.eval_k), k=config.eval_k, threshold=threshold)
-            accuracy = self._teacher_accuracy(engine, rollouts, rows)
-        if accuracy is not None:
-            metrics["teacher_accuracy"] = accuracy
-            self._watch(accuracy)
+            metrics["sampling"] = sampling.row()
+            for task in self.tasks:
+                own = [r for r in rollouts if task_of(r) == task]
+                if own:
+                    of_task = summary(judged_rows(own, config.eval_k), k=config.eval_k, threshold=threshold)
+                    metrics |= {
+                        f"{task}/{name}": value for name, value in of_task.items() if name.startswith(("avg@", "pass@"))
+                    }
+            metrics |= self._of_teacher(engine, rollouts, rows)
+        if "teacher_accuracy" in metrics:
+            self._watch(metrics["teacher_accuracy"])
         self.last_rollouts = rollouts
         return metrics
 
-    def _rollouts(self, engine: Engine, rows: Sequence[Row]) -> list[Rollout]:
-        """``eval_k`` judged rollouts of every row, in the rows' order, on every process."""
-        config, k = self.config, self.config.eval_k
-        world, rank = engine.accelerator.num_processes, engine.accelerator.process_index
-        mine = [(i, rows[i % len(rows)]) for i in range(rank, -(-len(rows) // world) * world, world)]
-        temperature = config.temperature if config.eval_temperature is None else config.eval_temperature
-        top_p = config.top_p if config.eval_top_p is None else config.eval_top_p
-        found: list[Rollout] = []
-        per_call = max(config.eval_batch_size // k, 1)
-        for start in range(0, len(mine), per_call):
-            part = [(i * k + j, row) for i, row in mine[start : start + per_call] for j in range(k)]
-            sampled_rows = [row for _, row in part]
-            sampled = engine.sample(sampled_rows, temperature=temperature, top_p=top_p)
-            verdicts = engine.judge(sampled_rows, sampled.prompts, sampled.completions, sampled.ids)
-            indices = [index for index, _ in part]
-            found += build_rollouts(
-                sampled_rows, sampled.prompts, sampled.completions, verdicts, sampled.lengths, indices
-            )
-        everyone: list[Rollout] = gather_object(found)
-        unique = {r.index: r for r in everyone if r.index < len(rows) * k}
-        return [unique[i] for i in sorted(unique)]
-
-    def _teacher_accuracy(self, engine: Engine, rollouts: Sequence[Rollout], rows: Sequence[Row]) -> float | None:
-        """Share of problems that the teacher solves in the contexts it would be shown; ``None`` without any."""
-        config = self.config
-        # A teacher is sampled for one turn, so with tools its accuracy is not known.
-        if self.teacher is None or config.eval_teacher_problems == 0 or self.sharded or engine.tools:
-            return None
+    def _of_teacher(self, engine: Engine, rollouts: Sequence[Rollout], rows: Sequence[Row]) -> State:
+        """How many problems the teacher solves in the contexts it would be shown, and the policy without; or nothing."""
+        config, threshold = self.config, self.method.success_threshold
+        if self.teacher is None or config.eval_teacher_problems == 0 or self.sharded:
+            return {}
         contexts = self._contexts(rollouts)
         if not contexts:
-            return None
+            return {}
         by_id = {str(row["problem_id"]): row for row in rows}
-        judged_as = [by_id[r.problem_id] for r, _ in contexts]
-
-        def verdicts(
-            *,
-            prompts: list[Prompt],
-            completions: list[Completion],
-            completion_ids: list[list[int]],
-            **columns: list[object],
-        ) -> list[Verdict]:
-            here = [{"prompt": p, **{k: v[i] for k, v in columns.items()}} for i, p in enumerate(prompts)]
-            return engine.judge(here, prompts, completions, completion_ids)
-
-        student = engine.accelerator.unwrap_model(engine.model)
-        with self.teacher.generating(student) as teacher:
-            answers = sample(
-                engine.accelerator.unwrap_model(teacher),
-                engine.tokenizer,
-                [dict(row) for row in judged_as],
-                verdicts,
-                k=1,
-                temperature=config.temperature,
-                max_completion_length=config.max_completion_length or 1,
+        kwargs = self.method.teacher_chat_template_kwargs if isinstance(self.method, TeacherMethod) else {}
+        prompts = [self.renderer.render(r, c).prompt for r, c in contexts]
+        with self.teacher.generating(engine.accelerator.unwrap_model(engine.model)) as teacher:
+            answers = judged_rollouts(
+                engine,
+                [by_id[r.problem_id] for r, _ in contexts],
+                1,
+                sampling_of(config, kwargs),
                 batch_size=config.eval_batch_size,
-                seed=config.seed,
-                messages=[self.renderer.render(r, c).prompt for r, c in contexts],
-                timeout_s=None,
-                progress=False,
+                shown=Shown(prompts, engine.accelerator.unwrap_model(teacher), kwargs),
             )
-        threshold = self.method.success_threshold
-        return sum(is_solved(row["score"], threshold) for row in answers) / len(answers)
+        groups = {g.problem_id: g for g in groups_of(rollouts, config.eval_k)}
+        own = [len(groups[r.problem_id].successes(threshold)) / config.eval_k for r, _ in contexts]
+        return compared([a.solved(threshold) for a in answers], own)
 
     def _contexts(self, rollouts: Sequence[Rollout]) -> list[tuple[Rollout, TeacherContext]]:
         """The first rollout of each problem that has a context, with that context."""
@@ -160,7 +176,7 @@ class Evaluator:
         for start in range(0, len(rollouts), k):
             group = Group(rollouts[start].problem_id, tuple(rollouts[start : start + k]))
             for rollout in group:
-                context = self.method.context(rollout, group, memory=memory, epoch=0.0, rng=rng)
+                context = self.context_method(rollout).context(rollout, group, memory=memory, epoch=0.0, rng=rng)
                 if context.is_informative:
                     found.append((rollout, context))
                     break
@@ -184,8 +200,28 @@ class Evaluator:
             )
 
 
-def judged_rows(rollouts: Sequence[Rollout], k: int) -> list[State]:
-    """A row for each of k rollouts of each problem, as ``errata.evaluation.sample`` writes them, with the turns."""
+def compared(teacher: Sequence[float], student: Sequence[float]) -> dict[str, float]:
+    """Accuracies on the same n problems, one number in [0, 1] for each, and the teacher's lead with its standard error.
+
+    The standard error is missing where there is one problem.
+    """
+    n = len(teacher)
+    lead = [t - s for t, s in zip(teacher, student, strict=True)]
+    found = {
+        "teacher_accuracy": sum(teacher) / n,
+        "student_accuracy": sum(student) / n,
+        "teacher_problems": n,
+        "teacher_lead": sum(lead) / n,
+    }
+    return found if n < 2 else {**found, "teacher_lead_se": stdev(lead) / n**0.5}
+
+
+def judged_rows(rollouts: Sequence[Rollout], k: int, sampling: Sampling | None = None) -> list[State]:
+    """A row for each of k rollouts of each problem, as ``errata.evaluation.sample`` writes them, with the turns.
+
+    ``sampling``: how they were sampled, where the rows shall say it.
+    """
+    said = {} if sampling is None else {"sampling": sampling.row()}
     return [
         {
             "problem_id": r.problem_id,
@@ -198,6 +234,7 @@ def judged_rows(rollouts: Sequence[Rollout], k: int) -> list[State]:
             "kind": r.verdict.kind,
             "feedback": r.verdict.feedback,
             "info": dict(r.verdict.info),
+            **said,
         }
         for r in rollouts
     ]

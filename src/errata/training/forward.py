@@ -18,13 +18,16 @@ from transformers import PreTrainedModel
 
 from errata.ops.scores import Head
 from errata.training import compat
+from errata.training.padding import without_padding
 
 HeadFunction = Callable[[Tensor, Head], object]
 """(last hidden states (B,L,H), head) -> what the model's forward is to return."""
 
 
-def accept_head_function(model: PreTrainedModel) -> None:
+def accept_head_function(model: PreTrainedModel, *, packed: bool = False, grouped: bool = False) -> None:
     """Teach ``model`` (a Hugging Face causal language model, not yet wrapped) the keyword ``with_head``.
+
+    ``packed`` and ``grouped`` are how padding is left out (``errata.training.padding``).
 
     Raises ``ValueError`` for a head that ``head_of`` cannot read.
     """
@@ -35,12 +38,20 @@ def accept_head_function(model: PreTrainedModel) -> None:
     def forward(self: PreTrainedModel, *args: object, with_head: HeadFunction | None = None, **kwargs: Any) -> object:
         if with_head is None:
             return original(*args, **kwargs)
-        if self in _WITH_POSITIONS:
-            kwargs["position_ids"] = (kwargs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-        outputs = self.base_model(*args, use_cache=False, **kwargs)
+
+        def run(**inputs: Any) -> Tensor:
+            if self in _WITH_POSITIONS and inputs.get("position_ids") is None:
+                inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+            hidden: Tensor = self.base_model(*args, use_cache=False, **inputs).last_hidden_state
+            return hidden
+
+        if kwargs.keys() == {"input_ids", "attention_mask"}:
+            hidden = without_padding(run, **kwargs, packed=packed, grouped=grouped)
+        else:
+            hidden = run(**kwargs)
         head = head_of(self)
         with compat.gathered(head.weight, head.bias):
-            return with_head(outputs.last_hidden_state.to(head.weight.device), head)
+            return with_head(hidden.to(head.weight.device), head)
 
     model.forward = types.MethodType(forward, model)
 

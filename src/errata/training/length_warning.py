@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from statistics import median
-
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
-logger = logging.getLogger(__name__)
 
 
 def length_warning(lengths: Sequence[float], divergences: Sequence[float], *, window: int = 10) -> str | None:
@@ -40,20 +35,3 @@ def length_warning(lengths: Sequence[float], divergences: Sequence[float], *, wi
         f"answers fell from {was:.0f} to {now:.0f} tokens while the divergence from the teacher went from {kl_was:.3f} to "
         f"{kl_now:.3f} a token: shorter, not better (docs/length.md)"
     )
-
-
-class WarnOfShortAnswers(TrainerCallback):  # type: ignore[misc]
-    """Logs ``length_warning`` of the run so far, at most once in ``window`` logged steps."""
-
-    def __init__(self, window: int = 10) -> None:
-        self._window, self._quiet_until = window, 0
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        names = ("completions/mean_length", "teacher/divergence")
-        if state.global_step < self._quiet_until:
-            return
-        rows = [log for log in state.log_history if all(isinstance(log.get(name), float | int) for name in names)]
-        message = length_warning(*([row[name] for row in rows] for name in names), window=self._window)
-        if message is not None:
-            logger.warning("step %d: %s", state.global_step, message)
-            self._quiet_until = state.global_step + self._window * max(state.logging_steps, 1)

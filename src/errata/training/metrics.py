@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from errata.contexts import Rendered
-from errata.feedback.leaks import mentions_feedback
+from errata.feedback.leaks import QUOTE_WORDS, mentions_feedback, quotes
 from errata.methods import Method, TeacherMethod
 from errata.ops.scores import Objective, TokenScores
-from errata.records import Group, Prompt, Rollout, TeacherContext
+from errata.records import Group, Prompt, Rollout, TeacherContext, is_solved
 from errata.training.batch import GenerationBatch
 
 
@@ -27,10 +28,45 @@ def batch_metrics(method: Method, groups: Sequence[Group], contexts: Sequence[Te
         "rollouts/unjudged": 1 - sum(r.reward is not None for r in rollouts) / len(rollouts),
         "rollouts/mentions_feedback": sum(_mentions(r) for r in rollouts) / len(rollouts),
     }
+    quotable = [r for r in rollouts if r.reference and len(r.reference.split()) >= QUOTE_WORDS]
+    if quotable:
+        quoting = sum(quotes(r.completion, r.reference or "", r.prompt) is not None for r in quotable)
+        metrics["rollouts/quotes_reference"] = quoting / len(quotable)
     if isinstance(method, TeacherMethod):
         kinds = Counter(c.kind for c in contexts)
         metrics |= {f"context/{k}": kinds[k] / len(contexts) for k in sorted({*method.sources, "none", *kinds})}
     return metrics
+
+
+def tasks_of(rows: Any, most: int = 20) -> tuple[str, ...]:
+    """The names of a data set's environments or tasks, of which metrics are logged one by one; none where there is one only.
+
+    Args:
+        rows: a ``Dataset``; of one that is read as it comes, none.
+        most: with more tasks than these their metrics would hide the others, and none is logged.
+    """
+    columns = getattr(rows, "column_names", None) or ()
+    column = next((name for name in ("environment", "task") if name in columns), None)
+    if column is None or not hasattr(rows, "unique"):
+        return ()
+    names = sorted({str(name) for name in rows.unique(column) if name is not None})
+    return tuple(names) if 1 < len(names) <= most else ()
+
+
+def task_of(rollout: Rollout) -> str:
+    """The name of a rollout's environment, else of its task."""
+    return str(rollout.row.get("environment") or rollout.row.get("task") or "")
+
+
+def metrics_by_task(groups: Sequence[Group], tasks: Sequence[str], threshold: float) -> dict[str, float]:
+    """Share of solved rollouts and mean reward by task, of the tasks that occur in these groups."""
+    found: dict[str, float] = {}
+    for task in tasks:
+        rewards = [r.reward for group in groups for r in group if task_of(r) == task and r.reward is not None]
+        if rewards:
+            found[f"tasks/{task}/solved"] = sum(is_solved(x, threshold) for x in rewards) / len(rewards)
+            found[f"tasks/{task}/reward"] = sum(rewards) / len(rewards)
+    return found
 
 
 def prompt_metrics(prompts: Sequence[Rendered]) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from errata.training.batch import GenerationBatch
 Likeliest = Callable[[int], tuple[Tensor, Tensor]]
 """A row of the micro-batch -> the teacher's likeliest tokens (T,n) and their probabilities."""
 WriteRow = Callable[[str, Row], None]
-"""Keeps a row in the run directory's file of this stem (``rollouts``, ``eval``)."""
+"""Keeps a row in the run directory's file of this stem (``rollouts``, ``eval``, ``eval_rollouts``)."""
 
 
 class RolloutLog:
@@ -49,13 +48,16 @@ class RolloutLog:
         groups: dict[str, list[Rollout]] = {}
         for rollout in generation:
             groups.setdefault(rollout.problem_id, []).append(rollout)
+        rates = {problem: [r.solved(self._threshold) for r in group] for problem, group in groups.items()}
         per_token = self._per_token(batch, scores)
         has_teacher = batch.teacher.has_teacher.tolist()
-        for row in self._varied([r.problem_id for r in batch.rollouts]):
+        kept = self._varied([r.problem_id for r in batch.rollouts])
+        saved = {batch.rollouts[row].index for row in kept}
+        for row in kept:
             rollout, context, prompt = batch.rollouts[row], batch.contexts[row], batch.prompts[row]
             length = int(batch.tokens.completion_mask[row].sum())
             ids = batch.tokens.completion_ids[row, :length].tolist()
-            solved = [r.solved(self._threshold) for r in groups[rollout.problem_id]]
+            solved = rates[rollout.problem_id]
             record: State = {
                 "step": step,
                 "problem_id": rollout.problem_id,
@@ -68,9 +70,12 @@ class RolloutLog:
                 "kind": rollout.verdict.kind,
                 "feedback": rollout.verdict.feedback,
                 "leaks_answer": rollout.verdict.leaks_answer,
+                **({"turn_feedback": list(rollout.verdict.turn_feedback)} if rollout.verdict.turn_feedback else {}),
                 "info": dict(rollout.verdict.info),
                 **self._per_rollout(batch, row),
                 "group_rate": round(sum(solved) / len(solved), 4),
+                # Once for each problem, so that a group can be read as a whole.
+                "siblings": [attempt(r) for r in groups.pop(rollout.problem_id, ()) if r.index not in saved],
                 "context": {
                     "kind": context.kind,
                     "why": context.why,
@@ -78,6 +83,7 @@ class RolloutLog:
                     "cut": list(prompt.cut),
                     "dropped": prompt.dropped,
                     "prompt": prompt.prompt if context.is_informative else None,
+                    **({"by_turn": list(context.by_turn)} if any(context.by_turn) else {}),
                 },
                 "signals": {
                     name: [round(x, 4) for x in values[row, :length].float().tolist()]
@@ -118,15 +124,35 @@ class RolloutLog:
         return [row for _, row in sorted(turn)[: self._keep]]
 
 
-def within_limit(file: Path, limit_mb: float, step: int, steps: int) -> bool:
-    """Whether rows of ``step`` (from 1, of ``steps`` in the run) may be added to ``file``.
+def attempt(rollout: Rollout) -> State:
+    """A rollout without its tokens' signals: what was said, and the verdict."""
+    return {
+        "completion": rollout.completion,
+        **({"turns": list(rollout.turns)} if rollout.turns else {}),
+        "length": rollout.length,
+        "reward": rollout.reward,
+        "kind": rollout.verdict.kind,
+        "feedback": rollout.verdict.feedback,
+    }
 
-    They may if the file is not larger than ``limit_mb`` in proportion to the steps so far. So the steps that are written are
-    spread evenly over the run, and the file ends at most one step's rows above the limit. A resumed run decides the same,
-    because nothing but the file and the step is read.
+
+def write_evaluation(write: WriteRow, step: int, rollouts: Sequence[Rollout], *, k: int, problems: int) -> None:
+    """Keep all ``k`` attempts at the first ``problems`` problems of an evaluation, a row for each problem.
+
+    Args:
+        rollouts: k of each problem in turn.
     """
-    size = file.stat().st_size if file.exists() else 0
-    return size <= limit_mb * 1e6 * (step - 1) / max(steps, 1)
+    for start in range(0, min(problems * k, len(rollouts)), k):
+        group = rollouts[start : start + k]
+        write(
+            "eval_rollouts",
+            {
+                "step": step,
+                "problem_id": group[0].problem_id,
+                "prompt": group[0].prompt,
+                "attempts": [attempt(r) for r in group],
+            },
+        )
 
 
 def _merged(ids: Sequence[int], probabilities: Sequence[float], n: int = 4) -> list[tuple[int, float]]:

@@ -11,8 +11,8 @@ from torch import nn
 
 from errata.contexts import has_tools, transcript
 from errata.feedback import combine_verdicts, judge
-from errata.feedback.sandbox.verifier_process import ProcessVerifier, is_own, spec_of
 from errata.records import Prompt, Rollout, Row, Verdict
+from errata.training.environments import failure
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class Recorder:
             columns=columns,
             timeout_s=self.timeout_s,
         )
+        self.verdicts = _without_lost(self.verdicts, columns.get("environments"))
         self.prompts, self.completions = list(prompts), list(completions)
         return [v.score for v in self.verdicts]
 
@@ -59,9 +60,8 @@ class Recorder:
 class Judges:
     """All verifiers of a run with their weights. Reward models (``nn.Module``) are run by TRL and join in by their scores."""
 
-    def __init__(self, verifiers: Sequence[Verifier], *, timeout_s: float, apart: bool = False) -> None:
-        """``apart``: call each verifier in a process of its own, where it can be imported there."""
-        self._timeout_s, self._apart = timeout_s, apart
+    def __init__(self, verifiers: Sequence[Verifier], *, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
         self._has_judged: set[int] = set()
         self.functions: list[Verifier] = []
         for verifier in verifiers:
@@ -72,8 +72,7 @@ class Judges:
         if isinstance(verifier, nn.Module | str):
             self.functions.append(verifier)
         else:
-            called = _in_a_process(verifier) if self._apart else verifier
-            self.functions.append(Recorder(called, timeout_s=self._timeout_s))
+            self.functions.append(Recorder(verifier, timeout_s=self._timeout_s))
 
     @property
     def recorders(self) -> list[Recorder]:
@@ -126,22 +125,6 @@ class Judges:
         ]
 
 
-def _in_a_process(verifier: Callable[..., object]) -> Callable[..., object]:
-    """The verifier in a process of its own; itself, with a note, where no other process can import it."""
-    if isinstance(verifier, ProcessVerifier) or getattr(verifier, "limits_own_time", False):
-        return verifier
-    spec = spec_of(verifier)
-    if spec is None:
-        name = getattr(verifier, "__name__", type(verifier).__name__)
-        logger.warning(
-            "verifier_isolation: %s runs in the training process, because another process cannot import it; "
-            "only functions at the top of a module or file can be",
-            name,
-        )
-        return verifier
-    return verifier if is_own(spec) else ProcessVerifier(spec)
-
-
 def build_rollouts(
     rows: Sequence[Row],
     prompts: Sequence[Prompt],
@@ -185,6 +168,17 @@ def build_rollouts(
             )
         )
     return rollouts
+
+
+def _without_lost(verdicts: list[Verdict], environments: object) -> list[Verdict]:
+    """The verdicts; a rollout whose environment failed is not judged, because it says nothing about the policy."""
+    if not isinstance(environments, list):
+        return verdicts
+    reasons = [failure(environment) for environment in environments]
+    return [
+        Verdict(None, kind="error", info={"error": f"environment: {reason}"}) if reason else verdict
+        for verdict, reason in zip(verdicts, reasons, strict=True)
+    ]
 
 
 def _error(verdict: Verdict) -> str:

@@ -29,13 +29,16 @@ def teacher_sequences(
     return built
 
 
-def length_batches(lengths: Sequence[int], max_rows: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length: at most ``max_rows`` each, at most ``MAX_PADDING`` of it padding."""
+def length_batches(lengths: Sequence[int], max_rows: int, max_padding: float = MAX_PADDING) -> Iterator[list[int]]:
+    """Indices in batches of similar length: at most ``max_rows`` each, at most ``max_padding`` of it padding.
+
+    With a ``max_padding`` of 1 their number depends on the number of lengths alone.
+    """
     batch: list[int] = []
     used = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         padded = lengths[batch[0]] * (len(batch) + 1) if batch else lengths[index]
-        if batch and (len(batch) == max_rows or used + lengths[index] < (1 - MAX_PADDING) * padded):
+        if batch and (len(batch) == max_rows or used + lengths[index] < (1 - max_padding) * padded):
             yield batch
             batch, used = [], 0
         batch.append(index)
@@ -50,18 +53,19 @@ def hidden_at_completions(
     *,
     max_rows: int,
     device: torch.device,
+    max_padding: float = MAX_PADDING,
 ) -> tuple[list[Tensor], float]:
     """The states (T_i, H) from which each completion token was predicted, and the share of padding computed.
 
     Args:
         run: model inputs -> last hidden states (B, L, H).
         sequences: of ``teacher_sequences``.
-        max_rows: rows of one forward.
+        max_rows, max_padding: see ``length_batches``.
     """
     states: list[Tensor | None] = [None] * len(sequences)
     lengths = [len(ids) for _, ids in sequences]
     computed = 0
-    for batch in length_batches(lengths, max_rows):
+    for batch in length_batches(lengths, max_rows, max_padding):
         longest = max(lengths[i] for i in batch)
         ids = torch.zeros(len(batch), longest, dtype=torch.long)
         mask = torch.zeros_like(ids)

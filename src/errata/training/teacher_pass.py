@@ -21,17 +21,18 @@ from errata.contexts import Rendered
 from errata.experts import Access, Answer, Query, SelfTeacher, Teacher
 from errata.experts.access import sample_states, sparse_distribution
 from errata.experts.heads import gathered_head
-from errata.experts.queries import pad_answers
+from errata.experts.queries import joined, pad_answers
 from errata.ops.scores import Head
 from errata.records import Prompt, State, TeacherContext
 from errata.training import compat
 from errata.training.batch import SparseValues, TeacherOutputs, TokenBatch
 from errata.training.forward import head_of
 from errata.training.scoring import WHOLE_KL, Reader, Scorer
-from errata.training.teacher_forward import hidden_at_completions, teacher_sequences
+from errata.training.teacher_forward import MAX_PADDING, hidden_at_completions, teacher_sequences
+from errata.training.turns import Piece, assemble, pieces
 
-Encode = Callable[[list[Prompt]], list[list[int]]]
-"""Prompts -> token ids as the policy sees them, chat template and generation prompt included."""
+Encode = Callable[[list[Prompt], list[str | None]], list[list[int]]]
+"""Prompts and their environments -> token ids as the policy sees them, chat template and generation prompt included."""
 Metrics = dict[str, float]
 
 
@@ -119,20 +120,24 @@ class TeacherPass:
         if self.expert is None:
             answers = self._answers_of_teacher(model, outputs, weights, place)
         else:
-            queries = [self._query(i, prompts, tokens, weights[i], place) for i in with_teacher]
-            for i, answer in zip(with_teacher, self.expert.answer(queries), strict=True):
-                answers[i] = answer
+            queries = [
+                (i, query) for i in with_teacher for query in self._queries(i, prompts, tokens, weights[i], place)
+            ]
+            for (i, _), answer in zip(queries, self.expert.answer([query for _, query in queries]), strict=True):
+                answers[i] = joined(answers[i], answer)
         ids, logp, counts = (x.to(tokens.device) for x in pad_answers(answers, weights, tokens.mask.shape[1]))
         failed: list[int] = []
         if self.expert is not None and self.self_on_failure:
             failed = [i for i in with_teacher if answers[i] is None and contexts[i].kind != "expert"]
         metrics |= self._expert_metrics([answers[i] for i in with_teacher], counts, tokens, len(failed))
         states = TeacherOutputs.none(len(contexts))
-        if failed:
+        # Where a forward is a collective, all processes run it as soon as one must.
+        by_self = metrics["expert/by_self"] > 0 if self.sharded else bool(failed)
+        if by_self:
             states, more = self.run(SelfTeacher(model, "live"), model, tokens, prompts, failed)
             metrics |= more
             counts[failed] = tokens.mask[failed].float()
-        outputs = replace(states, sparse=SparseValues(ids, logp, counts), of_student=bool(failed))
+        outputs = replace(states, sparse=SparseValues(ids, logp, counts), of_student=by_self)
         return self._with_head(model, outputs), metrics
 
     def _with_head(self, model: nn.Module, outputs: TeacherOutputs) -> TeacherOutputs:
@@ -144,10 +149,16 @@ class TeacherPass:
             changes = self.teacher is not None and self.teacher.head_changes(student_head)
         if not (self.keeps_head and changes):
             return outputs
-        with torch.no_grad(), compat.gathered(student_head.weight, student_head.bias):
-            head = gathered_head(self.reader.head(outputs, student_head), student_head.weight.device)
+        head = self._whole_head(model, outputs)
         bias = None if head.bias is None else head.bias.clone()
         return replace(outputs, head=replace(head, weight=head.weight.clone(), bias=bias))
+
+    @torch.no_grad()
+    def _whole_head(self, model: nn.Module, outputs: TeacherOutputs) -> Head:
+        """The head that reads the outputs' states, outside of any forward. Collective under sharding."""
+        student_head = head_of(self.accelerator.unwrap_model(model))
+        with compat.gathered(student_head.weight, student_head.bias):
+            return gathered_head(self.reader.head(outputs, student_head), student_head.weight.device)
 
     def run(
         self,
@@ -157,14 +168,22 @@ class TeacherPass:
         prompts: Sequence[Rendered],
         rows: Sequence[int],
     ) -> tuple[TeacherOutputs, Metrics]:
-        """The teacher's hidden states at the tokens of these rollouts, one forward for each."""
+        """The teacher's hidden states at the tokens of these rollouts, one forward for each or for each of its turns."""
         if teacher is None:
             return TeacherOutputs.none(len(prompts)), {}
-        # A sharded model's forward is a collective: there every process runs all its rows in equal batches.
+        # A sharded model's forward is a collective: there every process runs all its rows, in equally many batches.
         run_rows = list(range(len(prompts))) if self.sharded else list(rows)
         lengths = tokens.lengths
-        completions = [tokens.completion_ids[i, : lengths[i]].tolist() for i in run_rows]
-        sequences = teacher_sequences(self.encode([prompts[i].prompt for i in run_rows]), completions)
+        if self.sharded and any(p.by_turn for p in prompts):
+            raise ValueError(
+                "sources: a context of its own for each turn takes a different number of forwards on every process, which "
+                "FSDP and DeepSpeed do not allow; use DDP, or a source such as feedback"
+            )
+        parts = [piece for i in run_rows for piece in pieces(i, prompts[i], tokens.mask[i], lengths[i])]
+        completions = [tokens.completion_ids[p.row, : p.end].tolist() for p in parts]
+        sequences = teacher_sequences(
+            self.encode([p.prompt for p in parts], [p.environment for p in parts]), completions
+        )
         by_part, padding = [], 0.0
         for part in range(teacher.parts):
             with teacher.acting(model, part) as acting:
@@ -177,12 +196,18 @@ class TeacherPass:
                     return hidden
 
                 found, padding = hidden_at_completions(
-                    forward, sequences, max_rows=self.micro_batch, device=tokens.device
+                    forward,
+                    sequences,
+                    max_rows=self.micro_batch,
+                    device=tokens.device,
+                    max_padding=1.0 if self.sharded else MAX_PADDING,
                 )
             by_part.append(found)
-        found_at = dict(zip(run_rows, teacher.join(by_part), strict=True))
+        of_row: dict[int, list[tuple[Piece, Tensor]]] = {i: [] for i in run_rows}
+        for piece, state in zip(parts, teacher.join(by_part), strict=True):
+            of_row[piece.row].append((piece, state))
         wanted = set(rows)
-        states = tuple(found_at[i] if i in wanted else None for i in range(len(prompts)))
+        states = tuple(assemble(of_row[i], lengths[i]) if i in wanted else None for i in range(len(prompts)))
         return TeacherOutputs(states), {"teacher/padding": padding} if rows else {}
 
     def likeliest(self, outputs: TeacherOutputs, row: int, student_head: Head, n: int) -> tuple[Tensor, Tensor]:
@@ -241,7 +266,7 @@ class TeacherPass:
         self, model: nn.Module, outputs: TeacherOutputs, weights: Sequence[Mapping[int, float]], place: Place
     ) -> list[Answer | None]:
         """What a model held here gives when it is used as an expert with limited access."""
-        head = self.reader.head(outputs, head_of(self.accelerator.unwrap_model(model)))
+        head = self._whole_head(model, outputs)
         answers: list[Answer | None] = []
         for i, (state, weight) in enumerate(zip(outputs.states, weights, strict=True)):
             if state is None or not weight:
@@ -259,17 +284,23 @@ class TeacherPass:
             answers.append(Answer(positions, ids, logp))
         return answers
 
-    def _query(
+    def _queries(
         self, i: int, prompts: Sequence[Rendered], tokens: TokenBatch, weight: Mapping[int, float], place: Place
-    ) -> Query:
-        length = int(tokens.completion_mask[i].sum())
-        return Query(
-            prompt=prompts[i].prompt,
-            prompt_ids=tuple(self.encode([prompts[i].prompt])[0]),
-            completion_ids=tuple(tokens.completion_ids[i, :length].tolist()),
-            positions=tuple(sorted(weight)),
-            seed=_draw_seed(place, i),
-        )
+    ) -> list[Query]:
+        """One for each piece of a rollout that has a state to query; one without states where none has."""
+        parts = pieces(i, prompts[i], tokens.mask[i], int(tokens.completion_mask[i].sum()))
+        positions = [tuple(t for t in sorted(weight) if p.start <= t < p.end) for p in parts]
+        return [
+            Query(
+                prompt=piece.prompt,
+                prompt_ids=tuple(self.encode([piece.prompt], [piece.environment])[0]),
+                completion_ids=tuple(tokens.completion_ids[i, : piece.end].tolist()),
+                positions=at,
+                seed=_draw_seed(place, i),
+            )
+            for piece, at in zip(parts, positions, strict=True)
+            if at or len(parts) == 1
+        ]
 
     def _expert_metrics(
         self, answers: Sequence[Answer | None], counts: Tensor, tokens: TokenBatch, by_self: int

@@ -20,32 +20,38 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from errata import methods
 from errata.contexts import DEFAULT, Rendered, Renderer
 from errata.experts import Access, Teacher
 from errata.methods import Method, TeacherMethod
-from errata.ops.scores import Head, Objective, TokenScores
-from errata.recipe import models
+from errata.ops.scores import Head, TokenScores
 from errata.recipe.config import ErrataConfig
-from errata.records import Group, Messages, Prompt, Rollout, Row, TeacherContext, Verdict, groups_of
+from errata.records import Group, Messages, Prompt, Rollout, Row, TeacherContext, Verdict, fitting, groups_of
 from errata.training import compat
 from errata.training.batch import GenerationBatch, LocalSignals, TeacherOutputs, TokenBatch
 from errata.training.comments import comments_of
+from errata.training.environments import guarded, guarded_tool
 from errata.training.evaluation import Evaluator
 from errata.training.finite import StopAtBadWeights, check_loss
 from errata.training.forward import accept_head_function, at_completion, check_scores
-from errata.training.length_warning import WarnOfShortAnswers
+from errata.training.guard import Guard, check_guard
 from errata.training.loss import Averaging, LossSettings, two_stream_loss
-from errata.training.metrics import StepMeans, batch_metrics, prompt_metrics, score_sums
+from errata.training.metrics import StepMeans, batch_metrics, metrics_by_task, prompt_metrics, score_sums, tasks_of
+from errata.training.padding import packs
 from errata.training.replay import PastBatch, Replay
-from errata.training.rollout_log import Likeliest, RolloutLog, WriteRow, within_limit
+from errata.training.rollout_log import Likeliest, RolloutLog, WriteRow, write_evaluation
 from errata.training.rollouts import Completion, Judges, Verifier, build_rollouts
 from errata.training.scoring import Scorer
-from errata.training.signals import decide, naming
+from errata.training.signals import decide
 from errata.training.teacher_pass import Expert, Place, StatefulExpert, TeacherPass
 from errata.training.teachers import MakeTeacher, self_teacher
 
 _HEAD = "generation_head.pt"
 """File of the head that reads the generation batch's teacher states, in a checkpoint that falls inside a generation batch."""
+
+_FSDP1 = (
+    "FSDP1 flattens the weights of another model, so that its output head cannot be read; use FSDP2 (fsdp_version: 2)"
+)
 
 
 class ErrataTrainer(compat.TRLHooks):
@@ -61,6 +67,8 @@ class ErrataTrainer(compat.TRLHooks):
         expert: makes the teacher where that is not the policy itself, given a function that prepares a model for the run's
             parallelism; it returns a ``Teacher``, or an ``Expert`` that answers queries.
         access: how much of the expert's distribution is known, and where; all of it unless given.
+        context_methods: by task or environment (``errata.records.fitting``), the method whose settings choose the contexts of
+            its rows; ``method`` for all other rows.
         run: called with a file's stem (``rollouts``, ``eval``) and a row to keep it in the run directory.
         kwargs: passed to TRL's trainer: processing_class, peft_config, callbacks, tools, environment_factory, ...
     Raises:
@@ -81,6 +89,7 @@ class ErrataTrainer(compat.TRLHooks):
         run: WriteRow = lambda stem, row: None,
         expert: MakeTeacher | None = None,
         access: Access | None = None,
+        context_methods: Mapping[str, Method] | None = None,
         **kwargs: Any,
     ) -> None:
         self._own_trl_loss = compat.options_beyond_clipping(args)
@@ -91,14 +100,11 @@ class ErrataTrainer(compat.TRLHooks):
             )
         if method.learns_from == "reference":
             _check_references(method, args, train_dataset, kwargs)
-        if isinstance(kwargs.get("environment_factory"), dict):
-            raise ValueError(
-                "environment_factory: must be one class; several environments in one run are not supported"
-            )
+        _guard(kwargs, args.environment_timeout_s)
         self.method = method
-        with naming(method, "memory"):
-            self.memory = method.memory()
-        self._judges = Judges(verifiers, timeout_s=args.verifier_timeout_s, apart=args.verifier_isolation == "process")
+        self._context_methods = dict(context_methods or {})
+        self.memory = method.memory()
+        self._judges = Judges(verifiers, timeout_s=args.verifier_timeout_s)
         super().__init__(
             model=model,
             reward_funcs=list(self._judges.functions),
@@ -114,23 +120,20 @@ class ErrataTrainer(compat.TRLHooks):
         if self.aux_loss_enabled and not method.trl_loss:
             raise ValueError("router_aux_loss_coef: not added to a distillation loss; set it to 0 or use method: grpo")
         policy = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
-        accept_head_function(policy)
+        accept_head_function(policy, **self._padding(policy))
         if not self.sharded:
             check_scores(policy)
         made = self._make_teacher(expert)
         self.teacher = made if isinstance(made, Teacher) else None
         self.expert: Expert | None = None if isinstance(made, Teacher) else made
-        with naming(method, "objective"):
-            objective = method.objective()
-        if not isinstance(objective, Objective):
-            raise ValueError(
-                f"{type(method).__name__}.objective: must return errata.ops.scores.Objective, got {type(objective).__name__}"
-            )
-        objective = replace(objective, clip_low=self.epsilon_low, clip_high=self.epsilon_high)
+        objective = replace(method.objective(), clip_low=self.epsilon_low, clip_high=self.epsilon_high)
         routed = isinstance(method, TeacherMethod) and method.denominators == "routed"
         # A reference was not sampled: its likelihood is the policy's own, at temperature 1.
         temperature = 1.0 if method.learns_from == "reference" else self.temperature
         self._loss_settings = LossSettings(objective, temperature, routed)
+        self._by_reward = methods.get("grpo", success_threshold=method.success_threshold)
+        of_reward = replace(self._by_reward.objective(), clip_low=self.epsilon_low, clip_high=self.epsilon_high)
+        self._reward_loss_settings = LossSettings(of_reward, self.temperature, False)
         self._scorer = Scorer(
             self.accelerator, self.sharded, objective.divergence, self.temperature, args.per_device_train_batch_size
         )
@@ -148,13 +151,12 @@ class ErrataTrainer(compat.TRLHooks):
             keeps_head=args.gradient_accumulation_steps % (args.steps_per_generation * self.num_iterations) != 0,
         )
         self.replay = self._make_replay()
-        longest = models.longest_prompt(self.model, args.max_completion_length)
         wording = method.context_template if isinstance(method, TeacherMethod) else DEFAULT
         self.renderer = Renderer(
             wording if args.context_template is None else args.context_template,
             default=wording,
-            max_tokens=longest if args.max_teacher_prompt_length is None else args.max_teacher_prompt_length,
-            count_tokens=self._tokens_of,
+            max_tokens=args.max_teacher_prompt_length,
+            count_tokens=lambda prompt: len(self._encode_teacher_prompts([prompt])[0]),
             history=isinstance(method, TeacherMethod) and method.history > 0,
         )
         self._comments = comments_of(
@@ -165,42 +167,52 @@ class ErrataTrainer(compat.TRLHooks):
             self.tokenizer,
             self._write_by_policy,
         )
-        self.evaluator = Evaluator(args, method, self.renderer, self.teacher, self.sharded)
+        self._tasks = tasks_of(train_dataset)
+        self.evaluator = Evaluator(
+            args, method, self.renderer, self.teacher, self.sharded, self.context_method, tasks_of(eval_dataset)
+        )
         self._means = StepMeans()
         self._keep_row = run
         self._rollout_log = RolloutLog(run, self.tokenizer, args.rollouts_saved, method.success_threshold)
         self.add_callback(StopAtBadWeights())  # before a teacher follows them
         self.add_callback(_AfterStep(self))
-        if method.uses_teacher:
-            self.add_callback(WarnOfShortAnswers())
+        evaluates = args.eval_strategy != "no" and bool(args.eval_on_start)
+        check_guard(args.guard, method, self.teacher, sharded=self.sharded, evaluates=evaluates)
+        self.guard = Guard(self, args.guard, Path(str(args.output_dir)), args.eval_k, lambda row: run("guard", row))
+        self.add_callback(self.guard)
 
     def _make_teacher(self, expert: MakeTeacher | None) -> Teacher | Expert | None:
         if not isinstance(self.method, TeacherMethod):
             return None
 
         def prepare(teacher: nn.Module) -> nn.Module:
-            accept_head_function(teacher)
+            accept_head_function(teacher, **self._padding(teacher))
             prepared: nn.Module = self.prepare_teacher(teacher, stays=self.args.teacher_device is not None)
             return prepared
 
         if expert is not None:
-            return expert(prepare)
+            made = expert(prepare)
+            if self.fsdp1 and isinstance(made, Teacher):
+                raise ValueError(f"expert: {_FSDP1}")
+            return made
         per_generation = self.args.steps_per_generation * self.num_iterations
-        return self_teacher(self.model, self.args, self.method, prepare, per_generation, self.sharded)
+        teacher = self_teacher(self.model, self.args, self.method, prepare, per_generation, self.sharded)
+        if self.fsdp1 and teacher.separate is not None:
+            raise ValueError(f"teacher: {_FSDP1}, or teacher: live, or LoRA")
+        return teacher
 
-    def _tokens_of(self, prompt: Messages | str) -> int:
-        """Tokens of a teacher's prompt; an upper bound of them where that alone is below the model's limit."""
-        size = len(str(prompt).encode("utf-8", "replace"))
-        longest = models.longest_prompt(self.model, self.args.max_completion_length)
-        if self.args.max_teacher_prompt_length is None and longest is not None and size <= models.fewest_bytes(longest):
-            return size
-        return len(self._encode_teacher_prompts([prompt])[0])
+    def _padding(self, model: PreTrainedModel) -> dict[str, bool]:
+        """How padding is left out of this model's forwards."""
+        free = self.args.padding_free
+        # Processes whose forwards are collectives must call them equally often.
+        return {"packed": free and packs(model), "grouped": free and not self.sharded}
 
-    def _encode_teacher_prompts(self, prompts: list[Messages | str]) -> list[list[int]]:
+    def _encode_teacher_prompts(
+        self, prompts: list[Messages | str], environments: Sequence[str | None] | None = None
+    ) -> list[list[int]]:
         method = self.method
-        return self.encode_prompts(
-            prompts, method.teacher_chat_template_kwargs if isinstance(method, TeacherMethod) else {}
-        )
+        template_kwargs = method.teacher_chat_template_kwargs if isinstance(method, TeacherMethod) else {}
+        return self.encode_prompts(prompts, template_kwargs, environments)
 
     def _make_replay(self) -> Replay | None:
         method, args = self.method, self.args
@@ -240,24 +252,39 @@ class ErrataTrainer(compat.TRLHooks):
         first, step = self.accelerator.process_index * len(rows), self.state.global_step
         self._judges.check([str(row["problem_id"]) for row in rows])
         local = self._build(rows, tokens, first)
-        local, metrics = self._comments(local, rows, step)
-        self.log_metrics_of_step(metrics)
-        if self.method.needs_entropy(self.memory):
-            local = self._with_entropy(local, tokens)
+        reward_only = self.guard.reward_only
+        if not reward_only:
+            local, metrics = self._comments(local, rows, step)
+            self.log_metrics_of_step(metrics)
+            if self.method.needs_entropy(self.memory):
+                local = self._with_entropy(local, tokens)
         everyone: list[Rollout] = gather_object(local)
         groups = groups_of(everyone, self.num_generations)
         contexts = self._choose_contexts(groups, step)
+        if reward_only:
+            contexts = [TeacherContext("none", "the guard has turned the teacher off")] * len(everyone)
         mine = contexts[first : first + len(local)]
         prompts = [
-            self.renderer.render(r, c) if c.is_informative and c.use_teacher else Rendered(r.prompt)
+            replace(
+                self.renderer.render(r, c) if c.is_informative and c.use_teacher else Rendered(r.prompt),
+                environment=r.row.get("environment"),
+            )
             for r, c in zip(local, mine, strict=True)
         ]
         self.log_metrics_of_step(batch_metrics(self.method, groups, contexts))
+        self.log_metrics_of_step(metrics_by_task(groups, self._tasks, self.method.success_threshold))
         self.log_metrics_of_step(self.memory.metrics())
         batch = GenerationBatch(
-            local, mine, prompts, tokens, TeacherOutputs.none(len(local)), everyone=everyone, all_contexts=contexts
+            local,
+            mine,
+            prompts,
+            tokens,
+            TeacherOutputs.none(len(local)),
+            everyone=everyone,
+            all_contexts=contexts,
+            reward_only=reward_only,
         )
-        if self.method.uses_teacher:
+        if self._method_of(batch).uses_teacher:
             place = Place(self.args.seed, step, first)
             outputs, metrics = self.teacher_pass(self.model, tokens, mine, prompts, place, self.no_checkpointing)
             self.log_metrics_of_step(metrics)
@@ -293,33 +320,38 @@ class ErrataTrainer(compat.TRLHooks):
 
     def _choose_contexts(self, groups: list[Group], step: int) -> list[TeacherContext]:
         """Contexts of the rollouts of all processes, after the memory's update: the same on every process."""
+        self.memory.observe(groups, step=step)
         rng = random.Random(f"{self.args.seed}-{step}")
         epoch = float(self.state.epoch or 0.0)
-        with naming(self.method, "memory"):
-            self.memory.observe(groups, step=step)
-        with naming(self.method, "context"):
-            found = [self.method.context(r, g, memory=self.memory, epoch=epoch, rng=rng) for g in groups for r in g]
-        wrong = next((c for c in found if not isinstance(c, TeacherContext)), None)
-        if any(not isinstance(c, TeacherContext) for c in found):
-            name = f"{type(self.method).__name__}.context"
-            raise ValueError(f"{name}: must return errata.records.TeacherContext, got {type(wrong).__name__}")
-        return found
+        return [
+            self.context_method(r).context(r, g, memory=self.memory, epoch=epoch, rng=rng) for g in groups for r in g
+        ]
+
+    def context_method(self, rollout: Rollout) -> Method:
+        """The method whose settings choose this rollout's context."""
+        name = fitting(rollout.row, self._context_methods)
+        return self.method if name is None else self._context_methods[name]
+
+    def _method_of(self, batch: GenerationBatch) -> Method:
+        """The run's method, or GRPO where the guard has turned the teacher off."""
+        return self._by_reward if batch.reward_only else self.method
 
     def _decide_ahead(self, batch: GenerationBatch) -> LocalSignals:
         """Signals by a scoring of their own, for a batch that is learned from in parts or several times."""
+        method = self._method_of(batch)
 
         def score(at: Tensor) -> TokenScores:
             return self._scorer(
                 self.model,
                 batch.tokens,
-                self.method.score_fields,
-                batch.teacher if self.method.uses_teacher else None,
+                method.score_fields,
+                batch.teacher if method.uses_teacher else None,
                 self.teacher_pass.reader,
                 at=at,
                 no_checkpointing=self.no_checkpointing(),
             )
 
-        signals, metrics = decide(self.method, self.memory, batch, score, self.accelerator, self.num_generations)
+        signals, metrics = decide(method, self.memory, batch, score, self.accelerator, self.num_generations)
         self.log_metrics_of_step(metrics)
         return signals
 
@@ -333,7 +365,7 @@ class ErrataTrainer(compat.TRLHooks):
             self._write_rollouts(replace(batch, signals=batch.signals or self._decide_ahead(batch)), None)
             return trls
         place = f"{(self.args.seed, self.state.global_step, self.micro_step, self.accelerator.process_index)}"
-        past = None if self.replay is None else self.replay.draw(batch.tokens, place)
+        past = None if self.replay is None or batch.reward_only else self.replay.draw(batch.tokens, place)
         heads: list[Head] = []  # kept aside: what a wrapped model returns may be copied in another type
         decided: list[tuple[LocalSignals, Tensor | None]] = []
 
@@ -357,58 +389,58 @@ class ErrataTrainer(compat.TRLHooks):
         self, hidden: Tensor, head: Head, batch: GenerationBatch, past: PastBatch | None
     ) -> tuple[Tensor, TokenScores, LocalSignals, Tensor | None]:
         """The loss, its scores, the signals, and the reach of past rollouts."""
-        reach = None
+        method, reach = self._method_of(batch), None
+        settings = self._reward_loss_settings if batch.reward_only else self._loss_settings
         if past is None:
             own, of_past = at_completion(hidden, batch.tokens.mask.shape[1]), None
         else:
             own, of_past = Replay.split(hidden, batch.tokens, past)
         teacher = None
-        if bool(batch.teacher.has_teacher.any()) or (self.sharded and self.method.uses_teacher):
+        if bool(batch.teacher.has_teacher.any()) or (self.sharded and method.uses_teacher):
             teacher = self.teacher_pass.reader.values(batch.teacher, own, head, batch.tokens.mask)
         signals = batch.signals
 
         def decide_here(scores: TokenScores) -> LocalSignals:
             nonlocal signals
             signals, metrics = decide(
-                self.method, self.memory, batch, lambda at: scores, self.accelerator, self.num_generations
+                method, self.memory, batch, lambda at: scores, self.accelerator, self.num_generations
             )
             self.log_metrics_of_step(metrics)
             return signals
 
-        if signals is None and self._scores_in_part:
+        if signals is None and self._scores_in_part(method):
             signals = self._decide_in_part(own, head, batch)
         averaging = self._averaging
-        loss, scores = two_stream_loss(
-            own, head, batch, teacher, signals or decide_here, self._loss_settings, averaging
-        )
+        loss, scores = two_stream_loss(own, head, batch, teacher, signals or decide_here, settings, averaging)
         assert signals is not None
         if past is not None and self.replay is not None and of_past is not None:
-            among = self._loss_settings.counted(batch.tokens.mask, signals.sd_weight)
+            among = settings.counted(batch.tokens.mask, signals.sd_weight)
             weights = averaging.weights(past.mask, signals.sd_count.clamp(min=1), among)
             more, reach = self.replay.loss(of_past, head, past, weights)
             loss = loss + more
         return loss, scores, signals, reach
 
-    @property
-    def _scores_in_part(self) -> bool:
+    @staticmethod
+    def _scores_in_part(method: Method) -> bool:
         """Whether fewer products than the loss's own suffice for what the method reads."""
-        return not {"student_logp", "student_entropy", "divergence"} & {*self.method.score_fields}
+        return not {"student_logp", "student_entropy", "divergence"} & {*method.score_fields}
 
     def _decide_in_part(self, hidden: Tensor, head: Head, batch: GenerationBatch) -> LocalSignals:
         """Signals of a method that reads none of the student's scores."""
+        method = self._method_of(batch)
 
         def score(at: Tensor) -> TokenScores:
             return self._scorer.of_hidden(
                 hidden.detach(),
                 head,
                 batch.tokens,
-                self.method.score_fields,
-                batch.teacher if self.method.uses_teacher else None,
+                method.score_fields,
+                batch.teacher if method.uses_teacher else None,
                 self.teacher_pass.reader,
                 at=at,
             )
 
-        signals, metrics = decide(self.method, self.memory, batch, score, self.accelerator, self.num_generations)
+        signals, metrics = decide(method, self.memory, batch, score, self.accelerator, self.num_generations)
         self.log_metrics_of_step(metrics)
         return signals
 
@@ -425,14 +457,13 @@ class ErrataTrainer(compat.TRLHooks):
     def _after_loss(self, batch: GenerationBatch, scores: TokenScores, head: Head, reach: Tensor | None) -> None:
         """Metrics, replay and rollouts.jsonl. ``reach``: of ``Replay.loss``."""
         samples_only = self.teacher_pass.access.gives == "samples"
-        self._means.add(
-            score_sums(batch, scores, teacher_known=not samples_only, objective=self._loss_settings.objective)
-        )
+        settings = self._reward_loss_settings if batch.reward_only else self._loss_settings
+        self._means.add(score_sums(batch, scores, teacher_known=not samples_only, objective=settings.objective))
         if self.accelerator.sync_gradients:  # the step's last micro-batch
             self.log_metrics_of_step(self._means.take(self.accelerator))
         if self.method.uses_teacher:
             self.log_metrics_of_step(prompt_metrics(self.generation.prompts))
-        if self.replay is not None:
+        if self.replay is not None and not batch.reward_only:
             self.log_metrics_of_step(self.replay.metrics(self.accelerator, reach))
             # Gathered on every process or on none, where it is sharded.
             with_states = batch.teacher.sparse is None
@@ -447,11 +478,8 @@ class ErrataTrainer(compat.TRLHooks):
     def _write_rollouts(
         self, batch: GenerationBatch, scores: TokenScores | None, likeliest: Likeliest | None = None
     ) -> None:
-        step, file = self.state.global_step + 1, Path(str(self.args.output_dir)) / "rollouts.jsonl"
-        if self.accelerator.is_main_process and within_limit(
-            file, self.args.rollouts_max_mb, step, self.state.max_steps
-        ):
-            self._rollout_log.write(step, batch, scores, self.generation.rollouts, likeliest)
+        if self.accelerator.is_main_process:
+            self._rollout_log.write(self.state.global_step + 1, batch, scores, self.generation.rollouts, likeliest)
 
     # -- evaluation and state -------------------------------------------------------------------------------------
 
@@ -468,7 +496,10 @@ class ErrataTrainer(compat.TRLHooks):
         self.evaluation_due = False
         if self.accelerator.is_main_process:
             task, split = self.args.eval_task or self.args.task, self.args.eval_split
-            self._keep_row("eval", {"step": self.state.global_step, "task": task, "split": split, **metrics})
+            step, k = self.state.global_step, self.args.eval_k
+            self._keep_row("eval", {"step": step, "task": task, "split": split, **metrics})
+            shown = self.evaluator.last_rollouts
+            write_evaluation(self._keep_row, step, shown, k=k, problems=self.args.rollouts_saved)
         logged = {f"{metric_key_prefix}_{k}": v for k, v in metrics.items() if isinstance(v, int | float)}
         training = self.model.training
         self.model.eval()  # TRL files what is logged by the model's mode
@@ -484,23 +515,25 @@ class ErrataTrainer(compat.TRLHooks):
 
     def save_state(self, folder: Path) -> None:
         state = {"memory": self.memory.state_dict(), "evaluator": self.evaluator.state_dict()}
+        state["guard"] = self.guard.save(folder)
         if self.teacher is not None:
             state["teacher"] = self.teacher.state_dict()
         if isinstance(self.expert, StatefulExpert):
             state["expert"] = self.expert.state_dict()
         if self.replay is not None:
             self.replay.save(folder, self.accelerator.process_index)
+        if self.teacher is not None:
+            self.teacher.save(folder, write=self.args.should_save)
         if self.args.should_save:
             if self.inside_generation and self.generation.teacher.head is not None:
                 torch.save(self.generation.teacher.head, folder / _HEAD)  # the same on every process
             (folder / "state.json").write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
-            if self.teacher is not None:
-                self.teacher.save(folder)
 
     def load_state(self, folder: Path) -> None:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         self.memory.load_state_dict(state["memory"])
         self.evaluator.load_state_dict(state["evaluator"])
+        self.guard.load(state.get("guard", {}), folder)
         if (folder / _HEAD).is_file():
             head = torch.load(folder / _HEAD, map_location=self.accelerator.device, weights_only=False)
             self.generation = replace(self.generation, teacher=replace(self.generation.teacher, head=head))
@@ -530,6 +563,17 @@ def _check_references(method: Method, args: ErrataConfig, rows: Dataset, kwargs:
                 f"reference: {name} learns from it, and row {number} ({rows[number]['problem_id']}) has none; "
                 "leave such rows out (strict: false does) or use another method"
             )
+
+
+def _guard(kwargs: dict[str, Any], timeout_s: float | None) -> None:
+    """Replace TRL's ``tools`` and ``environment_factory`` by ones whose failures cannot stop the run."""
+    if kwargs.get("tools"):
+        kwargs["tools"] = [guarded_tool(tool, timeout_s) for tool in kwargs["tools"]]
+    given = kwargs.get("environment_factory")
+    if isinstance(given, Mapping):
+        kwargs["environment_factory"] = {name: guarded(factory, timeout_s) for name, factory in given.items()}
+    elif given is not None:
+        kwargs["environment_factory"] = guarded(given, timeout_s)
 
 
 class _AfterStep(TrainerCallback):  # type: ignore[misc]

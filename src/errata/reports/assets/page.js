@@ -3,6 +3,12 @@
 const errata = {
   data: JSON.parse(document.getElementById("data").textContent),
   lines: 8,
+  updates: [],
+
+  /* Call `draw` for the data of a running training whenever it has grown. */
+  follow(draw) {
+    errata.updates.push(draw);
+  },
 
   el(tag, attributes, ...children) {
     const element = document.createElement(tag);
@@ -12,6 +18,12 @@ const errata = {
       else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
     }
     element.append(...children.filter((child) => child !== null && child !== undefined));
+    return element;
+  },
+
+  svg(tag, attributes) {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes || {})) element.setAttribute(name, value);
     return element;
   },
 

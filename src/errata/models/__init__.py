@@ -1,0 +1,1 @@
+"""Policies that others trained and that errata can fetch by a short name."""

@@ -1,0 +1,184 @@
+"""Environments and tools whose failures cost a rollout and never the run.
+
+TRL calls an environment's ``reset`` and methods in the trainer's own thread. Here each call has a time limit, and what it
+returns is checked. A method that raises is an answer to the policy, as with TRL. A rollout is not judged if its environment
+cannot be reset, takes too long, loses its connection or ends the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+MOST_CHARACTERS = 20_000
+"""Of one answer; the middle of a longer one is cut, before it is tokenised."""
+
+_LOST = (ConnectionError, EOFError, TimeoutError)
+"""Errors after which the state of an environment is not known."""
+_ERROR = "_errata_error"
+
+
+class _StopCall(SystemExit):
+    """Raised inside a call that takes too long; threads end silently on a ``SystemExit``."""
+
+
+def failure(environment: object) -> str:
+    """Why the rollout of this environment cannot be judged; empty if it can."""
+    return str(getattr(environment, _ERROR, ""))
+
+
+def guarded(factory: Callable[[], Any], timeout_s: float | None) -> Callable[[], Any]:
+    """A factory of the same environments, as instances of a subclass whose calls cannot stop the run.
+
+    Args:
+        factory: a class, or a function that returns an instance.
+        timeout_s: seconds for each call of a method; ``None`` calls it in the trainer's thread without a limit.
+    """
+    classes: dict[type, type] = {}
+
+    @functools.wraps(factory, updated=())
+    def make() -> Any:
+        environment = factory()
+        kind = type(environment)
+        if kind not in classes:
+            classes[kind] = _subclass(kind, factory, timeout_s)
+        environment.__class__ = classes[kind]
+        return environment
+
+    return make
+
+
+def guarded_tool(tool: Callable[..., Any], timeout_s: float | None) -> Callable[..., Any]:
+    """The same function with a time limit and an answer of bounded length; errors reach TRL, which tells them to the policy."""
+    if inspect.iscoroutinefunction(tool):
+
+        @functools.wraps(tool)
+        async def call_async(*args: Any, **kwargs: Any) -> Any:
+            return answer(await asyncio.wait_for(tool(*args, **kwargs), timeout_s))
+
+        return call_async
+
+    @functools.wraps(tool)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return answer(within(timeout_s, tool, *args, **kwargs))
+
+    return call
+
+
+def answer(value: Any) -> Any:
+    """What a tool returned, as text of bounded length; a list of content parts is left as it is."""
+    if isinstance(value, list) and all(isinstance(part, Mapping) and "type" in part for part in value):
+        return value
+    text = value if isinstance(value, str) else str(value)
+    text = text.encode("utf-8", "replace").decode()  # half of a character cannot be tokenised or written
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    half = MOST_CHARACTERS // 2
+    return f"{text[:half]} [{len(text) - 2 * half} characters left out] {text[-half:]}"
+
+
+def within(timeout_s: float | None, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The function's value. Raises what it raises, ``RuntimeError`` if it exits, ``TimeoutError`` if it takes too long.
+
+    A call that hangs in Python code is ended; one that hangs in C code is left in its thread.
+    """
+    if timeout_s is None:
+        return _without_exit(function, *args, **kwargs)
+    outcome: list[tuple[Any, BaseException | None]] = []
+
+    def run() -> None:
+        try:
+            outcome.append((_without_exit(function, *args, **kwargs), None))
+        except _StopCall:
+            return  # nobody waits for it any more
+        except Exception as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run, name=f"call of {getattr(function, '__name__', function)}", daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if not outcome:
+        if thread.ident is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_StopCall))
+        raise TimeoutError(f"took longer than {timeout_s:g} s")
+    value, error = outcome[0]
+    if error is not None:
+        raise error
+    return value
+
+
+def _without_exit(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except _StopCall:
+        raise
+    except SystemExit as error:
+        raise RuntimeError(f"exits with {error.code!r}") from error
+
+
+def _subclass(kind: type, factory: Callable[[], Any], timeout_s: float | None) -> type:
+    members: dict[str, Any] = {"reset": _reset(kind.reset, factory, timeout_s)}  # type: ignore[attr-defined]
+    for name, method in inspect.getmembers(kind, inspect.isfunction):
+        if name not in ("reset", "get_reward") and not name.startswith("_"):
+            members[name] = _method(method, timeout_s)
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, "__qualname__": kind.__qualname__, **members})
+
+
+def _method(method: Callable[..., Any], timeout_s: float | None) -> Callable[..., Any]:
+    call = guarded_tool(method, timeout_s)
+
+    def lost(environment: object, error: BaseException) -> None:
+        setattr(environment, _ERROR, f"{method.__name__}: {_describe(error)}")
+
+    if inspect.iscoroutinefunction(method):
+
+        @functools.wraps(method)
+        async def act_async(self: object, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return await call(self, *args, **kwargs)
+            except _LOST as error:
+                lost(self, error)
+                raise
+
+        return act_async
+
+    @functools.wraps(method)
+    def act(self: object, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return call(self, *args, **kwargs)
+        except _LOST as error:
+            lost(self, error)
+            raise
+
+    return act
+
+
+def _reset(reset: Callable[..., Any], factory: Callable[[], Any], timeout_s: float | None) -> Callable[..., Any]:
+    @functools.wraps(reset)
+    def start(self: Any, **row: Any) -> Any:
+        try:
+            if failure(self):  # its state is not known: begin with a new one
+                fresh = within(timeout_s, factory)
+                vars(self).clear()
+                vars(self).update(vars(fresh))
+            shown = within(timeout_s, reset, self, **row)
+            if shown is None or isinstance(shown, str):
+                return None if shown is None else answer(shown)
+            if isinstance(shown, list) and all(isinstance(part, Mapping) and "type" in part for part in shown):
+                return shown
+            raise TypeError(f"returned {shown!r:.80}; it must be a text, None or a list of content parts")
+        except Exception as error:
+            setattr(self, _ERROR, f"reset: {_describe(error)}")
+            return None
+
+    return start
+
+
+def _describe(error: BaseException) -> str:
+    said = " ".join(str(error).split())[:500]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
