@@ -171,19 +171,19 @@ def train(
 
 
 def card(numbers: dict[str, dict[str, float]], model: Qwen3ForCausalLM, seed: int, minutes: float) -> str:
+    cores = "one thread" if torch.get_num_threads() == 1 else f"{torch.get_num_threads()} threads"
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    command = f"`python scripts/pretrain_house.py --seed {seed} --out DIR`"
+    how = f"{command}: {minutes:.0f} minutes, {cores} of {_processor()} ({versions})."
+    return card_text(numbers, model.num_parameters(), how)
+
+
+def card_text(numbers: dict[str, dict[str, float]], parameters: int, made: str) -> str:
+    """The card. ``made``: the sentence on how, for how long and on what it was trained."""
     head = next(iter(numbers.values()))
     rows = [f"| {name} | {' | '.join(f'{v:.3f}' for v in row.values())} |" for name, row in numbers.items()]
     table = "\n".join([f"| held-out problems | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|", *rows])
-    return CARD.format(
-        parameters=f"{model.num_parameters():,}",
-        table=table,
-        seed=seed,
-        minutes=f"{minutes:.0f}",
-        cores="one thread" if torch.get_num_threads() == 1 else f"{torch.get_num_threads()} threads",
-        machine=_processor(),
-        versions=f"torch {torch.__version__}, transformers {transformers.__version__}",
-        slip=f"{SLIP:.0%}",
-    )
+    return CARD.format(parameters=f"{parameters:,}", table=table, made=made, slip=f"{SLIP:.0%}")
 
 
 CARD = """---
@@ -221,7 +221,7 @@ policy fail, so greedy decoding solves `rulebook/sharpen` at once.
 
 ## How it was made
 
-`python scripts/pretrain_house.py --seed {seed} --out DIR`: {minutes} minutes, {cores} of {machine} ({versions}).
+{made}
 Training problems are drawn from the training split's side of the checksum; held-out chains never occur.
 """
 

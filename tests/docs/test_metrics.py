@@ -31,7 +31,8 @@ def test_names_are_unique_and_explained():
 @pytest.mark.parametrize(
     ("name", "entry"),
     [
-        ("reward", "reward"), ("avg@16", "avg@K"), ("rewards/judge/mean", "rewards/NAME/mean"), ("context/hindsight", "context/NAME"),
+        ("reward", "reward"),
+        ("avg@16", "avg@K"), ("rewards/judge/mean", "rewards/NAME/mean"), ("context/hindsight", "context/NAME"),
         ("rulebook/new-rule/avg@8", "TASK/avg@K"), ("rewards/a/b/mean", None), ("avg@", None), ("xreward", None),
     ],
 )  # fmt: skip
@@ -108,7 +109,14 @@ def test_training_and_evaluation_log_known_names_and_trackers_get_the_same(tmp_p
 
 def test_a_summary_has_known_names():
     rows = [
-        {"problem_id": "a", "score": 1.0, "length": 3, "kind": "", "feedback": "", "info": {"chosen": "B", "strict_format": True}},
-        {"problem_id": "a", "score": 0.0, "length": 3, "kind": "", "feedback": "", "info": {"chosen": "A", "strict_format": True}},
-    ]  # fmt: skip
+        {
+            "problem_id": "a",
+            "score": score,
+            "length": 3,
+            "kind": "",
+            "feedback": "",
+            "info": {"chosen": "B", "strict_format": True},
+        }
+        for score in (1.0, 0.0)
+    ]
     assert {name for name in summary(rows, k=2) if glossary.find(name) is None} == set()

@@ -149,6 +149,7 @@ class Trainer(ErrataTrainer):
             evaluated = self.directory.last("eval")
             if evaluated is None or evaluated["step"] != self.state.global_step:
                 self.evaluate()
+        self.create_model_card()
         if self.accelerator.is_main_process:
             self.directory.finish()
 

@@ -191,6 +191,9 @@ def _finish(console: Console, trainer: ErrataTrainer, run: RunDirectory, seconds
         rows = run.read("eval")
         if not rows or rows[-1]["step"] != trainer.state.global_step:
             trainer.evaluate()
+    trainer.create_model_card()
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
     if not trainer.is_world_process_zero():
         return
     last = trainer.evaluator.last_rollouts

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from trl import GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.models.utils import disable_gradient_checkpointing
@@ -38,6 +38,7 @@ PRIVATE = {
     "_generate": ("self", "prompts"),
     "_generate_single_turn": ("self", "prompt_ids", "images", "multimodal_fields", "num_generations"),
     "_save_checkpoint": ("self", "model", "trial"),
+    "_push_from_checkpoint": ("self", "checkpoint_folder"),
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
     "_get_train_sampler": ("self", "dataset"),
     "_run_epoch": (
@@ -495,6 +496,14 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         if self.args.should_save:
             (folder / "training_args.bin").unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
+
+    def push_checkpoint(self, folder: Path) -> None:
+        """Upload a checkpoint's policy. Called on the main process, after a save, unless ``hub_strategy`` is ``end``."""
+        raise NotImplementedError
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
+            self.push_checkpoint(Path(checkpoint_folder))
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -35,6 +35,7 @@ from errata.training.evaluation import Evaluator
 from errata.training.finite import StopAtBadWeights, check_loss
 from errata.training.forward import accept_head_function, at_completion, check_scores
 from errata.training.guard import Guard, check_guard
+from errata.training.hub import Publishing
 from errata.training.loss import Averaging, LossSettings, two_stream_loss
 from errata.training.metrics import StepMeans, batch_metrics, metrics_by_task, prompt_metrics, score_sums, tasks_of
 from errata.training.padding import packs
@@ -54,7 +55,7 @@ _FSDP1 = (
 )
 
 
-class ErrataTrainer(compat.TRLHooks):
+class ErrataTrainer(Publishing):
     """TRL's GRPO trainer with a method, teachers and verdicts.
 
     Args:
