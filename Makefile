@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint slow clean
+.PHONY: demo test lint slow docs clean
 demo: $(VENV)/.ready
 	$(BIN)/errata train recipes/demo.yaml
 
@@ -14,6 +14,10 @@ test: $(VENV)/.ready
 
 slow: $(VENV)/.ready
 	$(BIN)/pytest -m slow
+
+docs: $(VENV)/.ready
+	$(BIN)/pip install --quiet -c constraints.txt '.[docs]' && $(BIN)/pip install --quiet --no-deps -e .
+	HF_HUB_OFFLINE=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Torch first and by the constraints, so that no other build is pulled in by a dependency.
 $(VENV)/.ready: pyproject.toml constraints.txt

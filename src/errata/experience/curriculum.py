@@ -45,6 +45,7 @@ class Curriculum:
 
     @property
     def stage(self) -> Literal[1, 2]:
+        """1 as long as everything is distilled, then 2."""
         return 1 if self.switched_at is None else 2
 
     @property

@@ -39,7 +39,9 @@ def judge(
 
     Args:
         verifier: called as TRL calls a reward function. With a true attribute ``limits_own_time`` it is called without a limit.
-        prompts, completions, completion_ids: one per rollout.
+        prompts: one per rollout.
+        completions: one per rollout.
+        completion_ids: one per rollout, or ``None`` where they are not known.
         columns: TRL's other keyword arguments: the rows' columns (lists, one value per completion) and, as TRL passes them,
             ``trainer_state``, ``log_extra``, ``log_metric`` and ``environments``.
         timeout_s: limit in seconds; ``None`` calls the verifier in this thread without a limit, for one that needs the main
