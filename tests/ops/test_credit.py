@@ -320,3 +320,25 @@ def test_no_gradient_flows_through_credit():
 def test_errors_name_the_argument(call, argument):
     with pytest.raises(ValueError, match=argument):
         call(torch.rand(2, 3), torch.ones(2, 3), torch.zeros(2, dtype=torch.long))
+
+
+def test_the_ratios_of_later_tokens_multiply_what_follows_them():
+    """C_0 = 1 + γ·2·(2 + γ·3·4): costs 1, 2, 4 after tokens of ratio 2 and 3; the tool's output in between is no token."""
+    cost = torch.tensor([[9.0, 1.0, 7.0, 2.0, 4.0]])
+    mask = torch.tensor([[1, 1, 0, 1, 1]])
+    ratio = torch.tensor([[5.0, 2.0, 1.0, 3.0, 11.0]])
+    found = future_cost(cost, mask, discount=0.5, ratio=ratio)
+    torch.testing.assert_close(found, torch.tensor([[1 + 0.5 * 2 * (2 + 0.5 * 3 * 4), 2 + 0.5 * 3 * 4, 0.0, 4.0, 0.0]]))
+    assert torch.equal(
+        future_cost(cost, mask, discount=0.5, ratio=torch.ones(1, 5)), future_cost(cost, mask, discount=0.5)
+    )
+
+
+def test_the_others_mean_is_weighted_where_a_sampler_was_biased():
+    cost = torch.tensor([[1.0, 2.0], [3.0, 4.0], [7.0, 10.0]])
+    mask = torch.tensor([[1, 1], [1, 1], [1, 0]])
+    found = excess_cost(cost, mask, torch.zeros(3), torch.tensor([1.0, 3.0, 1.0]))
+    # of the first: the others' mean is (3·3 + 1·7)/4 = 4 and 4; of the second: (1 + 7)/2 and 2; of the third: (1 + 9)/4
+    torch.testing.assert_close(found, torch.tensor([[-3.0, -2.0], [-1.0, 2.0], [4.5, 0.0]]))
+    alone = excess_cost(cost, mask, torch.zeros(3), torch.tensor([1.0, 0.0, 0.0]))
+    assert alone[0].tolist() == [0, 0]  # nobody counts whom it could be compared with

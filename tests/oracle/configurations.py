@@ -111,5 +111,6 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     # An engine that samples with slightly other probabilities.
     _c("ratio-token", "distil", ratio="token", default=True),
     _c("ratio-sequence", "srpo", ratio="sequence"),
+    _c("ratio-sequence-distil", "distil", ratio="sequence"),
     _c("ratio-grpo", "grpo", ratio="token"),
 )

@@ -86,11 +86,12 @@ class Oracle:
             self.known.append(teacher)
             scores.append([score(p, q, token, self.s) for p, q, token in zip(student, teacher, a.tokens, strict=True)])
             self.old.append([x.student_logp for x in scores[-1]])
-        self.signals = decide(self.kind, self.s, self.attempts, scores, self.memory)
         self.ratio = None
         if self.configuration.ratio:
             longest = max(len(a.ids) for a in self.attempts)
             self.ratio = world.ratio_of(self.configuration, generation, len(self.attempts), longest).double()
+        ratio = None if self.ratio is None else self.ratio.tolist()
+        self.signals = decide(self.kind, self.s, self.attempts, scores, self.memory, ratio)
 
     def _attempts(self, generation: int) -> list[Attempt]:
         problems = self.record.problems[generation]
@@ -203,7 +204,8 @@ class Oracle:
                     total = total + signal.rl * share * reinforced(logp, signal.advantage, token, old, self.s)
                 known = self.known[i][t]
                 if signal.sd and known is not None:
-                    share = correction * self._share("sd", i, rows)
+                    of_rollout = self.ratio is None or self.ratio.shape[1] == 1
+                    share = (correction if of_rollout else 1.0) * self._share("sd", i, rows)
                     total = total + signal.sd * share * distilled(logp, known, token, old, self.s)
         return total
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import exp, sqrt
+from math import exp, prod, sqrt
 from typing import Any
 
 from tests.oracle.attempts import Attempt, Memory, bonus_weight, gates
@@ -27,15 +27,23 @@ class Signal:
 
 
 def decide(
-    kind: str, s: dict[str, Any], attempts: list[Attempt], scores: list[list[Score]], memory: Memory
+    kind: str,
+    s: dict[str, Any],
+    attempts: list[Attempt],
+    scores: list[list[Score]],
+    memory: Memory,
+    ratio: Rows | None = None,
 ) -> list[list[Signal]]:
+    """``ratio``: the sampler's correction, one number for each token or one for the attempt."""
     if kind == "GRPO":
         return [[Signal(a.advantage, 1.0, 0.0) for _ in a.tokens] for a in attempts]
     if kind == "SFT":
         return [[Signal(1.0, 1.0, 0.0) for _ in a.tokens] for a in attempts]
     if kind in ("SDPO", "OPSD"):
         return [[Signal(sd=float(a.scored)) for _ in a.tokens] for a in attempts]
-    known: dict[str, Callable[..., list[list[Signal]]]] = {"SRPO": srpo, "DistIL": distil, "DRIFT": drift}
+    if kind == "DistIL":
+        return distil(s, attempts, scores, memory, ratio)
+    known: dict[str, Callable[..., list[list[Signal]]]] = {"SRPO": srpo, "DRIFT": drift}
     return known[kind](s, attempts, scores, memory)
 
 
@@ -55,13 +63,22 @@ def srpo(s: dict[str, Any], attempts: list[Attempt], scores: list[list[Score]], 
 # -- DistIL -------------------------------------------------------------------------------------------------------------
 
 
-def distil(s: dict[str, Any], attempts: list[Attempt], scores: list[list[Score]], memory: Memory) -> list[list[Signal]]:
+def distil(
+    s: dict[str, Any],
+    attempts: list[Attempt],
+    scores: list[list[Score]],
+    memory: Memory,
+    ratio: Rows | None = None,
+) -> list[list[Signal]]:
     if s["credit"] == "none":
         return [[Signal(sd=float(a.scored)) for _ in a.tokens] for a in attempts]
     costs: Rows = []
     for a, row in zip(attempts, scores, strict=True):
         costs.append([_cost(s, t) for t in row] if a.scored else [])
-    future = [_future(row, s) for row in costs]
+    of_tokens = ratio is not None and len(ratio[0]) > 1
+    each = ratio if ratio is not None and of_tokens else [[1.0] * len(a.tokens) for a in attempts]
+    weights = [row[0] for row in ratio] if ratio is not None and not of_tokens else [1.0] * len(attempts)
+    future = [_future(row, s, r) for row, r in zip(costs, each, strict=True)]
     if s["credit"] == "reweight":
         return [
             [
@@ -72,7 +89,8 @@ def distil(s: dict[str, Any], attempts: list[Attempt], scores: list[list[Score]]
         ]
     credit = future
     if s["baseline"] == "per_token":
-        credit = [_future(row, s) for row in _less_others(costs, attempts, alone=0.0)]
+        excess = _less_others(costs, attempts, alone=0.0, weights=weights)
+        credit = [_future(row, s, r) for row, r in zip(excess, each, strict=True)]
     elif s["baseline"] == "leave_one_out":
         credit = _less_others(future, attempts, alone=None)
     elif s["baseline"] == "position":
@@ -97,17 +115,20 @@ def _cost(s: dict[str, Any], t: Score) -> float:
     return t.divergence
 
 
-def _future(cost: list[float], s: dict[str, Any]) -> list[float]:
-    """Of each token, the discounted cost of those after it; divided by their number unless credit is the sum."""
+def _future(cost: list[float], s: dict[str, Any], ratio: list[float]) -> list[float]:
+    """Of each token, the discounted cost of those after it; divided by their number unless credit is the sum.
+
+    A cost is multiplied by the ratios of the tokens between.
+    """
     found = []
     for t in range(len(cost)):
         later = cost[t + 1 :]
-        total = sum(s["discount"] ** i * c for i, c in enumerate(later))
+        total = sum(s["discount"] ** i * c * prod(ratio[t + 1 : t + 1 + i]) for i, c in enumerate(later))
         found.append(total if s["credit"] == "sum" else total / max(len(later), 1))
     return found
 
 
-def _less_others(rows: Rows, attempts: list[Attempt], alone: float | None) -> Rows:
+def _less_others(rows: Rows, attempts: list[Attempt], alone: float | None, weights: list[float] | None = None) -> Rows:
     """Each number less the mean of the other attempts at the problem that have one at that place.
 
     ``alone``: what stands where no other has; ``None``: the number itself.
@@ -117,12 +138,12 @@ def _less_others(rows: Rows, attempts: list[Attempt], alone: float | None) -> Ro
         new = []
         for t, value in enumerate(row):
             others = [
-                other[t]
+                (other[t], 1.0 if weights is None else weights[b.index])
                 for b, other in zip(attempts, rows, strict=True)
                 if b.index // 4 == a.index // 4 and b.index != a.index and t < len(other)
             ]
             if others:
-                new.append(value - sum(others) / len(others))
+                new.append(value - sum(c * w for c, w in others) / sum(w for _, w in others))
             else:
                 new.append(value if alone is None else alone)
         found.append(new)

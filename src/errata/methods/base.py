@@ -104,6 +104,22 @@ class Batch:
     query_weight: Tensor | None = None
     """(B,T) what each teacher value counts for in sums over a rollout's tokens, where an expert was queried at some states
     only: 0 at the others. ``None``: every token of a rollout with a teacher has one."""
+    sampler_ratio: Tensor | None = None
+    """Probability under the policy divided by that under the engine that sampled (vLLM), where TRL corrects for it: (B,1) of
+    each rollout, or (B,T) of each token. The loss multiplies by it; a method needs it only for sums over later tokens or
+    other rollouts. ``None``: the policy itself sampled."""
+
+    @property
+    def token_ratio(self) -> Tensor | None:
+        """(B,T) ``sampler_ratio`` where it is of tokens."""
+        ratio = self.sampler_ratio
+        return None if ratio is None or ratio.shape != self.mask.shape else ratio
+
+    @property
+    def rollout_ratio(self) -> Tensor | None:
+        """(B,) ``sampler_ratio`` where it is of rollouts."""
+        ratio = self.sampler_ratio
+        return None if ratio is None or ratio.shape == self.mask.shape else ratio[:, 0]
 
     @property
     def teacher_mask(self) -> Tensor:

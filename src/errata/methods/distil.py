@@ -78,16 +78,16 @@ class DistIL(TeacherMethod):
         entropy, divergence = (where(weight > 0, x) for x in (batch.scores.teacher_entropy, batch.scores.divergence))
         cost = (divergence + sign * entropy) * weight
         kind = "sum" if self.credit == "sum" else "mean"
-        future = future_cost(cost, with_teacher, kind=kind, discount=self.discount)
+        ratio = batch.token_ratio
+        future = future_cost(cost, with_teacher, kind=kind, discount=self.discount, ratio=ratio)
         metrics = {"future_credit": masked_mean(future, with_teacher), "local_cost": masked_mean(cost, with_teacher)}
         if self.credit == "reweight":
             reweighted = weight * (1 + self.future_weight * future)
             return Signals(zeros(batch), zeros(batch), reweighted, {"future_credit": future}, metrics=metrics)
 
         if self.baseline == "per_token":
-            credit = future_cost(
-                excess_cost(cost, with_teacher, batch.group), with_teacher, kind=kind, discount=self.discount
-            )
+            excess = excess_cost(cost, with_teacher, batch.group, batch.rollout_ratio)
+            credit = future_cost(excess, with_teacher, kind=kind, discount=self.discount, ratio=ratio)
         else:
             credit = center(future, with_teacher, batch.group, baseline=self.baseline)
         if self.credit_limit is not None:

@@ -13,7 +13,9 @@ from .checks import masked, one_of, per_rollout, same_shape, two_dimensional
 
 
 @torch.no_grad()
-def future_cost(cost: Tensor, mask: Tensor, *, kind: str = "sum", discount: float = 1.0) -> Tensor:
+def future_cost(
+    cost: Tensor, mask: Tensor, *, kind: str = "sum", discount: float = 1.0, ratio: Tensor | None = None
+) -> Tensor:
     """C_t, the cost of all tokens after t, without t itself (DistIL: the future expert-student disagreement).
 
     ``sum``: C_t = Σ_{i>t} γ^(i-t-1)·c_i, the exact gradient's weight. ``mean``: the same divided by the number of
@@ -25,6 +27,9 @@ def future_cost(cost: Tensor, mask: Tensor, *, kind: str = "sum", discount: floa
         mask: (B, T), 1 on tokens the student generated.
         kind: ``sum`` or ``mean``.
         discount: γ in (0, 1].
+        ratio: (B, T), probability of each token under the policy divided by that under the sampler. With it
+            C_t = Σ_{i>t} γ^(i-t-1)·(Π_{t<j<i} ratio_j)·c_i, whose mean over the sampler's continuations is that over the
+            policy's (per-decision importance sampling, Precup et al. 2000).
 
     Returns:
         (B, T) without gradient, 0 at masked positions and at each response's last token.
@@ -38,15 +43,20 @@ def future_cost(cost: Tensor, mask: Tensor, *, kind: str = "sum", discount: floa
     if not 0.0 < discount <= 1.0:
         raise ValueError(f"discount: {discount} is not in (0, 1]")
     column = positions(mask)
-    total = compact(masked(cost, mask), column)
-    total = torch.cat(
-        [total[:, 1:], torch.zeros_like(total[:, :1])], dim=1
-    )  # what a token is charged for starts at the next one
+    total = _after(compact(masked(cost, mask), column))  # what a token is charged for starts at the next one
+    likelihood = None
+    if ratio is not None:
+        same_shape("cost", cost, ratio=ratio)
+        likelihood = _after(compact(masked(ratio, mask), column))
     step = 1
     while (
         step < total.shape[1]
     ):  # each round doubles the number of tokens summed: no loop over T, and pairwise accuracy
-        total[:, :-step] = total[:, :-step] + discount**step * total[:, step:]
+        later_part = discount**step * total[:, step:]
+        if likelihood is not None:  # of the next `step` tokens
+            later_part = later_part * likelihood[:, :-step]
+            likelihood[:, :-step] = likelihood[:, :-step] * likelihood[:, step:]
+        total[:, :-step] = total[:, :-step] + later_part
         step *= 2
     future = spread(total, column)
     if kind == "mean":
@@ -99,7 +109,7 @@ def center(cost_to_go: Tensor, mask: Tensor, group: Tensor, *, baseline: str = "
 
 
 @torch.no_grad()
-def excess_cost(cost: Tensor, mask: Tensor, group: Tensor) -> Tensor:
+def excess_cost(cost: Tensor, mask: Tensor, group: Tensor, weight: Tensor | None = None) -> Tensor:
     """Cost of each token less the mean cost of the group's *other* responses at the same position: e_i = c_i - b_i.
 
     Summed by ``future_cost`` this leaves length out of the credit. With P_i the probability that a response reaches position i
@@ -113,6 +123,8 @@ def excess_cost(cost: Tensor, mask: Tensor, group: Tensor) -> Tensor:
         cost: (B, T), nats per token.
         mask: (B, T), 1 on tokens whose cost is known.
         group: (B,) integer ids; responses with one id answer one problem.
+        weight: (B,) what each response counts for in the others' mean, such as its probability under the policy divided by
+            that under the sampler; 1 unless given.
 
     Returns:
         (B, T) without gradient, 0 at masked positions.
@@ -126,9 +138,15 @@ def excess_cost(cost: Tensor, mask: Tensor, group: Tensor) -> Tensor:
     column = positions(mask)
     value = masked(cost, mask)
     aligned, alive = compact(value, column), compact(masked(torch.ones_like(value), mask), column)
-    number = group_sum(alive, group) - alive
-    mean = (group_sum(aligned, group) - aligned) / number.clamp(min=1)
-    return masked(spread(torch.where(number > 0, aligned - mean, 0.0), column), mask)
+    if weight is None:
+        number = group_sum(alive, group) - alive
+        mean = (group_sum(aligned, group) - aligned) / number.clamp(min=1)
+    else:
+        per_rollout("weight", weight, cost.shape[0])
+        counts = alive * weight.to(alive)[:, None]
+        number = group_sum(counts, group) - counts
+        mean = (group_sum(counts * aligned, group) - counts * aligned) / number.clamp(min=1e-12)
+    return masked(spread(torch.where(number > 1e-12, aligned - mean, 0.0), column), mask)
 
 
 @torch.no_grad()
@@ -145,6 +163,11 @@ def limit_scale(credit: Tensor, mask: Tensor, largest: float) -> Tensor:
     value = masked(credit, mask)
     size = (value.square().sum() / mask.sum().clamp(min=1)).sqrt()
     return value / (size / largest).clamp(min=1)
+
+
+def _after(value: Tensor) -> Tensor:
+    """(B, T) values moved one token to the left, 0 at the end."""
+    return torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], dim=1)
 
 
 def positions(mask: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class TokenBatch:
     old_logp: Tensor | None = None
     """(B,T) log-probabilities at sampling time, where the policy may have moved since."""
     sampler_ratio: Tensor | None = None
-    """(B,T) or (B,1) corrections for an engine that samples with slightly other probabilities (vLLM)."""
+    """(B,T) of tokens or (B,1) of rollouts: corrections for an engine that samples with slightly other probabilities (vLLM)."""
 
     def __len__(self) -> int:
         return len(self.completion_ids)

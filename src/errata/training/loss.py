@@ -91,7 +91,10 @@ def two_stream_loss(
             )
         )
         if tokens.sampler_ratio is not None:
-            rl_weight, sd_weight = rl_weight * tokens.sampler_ratio, sd_weight * tokens.sampler_ratio
+            rl_weight = rl_weight * tokens.sampler_ratio
+            # A token's divergence depends on its state alone, which the token's own ratio says nothing about.
+            if tokens.sampler_ratio.shape != tokens.mask.shape:
+                sd_weight = sd_weight * tokens.sampler_ratio
         return Streams(decided.advantage, rl_weight, None if teacher is None else sd_weight)
 
     states = None

@@ -55,6 +55,7 @@ def decide(
         success=torch.tensor([r.solved(method.success_threshold) for r in rollouts], device=device),
         scores=_method_scores(method, _empty(mask)),
         query_weight=None if sparse is None else everyone(sparse.query_weight),
+        sampler_ratio=None if tokens.sampler_ratio is None else everyone(tokens.sampler_ratio),
     )
     rows = slice(accelerator.process_index * len(tokens), (accelerator.process_index + 1) * len(tokens))
     columns = tokens.mask.shape[1]
