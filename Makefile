@@ -1,11 +1,14 @@
-# Two commands: `make demo` and `make test`. Each sets up its own .venv on first use.
+# `make demo`, `make demo-real` (a real language model, 93 MB) and `make test` set up .venv on first use.
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint slow docs clean
+.PHONY: demo demo-real test lint slow docs clean
 demo: $(VENV)/.ready
 	$(BIN)/errata train recipes/demo.yaml
+
+demo-real: $(VENV)/.ready
+	$(BIN)/errata train recipes/smollm2.yaml
 
 test: $(VENV)/.ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -2,16 +2,24 @@
 
 import hashlib
 import os
+import random
 import threading
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from errata import methods, tasks
+from errata.contexts import Renderer
 from errata.models import smollm2
 from errata.recipe.models import model_path
+from errata.recipe.read import read
+from errata.records import Group, Rollout, Verdict
+
+ROOT = Path(__file__).parents[2]
 
 gguf = pytest.importorskip("gguf")
 
@@ -194,6 +202,27 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert smollm2.cache_folder() == tmp_path / ".cache" / "errata"
+
+
+def test_the_recipe_shows_its_teacher_a_right_sentence():
+    recipe = read(ROOT / "recipes" / "smollm2.yaml")
+    row = tasks.load(recipe.config.task, split="test")[0]
+    method = methods.get(recipe.config.method, **recipe.config.method_args)
+    rollout = Rollout(0, row["problem_id"], row["prompt"], "An attempt.", Verdict(0.0), reference=row["reference"])
+    context = method.context(
+        rollout, Group(row["problem_id"], (rollout,)), memory=method.memory(), epoch=0.0, rng=random.Random(0)
+    )
+    shown = Renderer(str(ROOT / recipe.config.context_template), max_tokens=None, count_tokens=len).render(
+        rollout, context
+    )
+    assert row["reference"] == "The rabbit is between the fish and the duck."
+    assert shown.prompt == [
+        {
+            "role": "user",
+            "content": 'Write one sentence with the words "rabbit", "fish" and "duck" in this order.\n\nA correct answer is:\n'
+            "The rabbit is between the fish and the duck.\n\nGive that answer.",
+        }
+    ]
 
 
 @pytest.mark.slow

@@ -1,0 +1,164 @@
+"""The cells of docs/results.md: one run each, by name. ``benchmarks/results.py`` runs them, ``results_render.py`` shows them.
+
+A name is ``TABLE/LABEL/seed-N``; ``TABLE/LABEL/rate-R`` is a tuning trial, judged on training problems. The runs of a label
+take the learning rate whose trial was best, so the trials come first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS = ROOT / "benchmarks" / "results"
+RATES = (2e-3, 4e-3)
+TUNING_SEED = 1000
+
+HOUSE: dict[str, Any] = {
+    "model": "house",
+    "task": "rulebook/new-rule",
+    "task_args": {"feedback": "trace"},
+    "teacher": "frozen",
+    "context_template": "house",
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 5,
+    "max_steps": 30,
+    "per_device_train_batch_size": 128,
+    "num_generations": 8,
+    "max_completion_length": 40,
+    "temperature": 1.0,
+    "gradient_checkpointing": False,
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "rollouts_saved": 0,
+}
+"""30 steps of 16 problems x 8 rollouts. Every teacher is the frozen policy, shown the solution."""
+
+SOLUTION = {"sources": ["reference"]}
+METHODS: dict[str, dict[str, Any]] = {
+    "grpo": {"method": "grpo"},
+    "grpo-group": {"method": "grpo", "scale_rewards": "group"},
+    "sdpo": {"method": "sdpo", "method_args": SOLUTION},
+    "opsd": {"method": "opsd"},
+    "opsd-paper": {"method": "opsd-paper"},
+    "srpo": {"method": "srpo", "method_args": SOLUTION},
+    "distil": {"method": "distil", "method_args": SOLUTION},
+    "distil-exact": {"method": "distil-exact", "method_args": SOLUTION},
+    "distil-science": {"method": "distil-science", "method_args": SOLUTION},
+    "drift": {
+        "method": "drift",
+        "method_args": {"sources": ["sibling", "buffer", "reference"], "warmup_steps": 10},
+    },
+    "sft": {"method": "sft"},
+}
+PEERS = {"trl-grpo": {"trainer": "GRPOTrainer"}, "trl-sdpo": {"trainer": "SDPOTrainer"}}
+
+SHOWN: dict[str, dict[str, Any]] = {
+    "solution": {"sources": ["reference"]},
+    "solution and trace": {"sources": ["reference"], "with_feedback": True},
+    "trace": {"sources": ["feedback"]},
+    "sibling, else trace": {"sources": ["sibling", "feedback"]},
+    "sibling, else nothing": {"sources": ["sibling"]},
+}
+"""What the teacher is shown, in the table of feedback kinds."""
+
+SMOLLM2: dict[str, dict[str, Any]] = {
+    "distil": {},
+    "sdpo": {"method": "sdpo", "method_args": SOLUTION},
+    "grpo": {"method": "grpo", "method_args": {}},
+    "sft": {"method": "sft", "method_args": {}},
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run."""
+
+    name: str
+    label: str
+    seed: int
+    recipe: Mapping[str, Any]
+    """All settings, the learning rate too unless trials choose it."""
+    peer: str | None = None
+    """TRL's trainer, where it is not errata's."""
+    trials: tuple[str, ...] = ()
+    """Names of the tuning trials that choose the learning rate."""
+    at: Mapping[int, int] = field(default_factory=dict)
+    """Step -> samples of each problem drawn there."""
+    split: str = "test"
+    problems: int = 64
+
+    @property
+    def file(self) -> Path:
+        return RECORDS / f"{self.name}.json"
+
+    @property
+    def table(self) -> str:
+        return self.name.partition("/")[0]
+
+    def record(self) -> dict[str, Any] | None:
+        """What the run gave; ``None`` while it is missing."""
+        return json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else None
+
+    def settings(self) -> dict[str, Any]:
+        """The recipe with its learning rate: the trials' best, the smaller of two equal ones."""
+        if not self.trials:
+            return {**self.recipe, "seed": self.seed}
+        found = {name: CELLS[name].record() for name in self.trials}
+        missing = [name for name, record in found.items() if record is None]
+        if missing:
+            raise ValueError(f"{self.name}: its learning rate is chosen by {', '.join(missing)}; run them first")
+        best = min(found.values(), key=lambda r: (-r["avg@1"], r["settings"]["learning_rate"]))
+        return {**self.recipe, "learning_rate": best["settings"]["learning_rate"], "seed": self.seed}
+
+
+def _tuned(
+    table: str, label: str, recipe: Mapping[str, Any], seeds: int, at: Mapping[int, int], peer: str | None = None
+) -> Iterator[Cell]:
+    """A trial for each rate, and the runs."""
+    trials = []
+    for rate in RATES:
+        trials.append(f"{table}/{label}/rate-{rate:g}")
+        last = {max(at): 8}
+        own = {**recipe, "learning_rate": rate}
+        yield Cell(trials[-1], label, TUNING_SEED, own, peer, at=last, split="train")
+    for seed in range(seeds):
+        yield Cell(f"{table}/{label}/seed-{seed}", label, seed, recipe, peer, tuple(trials), at)
+
+
+def _of_recipe(name: str) -> dict[str, Any]:
+    """A recipe's settings without its evaluations, which a cell measures itself, and without checkpoints."""
+    found = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
+    kept = {k: v for k, v in found.items() if not k.startswith(("eval_", "save_")) and k not in ("seed", "run_name")}
+    return kept | {"eval_strategy": "no", "save_strategy": "no", "rollouts_saved": 0}
+
+
+def _all() -> Iterator[Cell]:
+    at = {10: 8, 20: 16, 30: 128}
+    for label, own in METHODS.items():
+        yield from _tuned("new-rule", label, {**HOUSE, **own}, 5, at)
+    for label, own in PEERS.items():
+        recipe = {k: v for k, v in HOUSE.items() if k not in ("teacher", "context_template")}
+        yield from _tuned("new-rule", label, recipe, 5, at, own["trainer"])
+    for method in ("distil", "sdpo"):
+        for kind, args in SHOWN.items():
+            label = f"{method}, {kind}"
+            recipe = {**HOUSE, "method": method, "method_args": args, "learning_rate": 4e-3}
+            for seed in range(3):
+                name = f"shown/{label.replace(', ', '-').replace(' ', '-')}/seed-{seed}"
+                yield Cell(name, label, seed, recipe, at={20: 16, 30: 16})
+    for seed in range(3):
+        yield Cell(f"demo/distil/seed-{seed}", "demo", seed, _of_recipe("demo"), at={40: 8, 80: 8})
+    smollm2 = _of_recipe("smollm2") | {"model": "smollm2-q4"}
+    for label, own in SMOLLM2.items():
+        for seed in range(3):
+            recipe = smollm2 | own
+            yield Cell(f"smollm2/{label}/seed-{seed}", label, seed, recipe, at={15: 2, 30: 4}, problems=24)
+
+
+CELLS: dict[str, Cell] = {cell.name: cell for cell in _all()}
