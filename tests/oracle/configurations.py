@@ -69,6 +69,8 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     _c("sync", "sdpo", teacher="sync", teacher_sync_steps=2, steps=4),
     _c("trust-region", "distil", teacher="trust_region", teacher_base_weight=0.6),
     _c("lora-ema", "sdpo", lora=True, teacher_rate=0.5),
+    _c("lora-frozen", "sdpo", lora=True, teacher="frozen"),
+    _c("lora-trust-region", "distil", lora=True, teacher="trust_region"),
     _c("lora-grpo", "grpo", lora=True),
     _c("topk-expert", "distil", {"sources": ["reference"]}, known_tokens=5),
     _c("topk-expert-js", "sdpo", known_tokens=5),

@@ -4,7 +4,8 @@
 kind                    teacher                                               memory beside the student's
 ======================  ====================================================  ==========================================
 ``live``                the student's current weights                         0
-``frozen``              the student's initial weights                         one set of weights; LoRA: 0, adapter off
+``frozen``              the student's initial weights                         one set of weights; LoRA: 0, adapter off,
+                                                                              or one adapter if it was trained before
 ``ema``                 an exponential moving average of its weights          one set of weights; LoRA: one adapter
 ``sync``                a copy of its weights, renewed every N steps          one set of weights; LoRA: one adapter
 ``trust_region``        π ∝ π_live^(1-w) · π_base^w                           as ``frozen``, and a head twice as wide
@@ -17,7 +18,7 @@ A set of weights has no gradients or optimizer state, and can be kept in bfloat1
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from errata.experts import adapters
 from errata.experts.base import HeadOf, Teacher, device_of, evaluating, moved_to, unwrapped
 from errata.experts.ema import ema_update, update_generator
 from errata.experts.heads import gathered_head, stacked_head
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 KINDS = ("live", "frozen", "ema", "sync", "trust_region")
-ADAPTER = "teacher"
-"""Name of the LoRA adapter that holds the teacher's weights."""
 FILE = "teacher.safetensors"
 """File of the teacher's weights in a checkpoint."""
 
@@ -59,7 +59,8 @@ class SelfTeacher(Teacher):
         seed: of the stochastic rounding.
     Raises:
         ValueError: an unknown kind; a setting out of range; ``dtype`` or ``device`` for a teacher without a separate copy;
-            for ``trust_region``, logits that are not linear in the hidden states.
+            for ``trust_region``, logits that are not linear in the hidden states; an adapter beside which other weights are
+            trained, unless the teacher is ``live``.
     """
 
     def __init__(
@@ -82,9 +83,12 @@ class SelfTeacher(Teacher):
         self.updates = 0
         self._student, self._lora = model, lora
         self._copy: nn.Module | None = None
+        self._own_adapter: str | None = None
         self._offloaded = device is not None
-        if lora and self._tracks_student:
-            _add_adapter_copy(model)
+        if lora and kind != "live":
+            adapters.check_alone(model)
+            if self._tracks_student or not adapters.changes_nothing(model, adapters.active_adapter(model)):
+                self._own_adapter = adapters.add_copy(model)
         elif not lora and kind != "live":
             self._copy = prepare(_copy_of(model, dtype, device))
 
@@ -133,18 +137,10 @@ class SelfTeacher(Teacher):
 
     @contextmanager
     def _adapter(self) -> Iterator[None]:
-        """A context in which the PEFT student runs the teacher's adapter, or none for a teacher at the initial weights."""
-        if not self._tracks_student:
-            with self._student.disable_adapter():
-                yield
-            return
-        active = self._student.active_adapter
-        self._student.set_adapter(ADAPTER)
-        try:
+        """A context in which the PEFT student runs the teacher's adapter, or none where that is the initial model."""
+        own = self._own_adapter
+        with self._student.disable_adapter() if own is None else adapters.switched(self._student, own):
             yield
-        finally:
-            self._student.set_adapter(active)
-            _freeze_teacher_adapter(self._student)
 
     def join(self, states: Sequence[list[Tensor]]) -> list[Tensor]:
         if self.kind != "trust_region":
@@ -158,9 +154,9 @@ class SelfTeacher(Teacher):
         if self._copy is None:
             if not self._lora or self._is_student(0):
                 return student_head
-            if not hasattr(self._student.get_output_embeddings(), "modules_to_save"):
+            if not _in_adapter(self._student.get_output_embeddings()):
                 return student_head
-            with self._adapter():  # `modules_to_save` trains a copy of the head: the teacher has its own
+            with self._adapter():  # the adapter trains a copy of the head, or some of its rows: the teacher has its own
                 return head_of(self._student)
         device = student_head.weight.device
         own = gathered_head(head_of(unwrapped(self._copy)), device)
@@ -193,8 +189,9 @@ class SelfTeacher(Teacher):
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(teacher, student) tensors of each parameter that the teacher tracks; what is written to the first is kept."""
-        if self._lora:
-            pairs = _adapter_pairs(self._student)
+        pairs: Iterable[tuple[Tensor, Tensor]]
+        if self._own_adapter is not None:
+            pairs = adapters.pairs(self._student, adapters.active_adapter(self._student), self._own_adapter)
         else:
             assert self.separate is not None
             pairs = zip(self.separate.parameters(), unwrapped(self._student).parameters(), strict=True)
@@ -218,7 +215,8 @@ class SelfTeacher(Teacher):
             return {}
         if self._copy is not None:
             return dict(unwrapped(self._copy).named_parameters())
-        return {name: p for name, p in self._student.named_parameters() if f".{ADAPTER}." in name}
+        named, own = self._student.named_parameters(), self._own_adapter or ""
+        return {name: p for name, p in named if adapters.of_adapter(name, own)}
 
     def save(self, folder: Path, *, write: bool = True) -> None:
         weights: dict[str, Tensor] = {}
@@ -278,10 +276,10 @@ def _check_mixable(model: PreTrainedModel | PeftModel) -> None:
     if getattr(model.config.get_text_config(), "final_logit_softcapping", None) is not None:
         raise ValueError("teacher: trust_region mixes logits, but this model's soft-capped head is not linear; use ema")
     layer = model.get_output_embeddings()
-    if hasattr(layer, "base_layer") or hasattr(layer, "modules_to_save"):
+    if hasattr(layer, "base_layer") or _in_adapter(layer):
         raise ValueError(
             "teacher: trust_region needs one output head, and the adapter changes it; "
-            "leave it out of target_modules and modules_to_save, or use ema"
+            "leave it out of target_modules, modules_to_save and trainable_token_indices, or use ema"
         )
 
 
@@ -305,24 +303,6 @@ def _copy_of(model: PreTrainedModel, dtype: torch.dtype | None, device: torch.de
     return teacher.requires_grad_(False).eval()
 
 
-def _add_adapter_copy(model: PeftModel) -> None:
-    model.add_adapter(ADAPTER, model.peft_config["default"])
-    for teacher, student in _adapter_pairs(model):
-        teacher.data.copy_(student.data)
-    model.set_adapter("default")
-    _freeze_teacher_adapter(model)
-
-
-def _adapter_pairs(model: PeftModel) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
-    """(teacher, student) parameters of the two adapters."""
-    named = dict(model.named_parameters())
-    for name, parameter in named.items():
-        if ".default." in name:
-            yield named[name.replace(".default.", f".{ADAPTER}.")], parameter
-
-
-def _freeze_teacher_adapter(model: PeftModel) -> None:
-    # `set_adapter` makes the adapter it activates trainable; the optimizer must never see this one.
-    for name, parameter in model.named_parameters():
-        if f".{ADAPTER}." in name:
-            parameter.requires_grad_(False)
+def _in_adapter(head: nn.Module) -> bool:
+    """Whether the adapter trains a copy of the output embedding (modules_to_save) or rows of it (trainable_token_indices)."""
+    return hasattr(head, "modules_to_save") or hasattr(head, "token_adapter")

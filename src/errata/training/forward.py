@@ -141,7 +141,9 @@ def head_of(model: PreTrainedModel) -> Head:
         )
     caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
     softcap = next((value for name in caps if (value := getattr(config, name, None)) is not None), None)
-    return Head(layer.weight, layer.bias, scale=scale, softcap=softcap)
+    # An adapter that trains rows of the embedding (trainable_token_indices) gives the weight with these rows, and hides the bias.
+    bias = (layer.original_module if hasattr(layer, "token_adapter") else layer).bias
+    return Head(layer.weight, bias, scale=scale, softcap=softcap)
 
 
 def at_completion(hidden: Tensor, length: int) -> Tensor:

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from errata import methods
 from errata.contexts import DEFAULT, Rendered, Renderer
 from errata.experts import Access, Teacher
+from errata.experts.adapters import check_adapter
 from errata.methods import Method, TeacherMethod
 from errata.ops.scores import Head, TokenScores
 from errata.recipe.config import ErrataConfig
@@ -106,6 +107,7 @@ class ErrataTrainer(Publishing):
         self._context_methods = dict(context_methods or {})
         self.memory = method.memory()
         self._judges = Judges(verifiers, timeout_s=args.verifier_timeout_s)
+        check_adapter(model, reference=args.beta != 0.0)
         super().__init__(
             model=model,
             reward_funcs=list(self._judges.functions),
@@ -120,6 +122,7 @@ class ErrataTrainer(Publishing):
             self.reward_funcs[i] = self._judges.functions[i]
         if self.aux_loss_enabled and not method.trl_loss:
             raise ValueError("router_aux_loss_coef: not added to a distillation loss; set it to 0 or use method: grpo")
+        check_adapter(self.model)  # TRL may have loaded it, or added one
         policy = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
         accept_head_function(policy, **self._padding(policy))
         if not self.sharded:
