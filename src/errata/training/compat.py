@@ -34,6 +34,10 @@ PRIVATE = {
     "_generate_and_score_completions": ("self", "inputs"),
     "_compute_loss": ("self", "model", "inputs"),
     "_calculate_rewards": ("self", "inputs", "prompts", "completions", "completion_ids_list"),
+    "_get_per_token_logps_and_entropies": (
+        *("self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"),
+        "compute_aux_loss",
+    ),
     "_tokenize_prompts": ("self", "prompts"),
     "_generate": ("self", "prompts"),
     "_generate_single_turn": ("self", "prompt_ids", "images", "multimodal_fields", "num_generations"),
@@ -85,7 +89,6 @@ def options_beyond_clipping(args: Any) -> list[str]:
         "top_entropy_quantile": args.top_entropy_quantile >= 1.0,
         "entropy_coef": args.entropy_coef == 0.0,
         "use_adaptive_entropy": not args.use_adaptive_entropy,
-        "router_aux_loss_coef": not args.router_aux_loss_coef,
     }
     return [name for name, is_plain in plain.items() if not is_plain]
 
@@ -191,6 +194,14 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
             trl_loss: TRL's own loss of this micro-batch, with all its options.
         """
         raise NotImplementedError
+
+    def sampled_logp(self, tokens: TokenBatch) -> Tensor | None:
+        """(B,T) log-probs of freshly sampled tokens under the policy, computed as ``batch_loss`` will; ``None``: as TRL does.
+
+        Two ways of computing the same number differ by their rounding, in bfloat16 by .02 nats a token, and the ratio of old
+        and new log-probs would be taken for a policy that has moved.
+        """
+        return None
 
     def saved_generation(self) -> Any:
         """What of ``generation`` each process saves with a checkpoint that falls inside it."""
@@ -599,6 +610,26 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         first = self.accelerator.process_index * len(prompts)
         self.local_scores = scores[first : first + len(prompts)].tolist()
         return scores
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        if not torch.is_grad_enabled() and model is self.model and kwargs.get("pixel_values") is None:
+            ids, mask = input_ids[:, -logits_to_keep:], attention_mask[:, -logits_to_keep:]
+            prompts = input_ids[:, :-logits_to_keep], attention_mask[:, :-logits_to_keep]
+            nothing = torch.zeros(len(ids), device=ids.device)
+            own = self.sampled_logp(TokenBatch(*prompts, ids, mask, mask.bool(), nothing))
+            if own is not None:
+                return own, None, None
+        return super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+        )
 
     def _compute_loss(self, model: nn.Module, inputs: State) -> Tensor:
         return self.batch_loss(model, inputs[ROWS], lambda: super(TRLHooks, self)._compute_loss(model, inputs))

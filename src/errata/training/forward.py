@@ -29,31 +29,75 @@ def accept_head_function(model: PreTrainedModel, *, packed: bool = False, groupe
 
     ``packed`` and ``grouped`` are how padding is left out (``errata.training.padding``).
 
+    With ``router_loss=True`` beside it, the forward of a mixture-of-experts model returns what the function returns (a tuple)
+    and, as a last element, the model's own loss that keeps its experts equally busy.
+
     Raises ``ValueError`` for a head that ``head_of`` cannot read.
     """
     head_of(model)
     original = model.forward
 
     @functools.wraps(type(model).forward)  # `generate` reads the signature
-    def forward(self: PreTrainedModel, *args: object, with_head: HeadFunction | None = None, **kwargs: Any) -> object:
+    def forward(
+        self: PreTrainedModel,
+        *args: object,
+        with_head: HeadFunction | None = None,
+        router_loss: bool = False,
+        **kwargs: Any,
+    ) -> object:
         if with_head is None:
             return original(*args, **kwargs)
 
-        def run(**inputs: Any) -> Tensor:
+        def positioned(inputs: dict[str, Any]) -> dict[str, Any]:
             if self in _WITH_POSITIONS and inputs.get("position_ids") is None:
                 inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-            hidden: Tensor = self.base_model(*args, use_cache=False, **inputs).last_hidden_state
+            return inputs
+
+        def run(**inputs: Any) -> Tensor:
+            hidden: Tensor = self.base_model(*args, use_cache=False, **positioned(inputs)).last_hidden_state
             return hidden
 
-        if kwargs.keys() == {"input_ids", "attention_mask"}:
+        balance: tuple[Tensor, ...] = ()
+        if router_loss:  # the loss is over all tokens of the batch, so they stay together
+            hidden, loss = _with_router_loss(self, original, *args, **positioned(kwargs))
+            balance = (loss,)
+        elif kwargs.keys() == {"input_ids", "attention_mask"}:
             hidden = without_padding(run, **kwargs, packed=packed, grouped=grouped)
         else:
             hidden = run(**kwargs)
         head = head_of(self)
         with compat.gathered(head.weight, head.bias):
-            return with_head(hidden.to(head.weight.device), head)
+            found = with_head(hidden.to(head.weight.device), head)
+        return (*found, *balance) if isinstance(found, tuple) and balance else found
 
     model.forward = types.MethodType(forward, model)
+
+
+def _with_router_loss(
+    model: PreTrainedModel, forward: Callable[..., Any], *args: object, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
+    """The last hidden states (B,L,H), and the loss that each family of models computes in its own way from its routers."""
+    states: list[Tensor] = []
+    hook = model.base_model.register_forward_hook(
+        lambda module, given, outputs: states.append(outputs.last_hidden_state)
+    )
+    try:  # the model's own forward, with the logits of one position, which nobody reads
+        outputs = forward(*args, use_cache=False, output_router_logits=True, logits_to_keep=1, **kwargs)
+    finally:
+        hook.remove()
+    loss = getattr(outputs, "aux_loss", None)
+    if not isinstance(loss, Tensor):
+        raise ValueError(
+            f"router_aux_loss_coef: {type(model).__name__} gives no loss of its routers; set router_aux_loss_coef: 0"
+        )
+    return states[0], loss
+
+
+@torch.no_grad()
+def check_router_loss(model: PreTrainedModel) -> None:
+    """Raise ``ValueError`` for a mixture-of-experts model that does not give the loss of its routers."""
+    ids = torch.zeros(1, 4, dtype=torch.long, device=model.device)
+    model(input_ids=ids, attention_mask=torch.ones_like(ids), with_head=lambda *_: (), router_loss=True)
 
 
 _WITH_POSITIONS: weakref.WeakSet[Any] = weakref.WeakSet()

@@ -34,7 +34,7 @@ from errata.training.comments import comments_of
 from errata.training.environments import guarded, guarded_tool
 from errata.training.evaluation import Evaluator
 from errata.training.finite import StopAtBadWeights, check_loss
-from errata.training.forward import accept_head_function, at_completion, check_scores
+from errata.training.forward import accept_head_function, at_completion, check_router_loss, check_scores
 from errata.training.guard import Guard, check_guard
 from errata.training.hub import Publishing
 from errata.training.loss import Averaging, LossSettings, two_stream_loss
@@ -120,13 +120,13 @@ class ErrataTrainer(Publishing):
         for i in range(len(self._judges.functions), len(self.reward_funcs)):
             self._judges.add(self.reward_funcs[i])
             self.reward_funcs[i] = self._judges.functions[i]
-        if self.aux_loss_enabled and not method.trl_loss:
-            raise ValueError("router_aux_loss_coef: not added to a distillation loss; set it to 0 or use method: grpo")
         check_adapter(self.model)  # TRL may have loaded it, or added one
         policy = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
         accept_head_function(policy, **self._padding(policy))
         if not self.sharded:
             check_scores(policy)
+            if self.aux_loss_enabled:
+                check_router_loss(policy)
         made = self._make_teacher(expert)
         self.teacher = made if isinstance(made, Teacher) else None
         self.expert: Expert | None = None if isinstance(made, Teacher) else made
@@ -295,6 +295,11 @@ class ErrataTrainer(Publishing):
             batch = replace(batch, teacher=outputs)
         return batch if self._decides_in_loss else replace(batch, signals=self._decide_ahead(batch))
 
+    def sampled_logp(self, tokens: TokenBatch) -> Tensor | None:
+        if self._own_trl_loss:
+            return None
+        return self._scorer(self.model, tokens, ["student_logp"], no_checkpointing=self.no_checkpointing()).student_logp
+
     def _build(self, rows: Sequence[Row], tokens: TokenBatch, first: int) -> list[Rollout]:
         weights = [float(w) for w in self.reward_weights]
         recorder = self._judges.recorders[0] if self._judges.recorders else None
@@ -364,7 +369,7 @@ class ErrataTrainer(Publishing):
     def batch_loss(self, model: nn.Module, rows: Tensor, trl_loss: Callable[[], Tensor]) -> Tensor:
         """The two-stream loss of one micro-batch; TRL's own where its options ask for more than the clipped surrogate."""
         batch: GenerationBatch = self.generation.select(rows.cpu())
-        if self._own_trl_loss or self.aux_loss_enabled:
+        if self._own_trl_loss:
             trls: Tensor = trl_loss()
             self._write_rollouts(replace(batch, signals=batch.signals or self._decide_ahead(batch)), None)
             return trls
@@ -381,8 +386,11 @@ class ErrataTrainer(Publishing):
 
         inputs = batch.tokens.model_inputs() if past is None else Replay.joined(batch.tokens, past)
         loss: Tensor
+        balance = {"router_loss": True} if self.aux_loss_enabled else {}
         with self.accelerator.autocast():
-            loss, scores = model(**inputs, with_head=on_head)
+            loss, scores, *router = model(**inputs, with_head=on_head, **balance)
+        for value in router:
+            loss = loss + self._router_loss(value)
         signals, reach = decided[0]
         batch = replace(batch, signals=signals)
         check_loss(loss.detach(), batch, scores, self.state.global_step + 1)
@@ -423,6 +431,11 @@ class ErrataTrainer(Publishing):
             more, reach = self.replay.loss(of_past, head, past, weights)
             loss = loss + more
         return loss, scores, signals, reach
+
+    def _router_loss(self, value: Tensor) -> Tensor:
+        """A micro-batch's share of the loss that keeps the experts of an MoE model equally busy, as TRL adds and logs it."""
+        self.log_metrics_of_step({"aux_loss": float(self.accelerator.gather(value.detach()).mean())})
+        return self.router_aux_loss_coef * value / self._averaging.accumulation
 
     @staticmethod
     def _scores_in_part(method: Method) -> bool:
