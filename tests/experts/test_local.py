@@ -220,11 +220,14 @@ def first_of(path, text):
         return model(torch.tensor([CHARACTERS(text)["input_ids"]])).logits[0, -1].double().softmax(-1)
 
 
-def test_its_draws_are_its_distributions(noisy):
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_its_draws_are_its_distributions(noisy, temperature):
     n = 1500
-    (answer,) = LocalSampler(noisy, CHARACTERS, draws=n, max_rows=500).answer([make_query("ab", (1,), prompt="3=")])
+    sampler = LocalSampler(noisy, CHARACTERS, draws=n, max_rows=500, temperature=temperature)
+    (answer,) = sampler.answer([make_query("ab", (1,), prompt="3=")])
     drawn = answer.tokens[0].bincount(minlength=SIZE).double()
-    expected = first_of(noisy, "3=a")
+    expected = first_of(noisy, "3=a") ** (1 / temperature)
+    expected /= expected.sum()
     assert float(answer.logp.exp().sum()) == pytest.approx(1.0, abs=1e-4)
     sigma = (n * expected * (1 - expected)).sqrt()
     assert ((drawn - n * expected).abs() <= 4.5 * sigma + 1).all()

@@ -102,7 +102,10 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     ),
     _c("drift-bonuses", "drift", {"margin": 0.0, "window": 2, "bonus_hard": 0.5, "bonus_easy": 0.3, "warmup_steps": 0}),
     # How tokens are averaged.
-    *(_c(f"{kind}-sdpo", "sdpo", loss_type=kind, **_FOUR) for kind in ("dapo", "grpo", "bnpo", "dr_grpo")),
+    *(
+        _c(f"{kind}-sdpo", "sdpo", loss_type=kind, default=kind == "bnpo", **_FOUR)
+        for kind in ("dapo", "grpo", "bnpo", "dr_grpo")
+    ),
     *(_c(f"{kind}-distil", "distil", loss_type=kind, **_FOUR) for kind in ("grpo", "bnpo", "dr_grpo")),
     _c("four-drift", "drift", default=True, **_FOUR),
     _c("four-srpo", "srpo", **_FOUR),

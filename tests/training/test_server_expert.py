@@ -10,11 +10,12 @@ import yaml
 from tests.experts.remote.fake_server import FakeServer, PolicyAnswers
 from tests.experts.worlds import WORDS, build_chain
 from tests.experts.worlds import saved as saved_as
-from tests.training.worlds import TOKENIZER, build_model, weights
+from tests.training.worlds import TOKENIZER, build_model, trainer, weights
 from transformers import TrainerCallback
 
 from errata.cli import main
 from errata.commands.train import build_trainer
+from errata.experts import Access, LocalSampler
 from errata.recipe.read import read
 
 SAMPLES = {"gives": "samples", "samples": 2, "share": 0.25, "model": "house", "retries": 0}
@@ -125,6 +126,39 @@ def test_the_servers_topk_trains_as_the_same_model_held_here(tmp_path, policy, o
     assert len(server.requests) == 1 + 3 * 8  # the check, and one a rollout
     assert logged(remote, "expert/calls") == [9, 17, 25]
     assert all(b["model"] == "house" and b["prompt_logprobs"] == len(TOKENIZER) for b in server.requests)
+
+
+def test_samples_are_asked_for_at_the_runs_temperature(tmp_path, policy, server):
+    made = built(tmp_path, policy, server, SAMPLES, temperature=0.6, max_steps=1)
+    assert made.expert.temperature == 0.6
+    made.train()
+    assert len(server.requests) > 10
+    assert {body["temperature"] for body in server.requests} == {0.6}
+
+
+@pytest.mark.parametrize(
+    ("expert_args", "message"),
+    [
+        (
+            TOPK,
+            "gives: topk: a server's top-k log-probs are at temperature 1, and the run's is 0.6; converting .* samples",
+        ),
+        ({**SAMPLES, "temperature": 1.0}, "expert_args: temperature 1 is not the run's 0.6, so two models that agree"),
+    ],
+)
+def test_answers_at_another_temperature_are_refused_before_any_is_asked_for(
+    tmp_path, policy, server, expert_args, message
+):
+    with pytest.raises(ValueError, match=message):
+        built(tmp_path, policy, server, expert_args, temperature=0.6)
+    assert server.requests == []
+
+
+def test_an_expert_of_ones_own_at_another_temperature_is_refused(tmp_path, policy):
+    cold = LocalSampler(policy, TOKENIZER, draws=1, temperature=0.5)
+    samples = Access(gives="samples")
+    with pytest.raises(ValueError, match=r"expert_args: temperature 0.5 is not the run's 1"):
+        trainer(tmp_path, "distil", method_args={"cost": "ce"}, access=samples, expert=lambda prepare: cold)
 
 
 def test_samples_train_and_what_they_cost_is_logged(tmp_path, policy, server):

@@ -57,6 +57,26 @@ class Access:
         return {k: v for k, v in arguments.items() if k in own}, {k: v for k, v in arguments.items() if k not in own}
 
 
+def check_temperature(gives: str, expert: object, policy: float) -> None:
+    """Raise ``ValueError`` where an expert's answers are at another temperature than the policy's distribution.
+
+    Args:
+        gives: what the expert answers with.
+        expert: its temperature; what is no number is left to the expert's own check.
+        policy: the run's temperature.
+    """
+    if gives == "topk" and policy != 1:
+        raise ValueError(
+            f"expert_args: gives: topk: a server's top-k log-probs are at temperature 1, and the run's is {policy:g}; converting "
+            "them takes the log-probs of all tokens; set temperature: 1, or gives: samples, which are drawn at the run's"
+        )
+    if isinstance(expert, int | float) and expert != policy:
+        raise ValueError(
+            f"expert_args: temperature {expert:g} is not the run's {policy:g}, so two models that agree would seem to differ; "
+            "leave it out"
+        )
+
+
 def sample_states(score: Tensor, *, share: float, unbiased: bool = True, rng: random.Random) -> dict[int, float]:
     """The states to query, each with the weight of its answer in sums over all states.
 

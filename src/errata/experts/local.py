@@ -107,18 +107,19 @@ class LocalSampler:
 
     At each state the model is given its own rendering of the prompt and the policy's text so far, and continues it; the
     continuation is converted to the policy's next token (``errata.experts.retokenize``). It samples from its own distribution,
-    at temperature 1 and without truncation.
+    without truncation.
 
     Args:
         path: hub id or directory; the weights are loaded on first use.
         tokenizer: the policy's.
         draws: n, samples per state.
+        temperature: of the samples; the run's.
         max_rows: continuations generated in one batch.
         dtype: of the weights; ``auto`` for the checkpoint's.
         device: of the weights.
         loading: further arguments of ``from_pretrained``.
     Raises:
-        ValueError: ``draws`` or ``max_rows`` below 1.
+        ValueError: ``draws`` or ``max_rows`` below 1, or a temperature that is not positive.
     """
 
     gives = "samples"
@@ -129,6 +130,7 @@ class LocalSampler:
         tokenizer: PreTrainedTokenizerBase,
         *,
         draws: int = 8,
+        temperature: float = 1.0,
         max_rows: int = 64,
         dtype: str | torch.dtype = "auto",
         device: torch.device | str = "cpu",
@@ -137,7 +139,9 @@ class LocalSampler:
         for name, value in {"draws": draws, "max_rows": max_rows}.items():
             if value < 1:
                 raise ValueError(f"{name}: must be at least 1, got {value}")
-        self.path, self.draws, self.max_rows = path, draws, max_rows
+        if not temperature > 0:
+            raise ValueError(f"temperature: must be above 0, got {temperature}")
+        self.path, self.draws, self.temperature, self.max_rows = path, draws, temperature, max_rows
         self._policy, self._own = tokenizer, load_tokenizer(path, loading)
         self._dtype, self._device, self._loading = dtype, device, loading
         self._counters = {"calls": 0.0, "misaligned": 0.0}
@@ -208,7 +212,8 @@ class LocalSampler:
     def _replies(self, draws: list[_Draw], length: int) -> Iterator[Reply]:
         """Continuations of at most ``length`` tokens of the expert."""
         eos_ids = _eos_ids(self._own, self._model.generation_config)
-        for draw, ids in zip(draws, sample_continuations(self._model, draws, eos_ids, length), strict=True):
+        sampled = sample_continuations(self._model, draws, eos_ids, length, self.temperature)
+        for draw, ids in zip(draws, sampled, strict=True):
             ended = bool(ids) and ids[-1] in eos_ids
             # The difference of two texts: decoding the new tokens alone loses a leading space with some tokenizers.
             before = text_of(self._own, draw.ids)
@@ -313,7 +318,7 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: Messages | str) -> str
 
 @torch.no_grad()
 def sample_continuations(
-    model: PreTrainedModel, draws: Sequence[_Draw], eos_ids: set[int], length: int
+    model: PreTrainedModel, draws: Sequence[_Draw], eos_ids: set[int], length: int, temperature: float
 ) -> list[list[int]]:
     """At most ``length`` tokens sampled after each draw's ``ids``, up to and including the first of ``eos_ids``."""
     from transformers import GenerationConfig, LogitsProcessorList
@@ -339,7 +344,7 @@ def sample_continuations(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
         generation_config=generation,
-        logits_processor=LogitsProcessorList([_SeededSampling([draw.seed for draw in draws])]),
+        logits_processor=LogitsProcessorList([_SeededSampling([draw.seed for draw in draws], temperature)]),
     )
     return [_up_to_eos(row, eos_ids) for row in output[:, longest:].tolist()]
 
@@ -355,11 +360,11 @@ class _SeededSampling:
     Each token is drawn by inverting the cumulative distribution at one uniform number.
     """
 
-    def __init__(self, seeds: Sequence[str]) -> None:
-        self._random = [random.Random(seed) for seed in seeds]
+    def __init__(self, seeds: Sequence[str], temperature: float) -> None:
+        self._random, self._temperature = [random.Random(seed) for seed in seeds], temperature
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        cumulative = scores.double().softmax(-1).cumsum(-1)
+        cumulative = (scores.double() / self._temperature).softmax(-1).cumsum(-1)
         uniform = torch.tensor([[r.random()] for r in self._random], dtype=cumulative.dtype).to(scores.device)
         # Scaled by the total, which rounding may leave below 1; `right`, so that no token of probability 0 is drawn.
         token = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).clamp(max=scores.shape[-1] - 1)

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from errata import methods
-from errata.experts.access import GIVES, Access
+from errata.experts.access import GIVES, Access, check_temperature
 from errata.methods import Method, TeacherMethod
 from errata.recipe.config import ErrataConfig, mapping
 from errata.recipe.models import model_path
@@ -82,7 +82,8 @@ def _server(
         raise ValueError("expert_args: model is missing, the model's name on the server")
     if "on_failure" in others:
         raise ValueError("expert_args: on_failure is the recipe's expert_on_failure: skip, self or pause")
-    settings = {"cache": str(Path(str(config.output_dir)) / CACHE), **others}
+    check_temperature(access.gives, others.get("temperature"), config.temperature)
+    settings = {"temperature": config.temperature, "cache": str(Path(str(config.output_dir)) / CACHE), **others}
     settings |= {"gives": access.gives, "top_k": access.top_k, "samples": access.samples}
     settings["on_failure"] = "pause" if config.expert_on_failure == "pause" else "skip"
     expert = _named(lambda: ServerExpert(str(config.expert), settings.pop("model"), tokenizer, **settings))
@@ -103,7 +104,9 @@ def _local(
         if access.gives != "samples":
             raise
         # Another tokenizer: only the text it writes can be used.
-        sampler = _named(lambda: LocalSampler(path, tokenizer, draws=access.samples, **others))
+        drawn = {"temperature": config.temperature, **others}
+        check_temperature(access.gives, drawn["temperature"], config.temperature)
+        sampler = _named(lambda: LocalSampler(path, tokenizer, draws=access.samples, **drawn))
         return lambda prepare: sampler
     return expert.prepared_by  # type: ignore[no-any-return]
 

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from errata import methods
 from errata.contexts import DEFAULT, Rendered, Renderer
 from errata.experts import Access, Teacher
+from errata.experts.access import check_temperature
 from errata.experts.adapters import check_adapter
 from errata.methods import Method, TeacherMethod
 from errata.ops.scores import Head, TokenScores
@@ -130,6 +131,8 @@ class ErrataTrainer(Publishing):
         made = self._make_teacher(expert)
         self.teacher = made if isinstance(made, Teacher) else None
         self.expert: Expert | None = None if isinstance(made, Teacher) else made
+        if isinstance(theirs := getattr(self.expert, "temperature", None), int | float):
+            check_temperature((access or Access()).gives, theirs, self.temperature)
         objective = replace(method.objective(), clip_low=self.epsilon_low, clip_high=self.epsilon_high)
         routed = isinstance(method, TeacherMethod) and method.denominators == "routed"
         # A reference was not sampled: its likelihood is the policy's own, at temperature 1.
@@ -435,7 +438,7 @@ class ErrataTrainer(Publishing):
     def _router_loss(self, value: Tensor) -> Tensor:
         """A micro-batch's share of the loss that keeps the experts of an MoE model equally busy, as TRL adds and logs it."""
         self.log_metrics_of_step({"aux_loss": float(self.accelerator.gather(value.detach()).mean())})
-        return self.router_aux_loss_coef * value / self._averaging.accumulation
+        return value * (float(self.router_aux_loss_coef) / self._averaging.accumulation)
 
     @staticmethod
     def _scores_in_part(method: Method) -> bool:

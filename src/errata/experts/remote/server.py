@@ -88,6 +88,11 @@ class ServerExpert:
         return self.settings.gives
 
     @property
+    def temperature(self) -> float:
+        """The temperature of its answers."""
+        return self.settings.temperature
+
+    @property
     def counters(self) -> dict[str, float]:
         """A copy of the counters, by name."""
         return dict(self._client.counters)

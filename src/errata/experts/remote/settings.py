@@ -49,8 +49,7 @@ class ServerSettings:
     """Length of a continuation in the server's tokens, at least 3: one token, a further one that shows the first to be complete,
     and an end-of-sequence token."""
     temperature: float = 1.0
-    """Of the samples. Only at 1 are they samples of the expert's own distribution, for which the estimate of the forward
-    cross-entropy is unbiased."""
+    """Of the samples. The run's own, or they are no samples of the distribution that the policy is compared with."""
     concurrency: int = 8
     """Largest number of concurrent requests."""
     requests_per_minute: float | None = None
