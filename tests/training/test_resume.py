@@ -66,6 +66,19 @@ def test_a_torn_checkpoint_is_not_resumed_from(tmp_path):
     assert [p.name for p in complete_checkpoints(tmp_path)] == ["checkpoint-2"]
 
 
+def test_resuming_with_fewer_processes_is_refused(tmp_path):
+    """Each process reads its own file, so the others' would be left unread."""
+    run = trainer(tmp_path, "sdpo", save_strategy="steps", save_steps=1, max_steps=1)
+    run.train()
+    position = tmp_path / "checkpoint-1" / "errata_state" / "position_0.pt"
+    saved = torch.load(position, weights_only=False)
+    assert saved["processes"] == 1
+    torch.save({**saved, "processes": 2}, position)
+    again = trainer(tmp_path, "sdpo", max_steps=2)
+    with pytest.raises(ValueError, match="was written by 2 processes, and there are 1 now"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
 def test_resuming_with_another_teacher_is_refused(tmp_path):
     trainer(tmp_path, "sdpo", save_strategy="steps", save_steps=2, max_steps=2).train()
     with pytest.raises(ValueError, match="the checkpoint's was ema, this run's is frozen"):

@@ -126,3 +126,25 @@ def test_a_verifier_that_has_judged_may_fail_on_a_whole_later_batch(tmp_path, ca
     trainer(tmp_path, "grpo", verifiers=[later], max_steps=3).train()
     assert "later failed on 8 of 8 rollouts" in caplog.text
     assert max(steps) == 2
+
+
+def test_what_has_judged_before_a_resume_may_fail_after_it(tmp_path, caplog):
+    """The run's first batch was judged; that a server is away when the run is resumed does not end it."""
+    away = []
+
+    def later(completions, **columns):
+        if away:
+            raise RuntimeError("the judge is away")
+        return [1.0] * len(completions)
+
+    def other(completions, **columns):
+        raise RuntimeError("a column is missing")
+
+    saves = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    trainer(tmp_path, "grpo", verifiers=[later], **saves).train()
+    away.append(True)
+    first = str(tmp_path / "checkpoint-1")
+    trainer(tmp_path, "grpo", verifiers=[later], **saves).train(resume_from_checkpoint=first)
+    assert "later failed on 8 of 8 rollouts" in caplog.text
+    with pytest.raises(ValueError, match="verifier: other failed on all 8 rollouts"):
+        trainer(tmp_path, "grpo", verifiers=[other], **saves).train(resume_from_checkpoint=first)

@@ -691,6 +691,7 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         inside = self.inside_generation
         position = {
             "step": self._step,
+            "processes": self.accelerator.num_processes,
             "inputs": self._buffered_inputs if inside else None,
             "generation": self.saved_generation() if inside else None,
             "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
@@ -715,6 +716,11 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
                 "use as many as the run began with"
             )
         saved = torch.load(path, map_location=self.accelerator.device, weights_only=False)
+        here = self.accelerator.num_processes
+        if (then := saved.get("processes", here)) != here:
+            raise ValueError(
+                f"{checkpoint}: was written by {then} processes, and there are {here} now; use as many as the run began with"
+            )
         self._resumed = True
         self._step, self.evaluation_due, self._logging = saved["step"], saved["evaluation_due"], saved["logging"]
         self._metrics["train"].update(saved["metrics"])

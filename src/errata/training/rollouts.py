@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from accelerate.utils import gather_object
 from torch import nn
 
 from errata.contexts import has_tools, transcript
 from errata.feedback import combine_verdicts, judge
-from errata.records import Prompt, Rollout, Row, Verdict
+from errata.records import Prompt, Rollout, Row, State, Verdict
 from errata.training.environments import failure
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class Judges:
 
     def __init__(self, verifiers: Sequence[Verifier], *, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._has_judged: set[int] = set()
+        self._has_judged: set[str] = set()
         self.functions: list[Verifier] = []
         for verifier in verifiers:
             self.add(verifier)
@@ -87,7 +88,7 @@ class Judges:
             problem_ids: of this process's rollouts.
         Raises:
             ValueError: naming the verifier, the row and the exception, where a verifier fails on every rollout and has never
-                judged one in this process: a missing column or import, which will not mend itself.
+                judged one in this run: a missing column or import, which will not mend itself.
         """
         local = []
         for recorder in self.recorders:
@@ -97,17 +98,24 @@ class Judges:
         for n, parts in enumerate(zip(*gather_object([local]), strict=True)):
             failed_all, total = sum(p[0] for p in parts), sum(p[1] for p in parts)
             first = next((p[2] for p in parts if p[2]), "")
+            name = self.recorders[n].__name__
             if failed_all < total:
-                self._has_judged.add(n)
-            elif n not in self._has_judged:
+                self._has_judged.add(f"{n} {name}")
+            elif f"{n} {name}" not in self._has_judged:
                 raise ValueError(
-                    f"verifier: {self.recorders[n].__name__} failed on all {total} rollouts; the first: {first}; "
+                    f"verifier: {name} failed on all {total} rollouts; the first: {first}; "
                     "mend the verifier or the data's columns"
                 )
             if failed_all * 2 >= total:
-                logger.warning(
-                    "%s failed on %d of %d rollouts; %s", self.recorders[n].__name__, failed_all, total, first
-                )
+                logger.warning("%s failed on %d of %d rollouts; %s", name, failed_all, total, first)
+
+    def state_dict(self) -> State:
+        """Which verifiers have judged a rollout, by place and name, JSON-serialisable."""
+        return {"has_judged": sorted(self._has_judged)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a ``state_dict``; a verifier of another name has to judge first."""
+        self._has_judged = set(state["has_judged"])
 
     def verdicts(self, scores: Sequence[Sequence[float]], weights: Sequence[float]) -> list[Verdict]:
         """The combined verdicts of the last batch.

@@ -534,8 +534,12 @@ class ErrataTrainer(Publishing):
         return replace(batch, teacher=replace(batch.teacher, head=None))
 
     def save_state(self, folder: Path) -> None:
-        state = {"memory": self.memory.state_dict(), "evaluator": self.evaluator.state_dict()}
-        state["guard"] = self.guard.save(folder)
+        state = {
+            "memory": self.memory.state_dict(),
+            "evaluator": self.evaluator.state_dict(),
+            "judges": self._judges.state_dict(),
+            "guard": self.guard.save(folder),
+        }
         if self.teacher is not None:
             state["teacher"] = self.teacher.state_dict()
         if isinstance(self.expert, StatefulExpert):
@@ -554,6 +558,7 @@ class ErrataTrainer(Publishing):
         self.memory.load_state_dict(state["memory"])
         self.evaluator.load_state_dict(state["evaluator"])
         self.guard.load(state.get("guard", {}), folder)
+        self._judges.load_state_dict(state.get("judges", {"has_judged": []}))
         if (folder / _HEAD).is_file():
             head = torch.load(folder / _HEAD, map_location=self.accelerator.device, weights_only=False)
             self.generation = replace(self.generation, teacher=replace(self.generation.teacher, head=head))
