@@ -50,7 +50,7 @@ def train(path: str, overrides: Sequence[str]) -> int:
 def _train(recipe: Recipe) -> int:
     recipe.set_environment()
     console = Console()
-    run = RunDirectory(Path(str(recipe.config.output_dir)))
+    run = RunDirectory(_directory_of(console, recipe))
     if is_main_process() and (writer := lock.holder(run.path)) is not None:
         raise ValueError(lock.refusal("output_dir", run.path, writer))
     if is_main_process() and not recipe.config.overwrite:
@@ -85,6 +85,31 @@ def _train(recipe: Recipe) -> int:
             raise
         trainer.accelerator.end_training()  # processes that leave with their group open can abort at the very end
     return 0
+
+
+def _directory_of(console: Console, recipe: Recipe) -> Path:
+    """The run's directory, the same on all processes. One that the recipe's name gives, and that holds a run with other settings,
+    is left to that run: this one gets ``NAME-2`` and so on, always the same for the same settings."""
+    config = recipe.config
+    chosen = [str(config.output_dir)]
+    named = "output_dir" in recipe.given or config.overwrite or config.resume_from_checkpoint
+    if is_main_process() and not named:
+        settings, base = _resolved(recipe), RunDirectory(chosen[0])
+        run, number = base, 1
+        while not run.damaged() and run.has_results and run.differing(settings):
+            number += 1
+            run = RunDirectory(base.path.with_name(f"{base.path.name}-{number}"))
+        if number > 1:
+            console.print(
+                f"{base.path} holds a run with another {', '.join(base.differing(settings))}; this one is {run.path}",
+                highlight=False,
+                soft_wrap=True,
+            )
+        chosen = [str(run.path)]
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(chosen, src=0)
+    config.output_dir = chosen[0]
+    return Path(chosen[0])
 
 
 def is_main_process() -> bool:

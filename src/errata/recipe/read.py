@@ -49,8 +49,8 @@ def read(path: str | Path | None, overrides: Sequence[str] = (), *, gpu: bool | 
     ``--method_args "{credit: mean, cost: ce}"`` sets several of its keys.
 
     A recipe's mapping ``on_gpu`` holds what replaces its other settings where there is a CUDA device, so that one file
-    serves the paper's run and a trial on a laptop. Another ``--method`` than the recipe's leaves its ``method_args`` behind.
-    ``gpu`` says whether there is a device, instead of torch.
+    serves the paper's run and a trial on a laptop. Another ``--method`` than the recipe's leaves its ``method_args`` behind,
+    and gives the run a name of its own. ``gpu`` says whether there is a device, instead of torch.
 
     Raises:
         ValueError: a missing file, malformed YAML (with its line), an unknown key (with the nearest known one), a value
@@ -73,6 +73,8 @@ def recipe_of(
     pairs = {flat[i].removeprefix("--"): flat[i + 1] for i in range(len(flat) - 1) if flat[i].startswith("--")}
     if pairs.get("method", given.get("method", "distil")) != given.get("method", "distil"):
         given.pop("method_args", None)  # they are meant for the recipe's own method
+        if "run_name" in given and "run_name" not in pairs:  # so is its name
+            given["run_name"] = f"{given['run_name']}-{pairs['method'].split(':')[-1]}"
     for (outer, inner), value in nested.items():
         given[outer] = {**(given.get(outer) or {}), inner: value}
     known = {f.name for kind in (ErrataConfig, ModelConfig, GRPOScriptArguments) for f in fields(kind) if f.init}

@@ -79,9 +79,9 @@ class RunDirectory:
         if self._config.is_file() and not self._env.is_file():
             raise ValueError(f"output_dir: {self.path} has a config.yaml that no run wrote; choose another directory")
         settings = plain(config)
-        differing = _differing(self.config(), settings) if self._config.is_file() and not overwrite else []
+        differing = self.differing(settings) if not overwrite else []
         if differing and not resume:
-            if self.finished or self.checkpoints():
+            if self.has_results:
                 state = "a finished run" if self.finished else "an interrupted run"
                 raise ValueError(
                     f"output_dir: {self.path} holds {state} with another {', '.join(differing)}; "
@@ -110,6 +110,18 @@ class RunDirectory:
     def finished(self) -> bool:
         """Whether :meth:`finish` was called for the run."""
         return self._env.is_file() and self.env().get("status") == "finished"
+
+    @property
+    def has_results(self) -> bool:
+        """Whether the run is finished or has checkpoints: it is then never removed unasked."""
+        return self.finished or bool(self.checkpoints())
+
+    def differing(self, settings: Mapping[str, Any]) -> list[str]:
+        """Names of the settings in which the run here differs from ``settings``; none where there is no run.
+
+        A run that is only made longer is the same run.
+        """
+        return _differing(self.config(), plain(settings)) if self._config.is_file() else []
 
     def config(self) -> dict[str, Any]:
         """The resolved settings. Raises ``ValueError`` if this is no run directory."""
