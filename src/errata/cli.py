@@ -104,7 +104,9 @@ def parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("eval", help="avg@k and pass@k of a model or a run")
     evaluate.add_argument("model", help="run directory, checkpoint, model directory, hub id or `house`")
-    evaluate.add_argument("--task", help="a task of `errata tasks`; a run's own unless given")
+    evaluate.add_argument(
+        "--task", help="a task of `errata tasks`, or a recipe with your rows; a run's own unless given"
+    )
     evaluate.add_argument("--task_path", help="where the task's files lie")
     evaluate.add_argument("--split", default="test")
     evaluate.add_argument("--k", type=int, default=8, help="completions per problem (default 8)")
@@ -156,8 +158,17 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--target", type=float, help="avg@k whose reaching is timed; half way to the best unless given")
     report.set_defaults(run=_report)
 
-    tasks = commands.add_parser("tasks", help="list the tasks, or show rows of one")
-    tasks.add_argument("name", nargs="?")
+    init = commands.add_parser("init", help="write a recipe, a verifier and five rows to start from")
+    init.add_argument("folder", nargs="?", type=Path, default=Path(), help="where (here unless given)")
+    init.set_defaults(run=_init)
+
+    tasks = commands.add_parser("tasks", help="list the tasks, show rows of one, or check your own")
+    tasks.add_argument("name", nargs="?", help="a task, or a recipe with rows and a verifier of your own")
+    tasks.add_argument(
+        "--check",
+        action="store_true",
+        help="of a recipe: read the rows, try the verifier on right and wrong answers, show a teacher's prompt and lengths",
+    )
     tasks.add_argument("--task_path")
     tasks.add_argument("--split", default="train")
     tasks.add_argument("--rows", type=int, help="how many rows (default 3; 1 with --show-context)")
@@ -259,6 +270,10 @@ def _tasks(args: argparse.Namespace, rest: list[str]) -> int:
         for name in tasks.names():
             console.print(name, highlight=False)
         return 0
+    if args.name.endswith((".yaml", ".yml")):
+        return _tasks_of_recipe(args)
+    if args.check:
+        raise ValueError("--check: checks a recipe; name one, such as my.yaml (errata init writes one)")
     rows = tasks.load(args.name, path=args.task_path, split=args.split, strict=args.strict is not False)
     if args.show_context:
         from errata.commands.preview import show_contexts
@@ -270,6 +285,25 @@ def _tasks(args: argparse.Namespace, rest: list[str]) -> int:
     for row in rows.select(range(min(3 if args.rows is None else args.rows, len(rows)))):
         console.print_json(json.dumps(row, ensure_ascii=False, default=str))
     return 0
+
+
+def _tasks_of_recipe(args: argparse.Namespace) -> int:
+    from errata.commands.check import check_recipe, show_recipe
+    from errata.commands.train import quiet
+    from errata.recipe.read import read
+
+    quiet()
+    recipe = read(args.name)
+    recipe.set_environment()
+    if args.check:
+        return check_recipe(recipe)
+    return show_recipe(recipe, args.split, args.rows, contexts=args.show_context)
+
+
+def _init(args: argparse.Namespace, rest: list[str]) -> int:
+    from errata.commands.init import init
+
+    return init(args.folder)
 
 
 def _methods(args: argparse.Namespace, rest: list[str]) -> int:

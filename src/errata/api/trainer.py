@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PrinterCallback
-from trl import GRPOConfig, ModelConfig
+from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig
 from trl.scripts.grpo import GRPOScriptArguments
 
 from errata import methods
@@ -76,7 +76,7 @@ class Trainer(ErrataTrainer):
     ) -> None:
         chosen, config = method_and_config(method, method_args, args)
         check_packages(vars(config))
-        recipe = Recipe(config, ModelConfig(), GRPOScriptArguments(), {})
+        recipe = Recipe(config, ModelConfig(), GRPOScriptArguments(), DatasetMixtureConfig(), {})
         judges = _judges(recipe, verifiers, reward_funcs)
         train, held_out = _rows(recipe, train_dataset, eval_dataset)
         for judged in (train, *([] if held_out is None else [held_out])):

@@ -17,15 +17,18 @@ from rich.console import Console
 from errata.commands.allocator import keep_memory
 from errata.commands.train import quiet
 from errata.evaluation.sampling import Evaluation
-from errata.recipe.build import build_trainer
+from errata.recipe.build import build_trainer, method_of
 from errata.recipe.models import model_path
-from errata.recipe.read import Recipe, recipe_of
+from errata.recipe.read import Recipe, read, recipe_of
 from errata.recipe.settings import RULES
 from errata.recipe.text import load_mapping
 from errata.training.evaluation import judged_rows, sampling_of
 from errata.validate import check
 
-_OF_A_TASK = ("task_path", "task_args", "verifier", "reward_funcs", "reward_weights")
+_OF_A_TASK = (
+    *("task_path", "task_args", "verifier", "reward_funcs", "reward_weights"),
+    *("columns", "prompt_format", "eval_dataset_name"),
+)
 _OF_A_RUN = (
     *(*_OF_A_TASK, "dataset_name", "dataset_config", "verifier_timeout_s", "tools", "environment", "strict"),
     *("max_completion_length", "use_cpu"),
@@ -61,12 +64,16 @@ def measured(args: argparse.Namespace) -> tuple[dict[str, str], Evaluation]:
 
     Raises ``ValueError`` in one line for anything the user can mend.
     """
+    asked = args.task
     for name, setting in _CHECKED.items():
         value = getattr(args, name)
         if value is not None:
             check(f"--{name}", value, RULES[setting])
     quiet()
     run = _settings_of_run(Path(args.model))
+    if args.task is not None and args.task.endswith((".yaml", ".yml")):
+        args = argparse.Namespace(**{**vars(args), "task": None})
+        run = _with_recipe(run, asked)
     task = args.task or run.get("eval_task") or run.get("task")
     if task is None and run.get("dataset_name") is None:
         raise ValueError("task: missing; name one of `errata tasks` with --task")
@@ -75,7 +82,7 @@ def measured(args: argparse.Namespace) -> tuple[dict[str, str], Evaluation]:
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(_recipe(args, run, folder), evaluate_only=True)
         metrics = trainer.evaluator(trainer, trainer.eval_dataset)
-    where = {"task": task} if task is not None else {"dataset": run["dataset_name"]}
+    where = {"task": task} if task is not None else {"dataset": run.get("eval_dataset_name") or run["dataset_name"]}
     return where, Evaluation(metrics, judged_rows(trainer.evaluator.last_rollouts, args.k, sampling_of(trainer.args)))
 
 
@@ -111,6 +118,16 @@ def _recipe(args: argparse.Namespace, run: dict[str, Any], folder: str) -> Recip
         "save_strategy": "no",
     }
     return recipe_of(inherited | {name: value for name, value in settings.items() if value is not None})
+
+
+def _with_recipe(run: dict[str, Any], path: str) -> dict[str, Any]:
+    """A run's settings with the rows, the verifier and the threshold of a recipe."""
+    recipe = read(path)
+    recipe.set_environment()
+    about_rows = (*_OF_A_TASK, "task", "eval_task", "dataset_name", "dataset_config", "tools", "environment", "strict")
+    kept = {name: value for name, value in run.items() if name not in about_rows}
+    found = {name: recipe.given[name] for name in (*_OF_A_RUN, "task", "eval_task") if name in recipe.given}
+    return {**kept, **found, "method_settings": method_of(recipe).settings()}
 
 
 def _settings_of_run(path: Path) -> dict[str, Any]:

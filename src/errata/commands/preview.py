@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 from rich.console import Console
 from rich.text import Text
+from torch import nn
 
 from errata import methods, tasks
 from errata.contexts import DEFAULT, Renderer
 from errata.feedback import judge
-from errata.methods import TeacherMethod
+from errata.feedback.custom import combine_verdicts
+from errata.methods import Method, TeacherMethod
 from errata.records import Group, Messages, Rollout, TeacherContext, Verdict
 from errata.training.rollouts import build_rollouts
 
@@ -35,7 +37,7 @@ _OTHER_ROWS = 8
 
 
 @dataclass(frozen=True)
-class _Attempts:
+class Attempts:
     """What is made up of one row."""
 
     failed: Rollout
@@ -58,36 +60,43 @@ def show_contexts(args: argparse.Namespace, rows: Any) -> int:
         verifier = tasks.verifier(args.name, **_mapping("task_args", args.task_args))
     except (RuntimeError, ImportError) as error:
         raise ValueError(f"task: the verifier of {args.name} cannot run here: {error}") from error
-    console = Console(highlight=False, soft_wrap=True)
-    for index in range(min(args.rows or 1, len(rows))):
-        row = rows[index]
-        shown = "no teacher" if teacher_method is None else f"teacher shown {', else '.join(teacher_method.sources)}"
-        _say(console, f"{row['problem_id']} ({args.split}), method {args.method}: {shown}", style="bold")
-        _heading(console, "What the student sees")
-        _show(console, row["prompt"])
-        if teacher_method is not None:
-            _show_teachers(
-                console, teacher_method, renderer, _attempts(rows, index, verifier, method.success_threshold)
-            )
+    print_contexts(
+        rows, judged_by([verifier], [1.0]), method, renderer, f"{args.split}), method {args.method}", args.rows or 1
+    )
     return 0
 
 
-def _show_teachers(console: Console, method: TeacherMethod, renderer: Renderer, attempts: _Attempts) -> None:
+def print_contexts(rows: Any, judge_text: Judge, method: Method, renderer: Renderer, title: str, count: int) -> None:
+    """Print the first ``count`` rows as the student sees them and as the method's teacher would."""
+    console = Console(highlight=False, soft_wrap=True)
+    teacher_method = method if isinstance(method, TeacherMethod) else None
+    for index in range(min(count, len(rows))):
+        row = rows[index]
+        shown = "no teacher" if teacher_method is None else f"teacher shown {', else '.join(teacher_method.sources)}"
+        say(console, f"{row['problem_id']} ({title}: {shown}", style="bold")
+        _heading(console, "What the student sees")
+        show_prompt(console, row["prompt"])
+        if teacher_method is not None:
+            attempts = attempts_at(rows, index, judge_text, method.success_threshold)
+            _show_teachers(console, teacher_method, renderer, attempts)
+
+
+def _show_teachers(console: Console, method: TeacherMethod, renderer: Renderer, attempts: Attempts) -> None:
     _heading(console, "A failed attempt, made up, and its feedback")
-    _say(console, attempts.failed.completion)
-    _say(console, attempts.said, style="bold")
+    say(console, attempts.failed.completion)
+    say(console, attempts.said, style="bold")
     for source in method.sources:
         _heading(console, f"What the teacher sees if {_TITLES.get(source, source)} ({source})")
-        context = _context(method, source, attempts)
+        context = context_of(method, source, attempts)
         if not context.is_informative:
-            _say(console, f"Nothing: {_why_nothing(source, method, attempts)}.", style="italic")
+            say(console, f"Nothing: {_why_nothing(source, method, attempts)}.", style="italic")
             continue
         leaks = "holds the answer" if context.leaks_answer else "does not hold the answer"
-        _say(console, f"{context.why}; {leaks}", style="italic")
-        _show(console, renderer.render(attempts.failed, context).prompt, seen=attempts.failed.prompt)
+        say(console, f"{context.why}; {leaks}", style="italic")
+        show_prompt(console, renderer.render(attempts.failed, context).prompt, seen=attempts.failed.prompt)
 
 
-def _context(method: TeacherMethod, source: str, attempts: _Attempts) -> TeacherContext:
+def context_of(method: TeacherMethod, source: str, attempts: Attempts) -> TeacherContext:
     """The method's own decision, were this its only source and had it what it needs."""
     alone = replace(method, sources=(source,))
     experience, failed = alone.memory(), attempts.failed
@@ -112,7 +121,7 @@ def _context(method: TeacherMethod, source: str, attempts: _Attempts) -> Teacher
     return context if context.kind == source else TeacherContext("none")
 
 
-def _why_nothing(source: str, method: TeacherMethod, attempts: _Attempts) -> str:
+def _why_nothing(source: str, method: TeacherMethod, attempts: Attempts) -> str:
     if source == "feedback":
         return attempts.said if not attempts.failed.verdict.feedback else "the feedback may not be shown (allow_leaks)"
     if not attempts.failed.reference:
@@ -122,13 +131,13 @@ def _why_nothing(source: str, method: TeacherMethod, attempts: _Attempts) -> str
     return "it may not be shown (allow_leaks)"
 
 
-def _attempts(rows: Any, index: int, verifier: Any, threshold: float) -> _Attempts:
+def attempts_at(rows: Any, index: int, judge_text: Judge, threshold: float) -> Attempts:
     """The first made-up attempts at the row that fail with feedback: the present one, and an earlier one."""
     row = rows[index]
     found: list[Rollout] = []
     told = ""
     for text in dict.fromkeys(_texts(rows, index)):
-        verdict = _judged(verifier, row, text)
+        verdict = judge_text(row, text)
         (rollout,) = build_rollouts([row], [row["prompt"]], [text], [verdict], lengths=[0], indices=[0])
         if verdict.score is None:
             told = told or f"not judged: {verdict.info.get('error', 'no score')}"
@@ -138,10 +147,10 @@ def _attempts(rows: Any, index: int, verifier: Any, threshold: float) -> _Attemp
             break
     if not found:
         rollout = replace(rollout, verdict=Verdict(0.0))
-        return _Attempts(rollout, told or "the verifier gives failed attempts no feedback", None)
+        return Attempts(rollout, told or "the verifier gives failed attempts no feedback", None)
     verdict = found[0].verdict
     said = f"score {verdict.score:g}, {verdict.kind or 'feedback'}: {verdict.feedback}"
-    return _Attempts(found[0], said, found[1] if len(found) > 1 else None)
+    return Attempts(found[0], said, found[1] if len(found) > 1 else None)
 
 
 def _texts(rows: Any, index: int) -> Iterator[str]:
@@ -152,11 +161,22 @@ def _texts(rows: Any, index: int) -> Iterator[str]:
     yield from _WRONG
 
 
-def _judged(verifier: Any, row: Mapping[str, Any], text: str) -> Verdict:
-    columns = {name: [value] for name, value in row.items() if name != "prompt"}
-    completion: Any = text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
-    (verdict,) = judge(verifier, prompts=[row["prompt"]], completions=[completion], columns=columns, timeout_s=60.0)
-    return verdict
+Judge = Callable[[Mapping[str, Any], str], Verdict]
+"""The verdict on a text as an answer to a row."""
+
+
+def judged_by(verifiers: Sequence[Any], weights: Sequence[float]) -> Judge:
+    """What the verifiers, called as in training, say together. Reward models, which a run loads, are left out."""
+    called = [(v, w) for v, w in zip(verifiers, weights, strict=True) if callable(v) and not isinstance(v, nn.Module)]
+
+    def judge_text(row: Mapping[str, Any], text: str) -> Verdict:
+        columns = {name: [value] for name, value in row.items() if name != "prompt"}
+        completion: Any = text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
+        given = {"prompts": [row["prompt"]], "completions": [completion]}
+        verdicts = [judge(v, **given, columns=columns, timeout_s=60.0)[0] for v, _ in called]
+        return combine_verdicts(verdicts, [w for _, w in called])
+
+    return judge_text
 
 
 def _mapping(name: str, text: str | None) -> dict[str, Any]:
@@ -170,17 +190,17 @@ def _mapping(name: str, text: str | None) -> dict[str, Any]:
 
 
 def _heading(console: Console, title: str) -> None:
-    _say(console, f"\n--- {title} ---", style="bold")
+    say(console, f"\n--- {title} ---", style="bold")
 
 
-def _show(console: Console, prompt: Messages | str, *, seen: Messages | str = "") -> None:
+def show_prompt(console: Console, prompt: Messages | str, *, seen: Messages | str = "") -> None:
     """The messages of a prompt; those ``seen`` before are only named."""
     for message in [{"role": "text", "content": prompt}] if isinstance(prompt, str) else prompt:
         again = isinstance(seen, list) and message in seen
-        _say(console, f"[{message['role']}]" + (" as above" if again else ""), style="dim")
+        say(console, f"[{message['role']}]" + (" as above" if again else ""), style="dim")
         if not again:
-            _say(console, str(message["content"]).strip("\n"))
+            say(console, str(message["content"]).strip("\n"))
 
 
-def _say(console: Console, text: str, *, style: str = "") -> None:
+def say(console: Console, text: str, *, style: str = "") -> None:
     console.print(Text(text, style))  # a text of its own: rich would take brackets of a plain string for markup

@@ -71,7 +71,8 @@ def build_trainer(
     eval_rows = None
     if config.eval_strategy != "no" or config.eval_on_start:
         split = config.eval_split if named else recipe.script.dataset_test_split
-        eval_rows = rows.rows_of(recipe, split=split, task=config.eval_task or config.task)
+        task = config.eval_task or config.task
+        eval_rows = rows.rows_of(recipe, split=split, task=task, name=config.eval_dataset_name)
         if config.eval_problems is not None and config.tasks is None:  # of a mixture: the first of each task
             eval_rows = eval_rows.select(range(min(config.eval_problems, len(eval_rows))))
     if evaluate_only and eval_rows is not None:

@@ -34,6 +34,7 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
         "expert_args",
         "verifiers",
         "context_args",
+        "columns",
     ]
 
     model: str | None = _help(None, "Hub id or directory of the policy; `house` is the one this package carries.")
@@ -44,6 +45,15 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
         "Several tasks at once instead of task: [{name: rulebook/new-rule, weight: 2, args: {...}, path: ...}, ...].",
     )
     task_args: dict[str, Any] | str | None = _help(None, "Settings of the task's verifier, e.g. {feedback: trace}.")
+    eval_dataset_name: str | None = _help(
+        None, "Rows of your own to evaluate on: a file, a folder or a hub id; `dataset_name`'s test split unless given."
+    )
+    columns: dict[str, Any] | str | None = _help(
+        None, "Columns of your rows under the names that a run reads, e.g. {prompt: question, reference: solution}."
+    )
+    prompt_format: str = _help(
+        "given", "chat: a prompt of your rows that is a text becomes a user's message; given: as it is."
+    )
     verifier: list[str] | None = _help(
         None, "Verifiers instead of the task's: file.py:function or package.module:function."
     )
@@ -204,7 +214,7 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
                 check(f.name, value, hints[f.name])
 
 
-_MAPPINGS = ("method_args", "task_args", "expert_args", "verifiers", "context_args")
+_MAPPINGS = ("method_args", "task_args", "expert_args", "verifiers", "context_args", "columns")
 """Declared as mapping or text for TRL's parser, which makes a mapping of the text."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
-from trl import ModelConfig, TrlParser
+from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, TrlParser
 from trl.scripts.grpo import GRPOScriptArguments
 
 from errata.recipe.config import ErrataConfig
@@ -18,7 +19,13 @@ from errata.recipe.settings import RULES, check_given
 from errata.recipe.text import as_number, load_mapping
 from errata.validate import check, hints_of, is_plain, nearest
 
-NESTED = ("method_args", "task_args", "expert_args", "verifiers", "context_args")
+NESTED = ("method_args", "task_args", "expert_args", "verifiers", "context_args", "columns")
+_FILES = (
+    *("dataset_name", "eval_dataset_name", "task_path", "verifier", "verifiers", "method", "correction", "tools"),
+    "environment",
+)
+"""Settings that may name a file, alone or before ``:function``: looked for here, and then in the recipe's folder."""
+_TRL_MODEL = "model_name_or_path"
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,8 @@ class Recipe:
     model: ModelConfig
     script: GRPOScriptArguments
     """TRL's own data arguments: ``dataset_name``, ``reward_funcs``, ... for those who bring a TRL recipe."""
+    mixture: DatasetMixtureConfig
+    """TRL's ``datasets``."""
     given: dict[str, Any]
     """What the recipe and the command line said, before defaults."""
     environment: dict[str, str] = field(default_factory=dict)
@@ -37,6 +46,9 @@ class Recipe:
     def set_environment(self) -> None:
         """Set the recipe's environment variables in this process."""
         os.environ.update(self.environment)
+
+
+_KINDS = (ErrataConfig, ModelConfig, GRPOScriptArguments, DatasetMixtureConfig)
 
 
 class _Parser(TrlParser):  # type: ignore[misc]
@@ -56,7 +68,26 @@ def read(path: str | Path | None, overrides: Sequence[str] = (), *, gpu: bool | 
         ValueError: a missing file, malformed YAML (with its line), an unknown key (with the nearest known one), a value
             of the wrong type, or settings that contradict each other.
     """
-    return recipe_of(load_mapping(Path(path)) if path is not None else {}, overrides, where=str(path), gpu=gpu)
+    settings = load_mapping(Path(path)) if path is not None else {}
+    folder = Path.cwd() if path is None else Path(path).resolve().parent
+    for place in (str(folder), str(Path.cwd())):  # a user's own modules, as in TRL's scripts
+        if place not in sys.path:
+            sys.path.insert(0, place)
+    settings = {k: _beside(v, folder) if k in _FILES else v for k, v in settings.items()}
+    return recipe_of(settings, overrides, where=str(path), gpu=gpu)
+
+
+def _beside(value: Any, folder: Path) -> Any:
+    """A name of a file that is not here, but is in ``folder``, with that folder."""
+    if isinstance(value, list):
+        return [_beside(item, folder) for item in value]
+    if isinstance(value, dict):
+        return {key: _beside(item, folder) for key, item in value.items()}
+    if not isinstance(value, str) or folder == Path.cwd():
+        return value
+    file, colon, function = value.rpartition(":") if ".py:" in value else (value, "", "")
+    there = folder / file
+    return f"{there}{colon}{function}" if not Path(file).expanduser().exists() and there.exists() else value
 
 
 def recipe_of(
@@ -77,20 +108,24 @@ def recipe_of(
             given["run_name"] = f"{given['run_name']}-{pairs['method'].split(':')[-1]}"
     for (outer, inner), value in nested.items():
         given[outer] = {**(given.get(outer) or {}), inner: value}
-    known = {f.name for kind in (ErrataConfig, ModelConfig, GRPOScriptArguments) for f in fields(kind) if f.init}
+    known = {f.name for kind in _KINDS for f in fields(kind) if f.init}
     _reject_unknown([*given, *on_gpu], known, f"{where}: ")
     _reject_unknown([word.split("=")[0].removeprefix("--") for word in flat if word.startswith("--")], known, "--")
 
+    ours = {*ErrataConfig.__annotations__} - {f.name for f in fields(GRPOConfig)}
+    if _TRL_MODEL in given and not ours & {*given, *pairs}:
+        given["method"] = "grpo"  # a recipe of TRL's, which knows no methods
     if "model" not in given and "model" not in pairs:
         named = pairs.get("model_name_or_path", given.get("model_name_or_path"))
         if named is None:
             raise ValueError("model: missing; name a hub id, a directory or `house`")
         given["model"] = named
-    parser = _Parser((ErrataConfig, ModelConfig, GRPOScriptArguments))
+    parser = _Parser(_KINDS)
     parser.set_defaults_with_config(**given)
-    config, model, script = parser.parse_args_into_dataclasses(args=list(flat), look_for_args_file=False)
+    parsed = parser.parse_args_into_dataclasses(args=list(flat), look_for_args_file=False)
+    config, model, script, mixture = parsed
     _check_model(model)
-    return Recipe(config, model, script, {**given, **pairs}, environment)
+    return Recipe(config, model, script, mixture, {**given, **pairs}, environment)
 
 
 def _split_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[tuple[str, str], Any]]:

@@ -9,12 +9,12 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 
 from errata import tasks
-from errata.recipe.config import ErrataConfig
+from errata.recipe import own_rows
+from errata.recipe.config import ErrataConfig, mapping
 from errata.recipe.mixture import rows_of_mixture
-from errata.recipe.models import one_line
 from errata.recipe.read import Recipe
 from errata.tasks.rows import question_of
 from errata.validate import nearest
@@ -25,24 +25,39 @@ RESERVED = ("prompts", "completions", "completion_ids", "completion", "images", 
 """Names of columns that would be taken for what TRL gives verifiers, or for pictures."""
 
 
-def rows_of(recipe: Recipe, *, split: str, task: str | None) -> Dataset:
-    """The rows of a task, or of TRL's ``dataset_name``, checked.
+def rows_of(recipe: Recipe, *, split: str, task: str | None, name: str | None = None) -> Dataset:
+    """The rows of a task, or of TRL's ``dataset_name`` or ``datasets``, checked.
+
+    Args:
+        split: of the task or the data set.
+        task: its name, if the rows are a task's.
+        name: rows of one's own to evaluate on, in place of the data set's.
 
     Raises ``ValueError`` naming the row, the column and the mend; with the recipe's ``strict: false`` rows that cannot be
     used are left out, counted and logged.
     """
-    strict = recipe.config.strict
-    if task is None and recipe.config.tasks is not None:
-        return _of_mixture(recipe.config, split)
+    config, script = recipe.config, recipe.script
+    strict = config.strict
+    if script.dataset_streaming or recipe.mixture.streaming:
+        raise ValueError(
+            "dataset_streaming: not supported: a run knows all its problems when it begins; set it to false"
+        )
+    if task is None and config.tasks is not None:
+        return _of_mixture(config, split)
     if task is not None:
         rows = tasks.load(task, path=recipe.config.task_path, split=split, strict=strict)
         where = f"{task} ({split})"
-    elif recipe.script.dataset_name is not None:
-        where = f"{recipe.script.dataset_name} ({split})"
-        try:
-            rows = load_dataset(recipe.script.dataset_name, name=recipe.script.dataset_config, split=split)
-        except Exception as error:
-            raise ValueError(f"dataset_name: cannot load {where}: {one_line(error)}") from error
+    elif name is not None or script.dataset_name is not None or recipe.mixture.datasets:
+        where = f"{name or script.dataset_name or 'datasets'} ({split})"
+        if name is not None:
+            rows = own_rows.read_rows(name, split, argument="eval_dataset_name")
+        elif script.dataset_name is None:
+            rows = own_rows.read_mixture(recipe.mixture, split)
+        elif recipe.mixture.datasets:
+            raise ValueError("datasets: the rows are named by dataset_name, too; leave out one of the two")
+        else:
+            rows = own_rows.read_rows(script.dataset_name, split, config=script.dataset_config)
+        rows = own_rows.mapped(rows, mapping(config.columns), chat=config.prompt_format == "chat")
     else:
         raise ValueError("task: missing; name one of `errata tasks`, or a dataset_name with reward_funcs or a verifier")
     return checked(rows, where, strict=strict)

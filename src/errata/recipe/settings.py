@@ -69,6 +69,7 @@ RULES: dict[str, Any] = {
     "verifier_timeout_s": Positive,
     "environment_timeout_s": Positive | None,
     "critic_max_tokens": Count,
+    "prompt_format": Literal["given", "chat"],
     "expert_on_failure": Literal["skip", "self", "pause"],
     "replay_capacity": Count | None,
     "replay_share": Annotated[float, Range(0, 100)],
@@ -96,7 +97,10 @@ RULES: dict[str, Any] = {
     "lora_dropout": Share,
 }
 
-_MAPPINGS = ("method_args", "task_args", "expert_args", "verifiers", "context_args", "env", "on_gpu", "compare")
+_MAPPINGS = (
+    *("method_args", "task_args", "expert_args", "verifiers", "context_args", "columns"),
+    *("env", "on_gpu", "compare"),
+)
 """Keys of a recipe that hold mappings."""
 
 

@@ -19,11 +19,11 @@ from errata.validate import nearest
 
 
 def verifiers_of(recipe: Recipe) -> list[Any]:
-    """The task's verifier, or those the recipe names; a TRL recipe's ``reward_funcs`` work unchanged.
+    """The task's verifier, or those the recipe names: ``verifier``, then TRL's ``reward_funcs`` and reward model.
 
     Raises ``ValueError`` where there is none, or the task's cannot run here.
     """
-    config = recipe.config
+    config, script = recipe.config, recipe.script
     parts = parts_of(config)
     by_name = {
         part.name: _of_task(part.name, part.args) for part in parts if part.name not in mapping(config.verifiers)
@@ -33,10 +33,12 @@ def verifiers_of(recipe: Recipe) -> list[Any]:
         if config.verifier:
             raise ValueError("verifier: verifiers names them by task or environment; leave out one of the two")
         return [RoutedVerifier(by_name, timeout_s=config.verifier_timeout_s)]
-    if config.verifier:
-        return [load_verifier(spec) for spec in config.verifier]
-    if recipe.script.reward_funcs:
-        return [_reward_function(name) for name in recipe.script.reward_funcs]
+    named = [load_verifier(spec) for spec in config.verifier or ()]
+    named += [_reward_function(name) for name in script.reward_funcs or ()]
+    if script.reward_model_name_or_path:
+        named.append(script.reward_model_name_or_path)  # TRL loads it
+    if named:
+        return named
     if config.task is not None:
         return [_of_task(config.task, mapping(config.task_args))]
     classes = _environments(config.environment).values()
@@ -129,6 +131,15 @@ def _check_tool(where: str, tool: Any) -> None:
 def _reward_function(name: str) -> Any:
     import trl.rewards
 
+    if name == "get_soft_overlong_punishment":
+        return trl.rewards.get_soft_overlong_punishment(
+            max_completion_len=1280, soft_punish_cache=256
+        )  # as TRL's script does
+    if name.startswith("get_") and hasattr(trl.rewards, name):
+        raise ValueError(
+            f"reward_funcs: {name} makes a reward function from its settings, which a name has not; write reward = "
+            f"trl.rewards.{name}(...) in a file rewards.py, and verifier: [rewards.py:reward]"
+        )
     if hasattr(trl.rewards, name):
         return getattr(trl.rewards, name)
     module, dot, function = name.rpartition(".")
