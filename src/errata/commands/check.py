@@ -33,7 +33,8 @@ def check_recipe(recipe: Recipe) -> int:
     console = Console(highlight=False, soft_wrap=True)
     config, method = recipe.config, method_of(recipe)
     judges = verifiers_of(recipe)
-    split = recipe.script.dataset_train_split if config.task is None else "train"
+    named = config.task is not None or config.tasks is not None
+    split = "train" if named else recipe.script.dataset_train_split
     rows = rows_of(recipe, split=split, task=config.task)
     check_columns(judges, rows.column_names)
     references = rows["reference"] if "reference" in rows.column_names else [None] * len(rows)

@@ -30,6 +30,8 @@ def verifiers_of(recipe: Recipe) -> list[Any]:
     }
     by_name |= {name: load_verifier(_spec(name, spec)) for name, spec in mapping(config.verifiers).items()}
     if by_name:
+        if beside := [k for k in ("reward_funcs", "reward_model_name_or_path") if getattr(script, k)]:
+            raise ValueError(f"{beside[0]}: verifiers are named by task or environment; leave out one of the two")
         if config.verifier:
             raise ValueError("verifier: verifiers names them by task or environment; leave out one of the two")
         return [RoutedVerifier(by_name, timeout_s=config.verifier_timeout_s)]
