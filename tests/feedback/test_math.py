@@ -64,24 +64,24 @@ def test_the_last_box_that_is_closed(text, boxed):
 )
 def test_answers_are_compared_as_expressions(verifier, answer, given, right):
     (verdict,) = verifier(completions=[f"Thus \\boxed{{{given}}}"], answer=[answer], prompts=["?"])
-    assert (verdict.score, verdict.info["given"], verdict.info["boxed"]) == (float(right), given, True)
+    assert (verdict.score, verdict.info["chosen"], verdict.info["boxed"]) == (float(right), given, True)
 
 
 def test_what_the_feedback_says(verifier):
     completions = [r"\boxed{7}", "The answer is 8.", "Hm.", "The final answer is $7$.", r"<think>\boxed{7}</think>Hm."]
     verdicts = verifier(completions=completions, answer=["7"] * 5)
-    assert verdicts[0] == Verdict(1.0, info={"given": "7", "boxed": True, "rule": "written alike"})
+    assert verdicts[0] == Verdict(1.0, info={"chosen": "7", "boxed": True, "rule": "written alike"})
     assert verdicts[1] == Verdict(
         0.0,
         "Your final answer, 8, is wrong.",
         kind="answer",
-        info={"given": "8", "boxed": False, "rule": "not the same"},
+        info={"chosen": "8", "boxed": False, "rule": "not the same"},
     )
     assert verdicts[2] == Verdict(
         0.0,
         "No final answer could be read: no final answer could be found. End with one answer in \\boxed{}.",
         kind="format",
-        info={"given": None, "boxed": False, "rule": "no final answer could be found"},
+        info={"chosen": None, "boxed": False, "rule": "no final answer could be found"},
     )
     assert (verdicts[3].score, verdicts[3].kind) == (1.0, "format")
     assert verdicts[4].score == 0.0

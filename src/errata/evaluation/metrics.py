@@ -1,7 +1,4 @@
-"""avg@k, pass@k and maj@k over problems, with bootstrap intervals.
-
-Completions of one problem are not independent, so intervals come from resampling problems, not completions.
-"""
+"""avg@k, pass@k and maj@k over problems, with intervals (``errata.evaluation.intervals``)."""
 
 from __future__ import annotations
 
@@ -14,13 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from errata.evaluation.intervals import Floats, interval
 from errata.records import is_solved
-
-Floats = NDArray[np.float64]
-
-RESAMPLES = 2_000
-"""Bootstrap draws. The ends of a 95 % interval are the 50th smallest and the 50th largest."""
-
 
 def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> Any:
     """Chance that at least one of k completions is solved: the unbiased estimate from n completions, c of them solved.
@@ -89,32 +81,6 @@ def _majority(answers: Iterable[Hashable | None], right: set[Hashable]) -> float
     return sum(answer in right for answer in winners) / len(winners) if winners else 0.0
 
 
-def bootstrap_interval(
-    values: ArrayLike, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[Floats, Floats]:
-    """Percentile interval of the mean over problems (Efron 1979): problems are resampled with replacement.
-
-    Args:
-        values: (problems,) or (problems, metrics); metrics of one table are resampled together.
-    Returns:
-        The lower and the upper ends, () or (metrics,). If all problems have the same value, the interval has width 0,
-        because the bootstrap resamples only the given problems.
-    Raises:
-        ValueError: no problems, a value that is not finite, or a level outside (0, 1).
-    """
-    table = np.asarray(values, dtype=np.float64)
-    if table.ndim not in (1, 2) or len(table) == 0 or not np.isfinite(table).all():
-        raise ValueError(f"values: must be finite, (problems,) or (problems, metrics), got shape {table.shape}")
-    if not 0 < level < 1:
-        raise ValueError(f"level: must be in (0, 1), got {level}")
-    rng = np.random.default_rng(seed)
-    n = len(table)
-    # One resample at a time needs the memory of one copy of the table.
-    means = np.stack([table[rng.integers(n, size=n)].mean(axis=0) for _ in range(resamples)])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return low, high
-
-
 def summary(
     rows: Iterable[Mapping[str, Any]], *, k: int | None = None, threshold: float = 1.0, seed: int = 0
 ) -> dict[str, Any]:
@@ -129,8 +95,9 @@ def summary(
     Returns:
         ``n_problems``, ``k``, ``unjudged``; ``avg@k`` and ``pass@j`` for j = 1, 2, 4, ... and k, each with ``_low`` and
         ``_high``, the 95 % interval over problems; likewise ``maj@k`` if verdicts name the answer they read
-        (``info["chosen"]``); ``score``, the mean of the judged completions; ``length``, the mean; ``format_rate``, the
-        share of well-formed completions, if verdicts say so (``info["strict_format"]``, or whether ``kind`` is ``format``).
+        (``info["chosen"]``); ``pass_curve``, pass@1 to pass@k; ``score``, the mean of the judged completions; ``length``, the
+        mean; ``format_rate``, the share of well-formed completions, if every verdict tells: by ``info["strict_format"]``, or
+        by a ``kind`` that only an answer that was read, or that was not (``format``), gets.
     Raises:
         ValueError: no rows, or a problem (named) whose number of completions is not k.
     """
@@ -151,14 +118,15 @@ def summary(
     columns |= {f"pass@{j}": pass_at_k(k, c, j) for j in _attempts_up_to(k)}
     if any(_vote(row) is not None for row in everyone):
         columns[f"maj@{k}"] = np.array([_majority_solved(attempts, threshold) for attempts in problems.values()])
-    table = np.stack(list(columns.values()), axis=1)
-    low, high = bootstrap_interval(table, seed=seed)
-
     found: dict[str, Any] = {"n_problems": len(problems), "k": k}
-    for name, mean, lower, upper in zip(columns, table.mean(axis=0), low, high, strict=True):
-        found |= {name: float(mean), f"{name}_low": float(lower), f"{name}_high": float(upper)}
+    for name, values in columns.items():
+        low, high = interval(values, seed=seed)
+        found |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
+    found["pass_curve"] = [float(pass_at_k(k, c, j).mean()) for j in range(1, k + 1)]
     scores = [row["score"] for row in everyone if row["score"] is not None]
-    formats = [good for row in everyone if (good := _well_formed(row)) is not None]
+    formats: list[bool | None] = [_well_formed(row) for row in everyone if row["score"] is not None]
+    if None in formats:  # of some it is not known
+        formats = []
     lengths = [row["length"] for row in everyone if row.get("length") is not None]
     means = {"score": scores, "format_rate": formats, "length": lengths}
     found |= {name: float(np.mean(values)) for name, values in means.items() if values}
@@ -181,11 +149,20 @@ def _majority_solved(attempts: Sequence[Mapping[str, Any]], threshold: float) ->
     return _majority(map(_vote, attempts), accepted)
 
 
+_OF_READ_ANSWERS = ("answer", "choice", "constraints", "difference", "place", "tests", "trace")
+"""Kinds of feedback that errata's verifiers give only where they could read the answer."""
+
+
 def _well_formed(row: Mapping[str, Any]) -> bool | None:
+    """Whether a judged completion is well formed; ``None`` where its verdict does not tell."""
     info = row.get("info") or {}
     if "strict_format" in info:
         return bool(info["strict_format"])
-    return None if row.get("kind") in (None, "error") else row["kind"] != "format"
+    kind = str(row.get("kind") or "").partition("+")[0]
+    if kind == "format":
+        return False
+    # A right answer was read. A wrong one with other feedback, or with none, may not have been.
+    return True if kind in _OF_READ_ANSWERS or row["score"] >= 1 else None
 
 
 def _whole(name: str, value: ArrayLike) -> NDArray[np.int64]:

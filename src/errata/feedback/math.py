@@ -67,7 +67,7 @@ class MathVerifier:
     def _judge(self, text: str, answer: str, reference: str | None) -> Verdict:
         final = final_answer(text)
         given = ", ".join(final.texts) if final.texts else None
-        info: dict[str, Any] = {"given": given, "boxed": final.boxed}
+        info: dict[str, Any] = {"chosen": given, "boxed": final.boxed}
         if given is None:
             said = f"No final answer could be read: {final.problem}. End with one answer in \\boxed{{}}."
             return self._wrong([said], "format", answer, reference, {**info, "rule": final.problem})
@@ -75,7 +75,7 @@ class MathVerifier:
         try:
             graded = worker.call({"answer": answer, "texts": final.texts}, timeout_s=self.timeout_s)
         except (TimeoutError, RuntimeError) as error:
-            return Verdict(None, kind="error", info={"error": f"comparing with {answer!r}: {error}", "given": given})
+            return Verdict(None, kind="error", info={"error": f"comparing with {answer!r}: {error}", "chosen": given})
         finally:
             self._idle.put(worker)
         info["rule"] = graded["rule"]

@@ -48,7 +48,7 @@ class ReasoningGymVerifier:
 
     def _judge(self, written: str, task: str, draw: int, right: str) -> Verdict:
         value = self.score(task, draw, written)
-        info = {"written": written}
+        info = {"chosen": written or None}
         if value >= 1 or self.feedback == "bit":
             return Verdict(value if self.partial else float(value >= 1), info=info)
         if not written:
