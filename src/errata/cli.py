@@ -116,6 +116,9 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--max_completion_length", type=int, help="tokens (a run's own, or 512)")
     evaluate.add_argument("--batch_size", type=int, help="completions generated at a time (a run's own, or 256)")
     evaluate.add_argument("--seed", type=int, help="a run's own, or 0")
+    evaluate.add_argument(
+        "--against", metavar="MODEL", help="another run or model on the same problems: the difference, with a p-value"
+    )
     evaluate.add_argument("--out", type=Path, help="write the judged completions here as JSON lines")
     evaluate.add_argument("--strict", **_STRICT)
     evaluate.set_defaults(run=_eval)

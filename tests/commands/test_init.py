@@ -98,3 +98,9 @@ def test_eval_takes_a_recipes_rows(started, capsys):
     said = capsys.readouterr().out
     found = json.loads(said[said.index("{") :])  # DeepSpeed, where it is installed, prints a line before
     assert (found["dataset"], found["n_problems"], found["k"]) == ("rows.jsonl", 5, 2)
+    assert main(["eval", "house", "--task", "my.yaml", "--k", "2", "--split", "train", "--against", "house"]) == 0
+    said = capsys.readouterr().out
+    compared = json.loads(said[said.index("{") :])
+    # The same policy with the same seed: no difference, and no reason to believe in one.
+    assert (compared["paired"]["difference"], compared["paired"]["p_value"]) == (0.0, 1.0)
+    assert compared["against"]["avg@2"] == compared["avg@2"] == found["avg@2"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from errata.evaluation import avg_at_k, bootstrap_interval, maj_at_k, pass_at_k, summary
+from errata.evaluation import avg_at_k, maj_at_k, pass_at_k, summary
 
 # -- pass@k --------------------------------------------------------------------------------------------------------
 
@@ -105,41 +105,6 @@ def test_maj_at_k_does_not_depend_on_the_order_of_sampling(answers, dice):
 # -- bootstrap -----------------------------------------------------------------------------------------------------
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    truth, covered = 0.4, 0
-    for trial in range(200):
-        low, high = bootstrap_interval(rng.random(60) < truth, resamples=300, seed=trial)
-        covered += low <= truth <= high
-    assert 180 <= covered <= 200  # 190 expected, standard deviation 3
-
-
-def test_the_interval_has_the_width_of_the_normal_one():
-    values = np.repeat([0.0, 1.0], 200)
-    low, high = bootstrap_interval(values)
-    assert high - low == pytest.approx(2 * 1.96 * 0.5 / math.sqrt(400), rel=0.05)
-    narrow_low, narrow_high = bootstrap_interval(values, level=0.5)
-    assert low < narrow_low < 0.5 < narrow_high < high
-
-
-def test_intervals_are_reproducible_and_resample_columns_together():
-    values = np.random.default_rng(1).random((30, 2))
-    low, high = bootstrap_interval(values, seed=3)
-    again = bootstrap_interval(values, seed=3)
-    np.testing.assert_array_equal(np.stack([low, high]), np.stack(again))
-    alone = bootstrap_interval(values[:, 1], seed=3)
-    assert (low[1], high[1]) == pytest.approx(alone)
-    assert bootstrap_interval(np.full(5, 0.25)) == (0.25, 0.25)
-
-
-@pytest.mark.parametrize(
-    "arguments", [{"values": []}, {"values": [math.nan]}, {"values": 0.5}, {"values": [1.0], "level": 1.0}]
-)
-def test_intervals_refuse_nonsense(arguments):
-    with pytest.raises(ValueError, match=r"^(values|level):"):
-        bootstrap_interval(**arguments)
-
-
 # -- summary -------------------------------------------------------------------------------------------------------
 
 
@@ -159,7 +124,9 @@ def test_summary_by_hand():
     assert found["pass@2"] == pytest.approx((1 / 2 + 5 / 6) / 2)
     assert found["pass@4"] == 1.0
     assert found["score"] == pytest.approx(3.5 / 7)
-    assert (found["avg@4_low"], found["avg@4_high"]) == (0.25, 0.5)
+    assert (found["pass@4_low"], found["pass@4_high"]) == pytest.approx((0.3424, 1.0), abs=1e-4)  # Wilson, 2 of 2
+    assert found["avg@4_low"] < found["avg@4"] < found["avg@4_high"]
+    assert found["pass_curve"] == pytest.approx([3 / 8, 2 / 3, 7 / 8, 1.0])  # (1/4+1/2)/2, (1/2+5/6)/2, (3/4+1)/2, 1
     assert [name for name in found if "@" in name and not name.endswith(("_low", "_high"))] == [
         "avg@4", "pass@1", "pass@2", "pass@4",
     ]  # fmt: skip
@@ -188,16 +155,33 @@ def test_summary_maj_takes_the_verifiers_word_for_what_is_right():
     assert summary(sloppy)["maj@3"] == 1.0
 
 
-def test_summary_format_rate():
+def test_summary_format_rate_is_right_or_absent():
+    def of(kinds, scores, **info):
+        rows = rows_of("a", scores)
+        return summary([{**row, "kind": kind, "info": info} for row, kind in zip(rows, kinds, strict=True)])
+
     strict = [
         {**row, "info": {"strict_format": good}} for row, good in zip(rows_of("a", [1, 1]), [True, False], strict=True)
     ]
     assert summary(strict)["format_rate"] == 0.5
-    kinds = [
-        {**row, "kind": kind}
-        for row, kind in zip(rows_of("a", [1, 0, 0, None]), ["", "format", "trace", "error"], strict=True)
-    ]
-    assert summary(kinds)["format_rate"] == pytest.approx(2 / 3)  # a failed verifier says nothing of the format
+    # A failed verifier says nothing of the format.
+    assert of(["", "format", "trace", "error"], [1, 0, 0, None])["format_rate"] == pytest.approx(2 / 3)
+    # Wrong answers with a score alone, or with a text of the user's own, may not have been readable.
+    assert "format_rate" not in of([""] * 6, [0.0] * 6)
+    assert "format_rate" not in of(["correction", "format"], [0.0, 0.0])
+    assert of(["format"] * 6, [0.0] * 6)["format_rate"] == 0.0
+    assert of(["trace+correction", "tests"], [0.0, 0.5])["format_rate"] == 1.0
+
+
+def test_summary_maj_in_mathematics():
+    pytest.importorskip("sympy")
+    from errata.tasks import verifier
+
+    texts = [r"\boxed{4}", r"\boxed{4}", r"\boxed{5}", "no idea"]
+    judged = verifier("math", workers=1)(completions=texts, answer=["4"] * 4)
+    rows = [{"problem_id": "a", "score": v.score, "kind": v.kind, "info": v.info} for v in judged]
+    found = summary(rows)
+    assert (found["avg@4"], found["maj@4"], found["format_rate"]) == (0.5, 1.0, 0.75)
 
 
 def test_summary_names_the_problem_that_is_short():

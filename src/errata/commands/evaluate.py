@@ -16,6 +16,7 @@ from rich.console import Console
 
 from errata.commands.allocator import keep_memory
 from errata.commands.train import quiet
+from errata.evaluation.intervals import paired
 from errata.evaluation.sampling import Evaluation
 from errata.recipe.build import build_trainer, method_of
 from errata.recipe.models import model_path
@@ -55,8 +56,21 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.out is not None:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows)
         args.out.write_text("".join(lines), encoding="utf-8")
-    Console().print_json(json.dumps({"model": args.model, **where, "split": args.split, **found.metrics}))
+    numbers = {"model": args.model, **where, "split": args.split, **found.metrics}
+    if args.against is not None:
+        other = measured(argparse.Namespace(**{**vars(args), "model": args.against}))[1]
+        difference = paired(found.rows, other.rows, threshold=_settings_threshold(args))._asdict()
+        numbers |= {"against": {"model": args.against, **other.metrics}, "paired": difference}
+    Console().print_json(json.dumps(numbers))
     return 0
+
+
+def _settings_threshold(args: argparse.Namespace) -> float:
+    """The score from which a completion of the evaluated run counts as solved."""
+    run = _settings_of_run(Path(args.model))
+    if args.task is not None and args.task.endswith((".yaml", ".yml")):
+        run = _with_recipe(run, args.task)
+    return float((run.get("method_settings") or {}).get("success_threshold", 1.0))
 
 
 def measured(args: argparse.Namespace) -> tuple[dict[str, str], Evaluation]:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from errata.evaluation.intervals import Floats, interval
 from errata.records import is_solved
 
+
 def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> Any:
     """Chance that at least one of k completions is solved: the unbiased estimate from n completions, c of them solved.
 

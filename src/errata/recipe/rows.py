@@ -67,11 +67,13 @@ def _of_mixture(config: ErrataConfig, split: str) -> Dataset:
     train = split == "train"
     limit = None if train else config.eval_problems
     rows = rows_of_mixture(config, split=split, seed=config.seed, shuffled=train, limit=limit)
-    return checked(rows, f"tasks ({split})", strict=config.strict)
+    return checked(rows, f"tasks ({split})", strict=config.strict, repeated=train)
 
 
-def checked(rows: Dataset, where: str, *, strict: bool = True) -> Dataset:
+def checked(rows: Dataset, where: str, *, strict: bool = True, repeated: bool = False) -> Dataset:
     """Rows that can be trained on, with a stable ``problem_id``; derived from the prompt where the data has none.
+
+    The same prompt twice is then two problems. ``repeated``: a named problem may be in several rows, as in a weighted mixture.
 
     Raises ``ValueError`` naming the first row that cannot; ``strict=False`` leaves such rows out and logs how many.
     """
@@ -85,9 +87,9 @@ def checked(rows: Dataset, where: str, *, strict: bool = True) -> Dataset:
         if name in rows.column_names:
             raise ValueError(f"{where}: column {name!r} has a name that errata or TRL uses for its own; rename it")
     named = "problem_id" in rows.column_names
-    ids = list(rows["problem_id"]) if named else [_stable_id(prompt) for prompt in rows["prompt"]]
+    ids = list(rows["problem_id"]) if named else _stable_ids(rows["prompt"])
     references = rows["reference"] if "reference" in rows.column_names else [None] * len(rows)
-    bad = _bad_rows(rows["prompt"], ids, references)
+    bad = _bad_rows(rows["prompt"], ids, references, repeated=repeated)
     if bad and strict:
         number, problem = min(bad.items())
         raise ValueError(f"{where}: row {number}, {problem} (strict: false leaves such rows out)")
@@ -133,7 +135,9 @@ def check_enough(config: ErrataConfig, rows: Dataset) -> None:
         )
 
 
-def _bad_rows(prompts: Iterable[Any], ids: Sequence[Any], references: Iterable[Any]) -> dict[int, str]:
+def _bad_rows(
+    prompts: Iterable[Any], ids: Sequence[Any], references: Iterable[Any], *, repeated: bool
+) -> dict[int, str]:
     """What is wrong with which rows, and the mend."""
     bad: dict[int, str] = {}
     seen: dict[str, tuple[int, Any]] = {}
@@ -149,6 +153,10 @@ def _bad_rows(prompts: Iterable[Any], ids: Sequence[Any], references: Iterable[A
         elif (first := seen.setdefault(str(problem_id), (number, prompt)))[1] != prompt:
             bad[number] = (
                 f"column 'problem_id': {problem_id!r} is row {first[0]}'s, whose prompt is another; give every problem its own"
+            )
+        elif not repeated and first[0] != number:
+            bad[number] = (
+                f"column 'problem_id': {problem_id!r} is row {first[0]}'s, too; give every row its own, or take one out"
             )
     return bad
 
@@ -172,6 +180,17 @@ def _encodable(values: Any) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _stable_ids(prompts: Iterable[Any]) -> list[str]:
+    """A name for each prompt, made of its text; a prompt that occurs again gets a number."""
+    seen: dict[str, int] = {}
+    found = []
+    for prompt in prompts:
+        name = _stable_id(prompt)
+        seen[name] = seen.get(name, 0) + 1
+        found.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return found
 
 
 def _stable_id(prompt: Any) -> str:
