@@ -31,6 +31,7 @@ COMMON = {
     "save_strategy": "no",
     "rollouts_saved": 0,
     "eval_teacher_problems": 0,
+    "preflight": 0,
 }
 
 

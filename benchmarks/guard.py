@@ -34,9 +34,9 @@ POLICIES = {"without": "warn", "with": "best"}
 HOUSE = {
     "base": "recipes/new-rule.yaml",
     "max_steps": 400,
-    "per_device_train_batch_size": 16,
+    "per_device_train_batch_size": 8,
     "num_generations": 4,
-    "eval_steps": 25,
+    "eval_steps": 50,
     "eval_problems": 32,
     "eval_k": 4,
     "eval_teacher_problems": 16,
@@ -80,7 +80,7 @@ def cells() -> dict[str, dict[str, Any]]:
     frozen["new-rule/sft/none"] = frozen.pop("new-rule/sft/frozen")
     ema = {f"new-rule/{m}/ema": house(m, teacher="ema") for m in ("distil", "sdpo", "drift", "srpo")}
     names = list(frozen)
-    first = {name: frozen[name] for name in names[:2]}
+    first = {name: frozen[name] for name in names[:4]}
     return {**first, "smollm2/distil/feedback alone": SMOLLM2, **frozen, **ema}
 
 
@@ -97,9 +97,8 @@ def run(name: str, arm: str, settings: dict[str, Any], folder: Path) -> dict[str
     where = folder / f"{name.replace('/', '-').replace(' ', '-')}-{arm}"
     where.parent.mkdir(parents=True, exist_ok=True)
     recipe = where.with_suffix(".yaml")
-    recipe.write_text(
-        yaml.safe_dump({**recipe_of(settings, POLICIES[arm]), "overwrite": True, "output_dir": str(where)})
-    )
+    kept = {"overwrite": True, "preflight": 0, "output_dir": str(where)}
+    recipe.write_text(yaml.safe_dump({**recipe_of(settings, POLICIES[arm]), **kept}))
     started = time.perf_counter()
     command = [sys.executable, "-m", "errata", "train", str(recipe)]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)

@@ -39,7 +39,7 @@ BASE: dict[str, Any] = {
     "model": "house", "reward_funcs": [], "context_template": "{{ prompt }} {{ solution }}{{ feedback }}", "num_generations": 4,
     "per_device_train_batch_size": 8, "max_completion_length": 6, "max_steps": 10, "learning_rate": 1e-3,
     "gradient_checkpointing": False, "eval_strategy": "steps", "eval_steps": 3, "eval_on_start": True, "eval_problems": 2,
-    "eval_k": 2, "eval_teacher_problems": 1, "save_steps": 3, "use_cpu": True, "seed": 1,
+    "preflight": 0, "eval_k": 2, "eval_teacher_problems": 1, "save_steps": 3, "use_cpu": True, "seed": 1,
 }  # fmt: skip
 """Eight problems, two a step: past the end of the data twice."""
 RUNS: dict[str, dict[str, Any]] = {

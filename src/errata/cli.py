@@ -38,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ``--debug`` shows where an error came from.
     """
     words, debug = _without_debug(list(sys.argv[1:] if argv is None else argv))
-    # `train`, `compare` and `plan` hand unknown flags on to the recipe's parser.
+    # `train`, `compare`, `preflight` and `plan` hand unknown flags on to the recipe's parser.
     args, rest = parser().parse_known_args(words)
-    if rest and args.command not in ("train", "compare", "plan"):
+    if rest and args.command not in ("train", "compare", "preflight", "plan"):
         parser().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return int(args.run(args, rest) or 0)
@@ -122,6 +122,15 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--out", type=Path, help="write the judged completions here as JSON lines")
     evaluate.add_argument("--strict", **_STRICT)
     evaluate.set_defaults(run=_eval)
+
+    preflight = commands.add_parser(
+        "preflight", help="before training: in which contexts is the teacher worth listening to?", allow_abbrev=False
+    )
+    preflight.add_argument("recipe", help="YAML as for train")
+    preflight.add_argument("--problems", type=int, default=32, help="training problems tried (default 32)")
+    preflight.add_argument("--k", type=int, default=4, help="attempts at each, in each context (default 4)")
+    preflight.add_argument("--out", type=Path, help="write the numbers here as JSON")
+    preflight.set_defaults(run=_preflight)
 
     compare = commands.add_parser(
         "compare", help="methods side by side: same data, same budget, several seeds", allow_abbrev=False
@@ -208,6 +217,15 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
     from errata.commands.train import train
 
     return train(args.recipe, rest)
+
+
+def _preflight(args: argparse.Namespace, rest: list[str]) -> int:
+    from errata.recipe.settings import check_before_loading
+
+    check_before_loading(args.recipe, rest)
+    from errata.commands.preflight import preflight
+
+    return preflight(args.recipe, rest, problems=args.problems, k=args.k, out=args.out)
 
 
 def _eval(args: argparse.Namespace, rest: list[str]) -> int:

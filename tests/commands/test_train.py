@@ -39,6 +39,7 @@ def recipe(folder, policy, **changes):
         "num_generations": 4,
         "max_completion_length": 12,
         "max_steps": 4,
+        "preflight": 0,
         "learning_rate": 1e-3,
         "gradient_checkpointing": False,
         "eval_strategy": "steps",

@@ -58,6 +58,7 @@ _BASE: dict[str, Any] = {
     "context_template": "house",
     "learning_rate": 1e-3,
     "max_steps": 3,
+    "preflight": 0,
     "num_generations": 4,
     "max_completion_length": 40,
     "temperature": 1.0,

@@ -55,7 +55,7 @@ def recipe(folder, policy, **changes):
         # A generation batch serves two steps: after an odd number of them the run stands inside one.
         "per_device_train_batch_size": 8, "steps_per_generation": 2, "max_steps": STEPS, "learning_rate": 1e-3,
         "gradient_checkpointing": False, "eval_strategy": "steps", "eval_steps": 2, "eval_problems": 2, "eval_k": 2,
-        "eval_teacher_problems": 0, "save_steps": 1, "save_total_limit": 3, "output_dir": str(folder / "run"),
+        "preflight": 0, "eval_teacher_problems": 0, "save_steps": 1, "save_total_limit": 3, "output_dir": str(folder / "run"),
     }  # fmt: skip
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump({**settings, **changes}))

@@ -20,7 +20,14 @@ from errata.training import checkpoint as checkpoints
 from errata.training import interrupt
 
 ROOT = Path(__file__).parents[2]
-SHORT = {"max_steps": 4, "save_steps": 2, "eval_steps": 2, "replay_capacity": None, "steps_per_generation": None}
+SHORT = {
+    "preflight": 0,
+    "max_steps": 4,
+    "save_steps": 2,
+    "eval_steps": 2,
+    "replay_capacity": None,
+    "steps_per_generation": None,
+}
 
 SEND = """
 import os, signal, sys

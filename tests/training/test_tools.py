@@ -257,6 +257,7 @@ def recipe(folder, files, **changes):
         "context_template": "{{ prompt }} {{ feedback }}",
         "max_completion_length": 80,
         "max_steps": 2,
+        "preflight": 0,
         "eval_strategy": "steps",
         "eval_steps": 2,
         "eval_k": 2,

@@ -19,6 +19,7 @@ from rich.console import Console
 from transformers.utils import logging
 
 from errata.commands.allocator import keep_memory
+from errata.commands.preflight import before_training
 from errata.commands.progress import Progress
 from errata.recipe.build import build_trainer, method_of
 from errata.recipe.config import ErrataConfig
@@ -73,6 +74,8 @@ def _train(recipe: Recipe) -> int:
         _announce(console, trainer, recipe, checkpoint)
         started = time.perf_counter()
         try:
+            if checkpoint is None:
+                before_training(console, trainer, recipe.config.method)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if trainer.stopped:
                 raise interrupt.Interrupted(interrupt.received() or signal.SIGTERM)

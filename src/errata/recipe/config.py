@@ -121,6 +121,9 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
     teacher_freeze_below: float | None = _help(
         None, "Freeze an EMA or synced teacher once its own accuracy falls below this share of its best."
     )
+    preflight: int = _help(
+        8, "Problems on which training first looks whether its teacher is worth listening to; 0: do not."
+    )
     guard: str = _help(
         "warn",
         "What happens at signs of collapse: none, warn, freeze (the teacher), reward (the rewards alone count), stop, or best "

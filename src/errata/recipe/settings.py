@@ -81,6 +81,7 @@ RULES: dict[str, Any] = {
     "teacher_dtype": Literal["float32", "bfloat16"] | None,
     "teacher_device": Literal["cpu"] | None,
     "teacher_freeze_below": Share | None,
+    "preflight": Whole,
     "guard": Literal["none", "warn", "freeze", "reward", "best", "stop"],
     "max_teacher_prompt_length": Count | None,
     "eval_problems": Count | None,

@@ -166,7 +166,7 @@ class ErrataTrainer(Publishing):
             count_tokens=lambda prompt: len(self._encode_teacher_prompts([prompt])[0]),
             history=isinstance(method, TeacherMethod) and method.history > 0,
         )
-        self._comments = comments_of(
+        self.comments = comments_of(
             args,
             method,
             getattr(train_dataset, "column_names", None) or (),
@@ -261,7 +261,7 @@ class ErrataTrainer(Publishing):
         local = self._build(rows, tokens, first)
         reward_only = self.guard.reward_only
         if not reward_only:
-            local, metrics = self._comments(local, rows, step)
+            local, metrics = self.comments(local, rows, step)
             self.log_metrics_of_step(metrics)
             if self.method.needs_entropy(self.memory):
                 local = self._with_entropy(local, tokens)
