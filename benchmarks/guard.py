@@ -25,6 +25,8 @@ from typing import Any
 
 import yaml
 
+from errata.training.guard import signs_of_evaluations, signs_of_steps
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results/guard.json"
 PAGE = ROOT / "docs/results.md"
@@ -108,16 +110,34 @@ def run(name: str, arm: str, settings: dict[str, Any], folder: Path) -> dict[str
 
 
 def read(folder: Path, k: int) -> dict[str, Any]:
-    """The evaluations and the guard's rows of a run directory."""
-    rows = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
-    said = folder / "guard.jsonl"
+    """The evaluations of a run directory, its signs, and what the guard did."""
+    evaluations, steps, did = (_rows(folder / f"{stem}.jsonl") for stem in ("eval", "metrics", "guard"))
     kept = ("step", "length", "teacher_accuracy", "student_accuracy", "teacher_lead", "teacher_lead_se")
     return {
         "k": k,
-        "problems": rows[0]["n_problems"],
-        "evaluations": [{"accuracy": r[f"avg@{k}"], **{name: r[name] for name in kept if name in r}} for r in rows],
-        "guard": [json.loads(line) for line in said.read_text().splitlines()] if said.is_file() else [],
+        "problems": evaluations[0]["n_problems"],
+        "evaluations": [
+            {"accuracy": r[f"avg@{k}"], **{name: r[name] for name in kept if name in r}} for r in evaluations
+        ],
+        "signs": signs(steps, evaluations, k),
+        "did": [row for row in did if row["did"] != "warn"],
     }
+
+
+def signs(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]], k: int) -> list[dict[str, Any]]:
+    """What a guard sees in a log, step by step."""
+    found = []
+    for step in range(steps[-1]["step"] + 1 if steps else 1):
+        so_far = [row for row in steps if row["step"] <= step]
+        here = signs_of_steps(so_far) if so_far and len(so_far) % 10 == 0 else []
+        if any(row["step"] == step for row in evaluations):
+            here += signs_of_evaluations([row for row in evaluations if row["step"] <= step], k)
+        found += [{"step": step, "sign": s.name, "acts": s.acts, "said": s.said} for s in here]
+    return found
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def load() -> dict[str, Any]:
@@ -138,7 +158,7 @@ def keep(name: str, arm: str, found: dict[str, Any], settings: dict[str, Any]) -
 
 def acting(arm: dict[str, Any]) -> dict[str, Any] | None:
     """The first sign that acts."""
-    return next((row for row in arm["guard"] if row.get("acts")), None)
+    return next((row for row in arm["signs"] if row["acts"]), None)
 
 
 def wanted(name: str, arm: str) -> bool:
@@ -152,11 +172,13 @@ def table(results: dict[str, Any]) -> str:
         "| task / method / teacher | steps | start | without: best | without: end | first sign | with the guard: end |",
         "|---|---|---|---|---|---|---|",
     ]
-    missing, said, ends = [], set(), []
+    missing: list[str] = []
+    said: set[str] = set()
+    ends: list[tuple[float, float]] = []
     for name, settings in cells().items():
         cell = results["cells"].get(name, {})
         if "without" not in cell:
-            missing.append(name)
+            missing.append(f"{name}, without")
             continue
         accuracy = [e["accuracy"] for e in cell["without"]["evaluations"]]
         sign = acting(cell["without"])
@@ -169,14 +191,17 @@ def table(results: dict[str, Any]) -> str:
         cells_ = [f"{accuracy[0]:.3f}", f"{max(accuracy):.3f}", f"{accuracy[-1]:.3f}", what, shown]
         lines.append(f"| `{name}` | {settings['max_steps']} | " + " | ".join(cells_) + " |")
         if end is not None:
-            ends.append((accuracy[0], accuracy[-1], end))
+            ends.append((accuracy[0], end))
+        else:
+            missing.append(f"{name}, with")
         said |= {f"{a['date']}, {a['machine']}, seed {a['seed']}" for a in (cell["without"], cell.get("with")) if a}
-    worse, guarded = sum(e < s for s, e, _ in ends), sum(g < s for s, _, g in ends)
+    began = [cell["without"]["evaluations"] for cell in results["cells"].values() if "without" in cell]
+    worse = sum(e[-1]["accuracy"] < e[0]["accuracy"] for e in began)
     notes = [
-        f"Of {len(ends)} runs {worse} end below where they began without the guard, and {guarded} with it "
-        f"({'; '.join(sorted(said))}).",
-        "† No sign: the run with the guard is the same run, and ends with its best evaluation.",
-        f"Missing: {', '.join(f'`{name}`' for name in missing) or 'nothing'}.",
+        f"Without the guard {worse} of {len(began)} runs end below where they began, with it "
+        f"{sum(end < start for start, end in ends)} of {len(ends)} ({'; '.join(sorted(said))}).",
+        "† No sign that acts: the run with the guard is the same run, and ends with its best evaluation.",
+        f"Not run: {', '.join(f'`{name}`' for name in missing) or 'nothing'}.",
     ]
     return "\n".join([*lines, "", *notes])
 

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import fmean, median, stdev
 from typing import Literal, Protocol
 
 import torch
@@ -49,10 +49,10 @@ class Sign:
 def signs_of_evaluations(rows: Sequence[Row], k: int) -> list[Sign]:
     """Signs at the last of a run's evaluations.
 
-    - ``accuracy``: avg@k is below its best by more than two standard errors of the difference, each evaluation's by itself.
+    - ``accuracy``: avg@k is below its best by more than two standard errors of the difference, each evaluation's by itself. It
+      acts where it is below half of the best at two evaluations in a row: learning has its dips.
     - ``teacher``: the teacher solves fewer of the problems on which it was tried than the student does without what it is
-      shown, by more than two standard errors, while the student does not improve. Or its own accuracy fell below its best by
-      more than two standard errors.
+      shown, by more than two standard errors, while the student does not improve.
 
     Args:
         rows: as in ``eval.jsonl``, oldest first.
@@ -63,11 +63,10 @@ def signs_of_evaluations(rows: Sequence[Row], k: int) -> list[Sign]:
     *before, now = rows
     name, found = f"avg@{k}", []
     best = max(before, key=lambda row: row[name], default=now)
-    judged = now["n_problems"] >= LEAST_PROBLEMS
-    if judged and best[name] - now[name] > 2 * math.hypot(_error(best, name), _error(now, name)):
-        found.append(
-            Sign("accuracy", f"{name} fell from {best[name]:.3f} at step {best.get('step', 0)} to {now[name]:.3f}")
-        )
+    if _fell(now, best, name):
+        said = f"{name} fell from {best[name]:.3f} at step {best.get('step', 0)} to {now[name]:.3f}"
+        low = all(_fell(row, best, name) and row[name] < 0.5 * best[name] for row in rows[-2:])
+        found.append(Sign("accuracy", said, low))
     if now.get("teacher_problems", 0) < LEAST_PROBLEMS:
         return found
     improves = bool(before) and now[name] > before[-1][name]
@@ -79,12 +78,12 @@ def signs_of_evaluations(rows: Sequence[Row], k: int) -> list[Sign]:
                 f"{now['student_accuracy']:.3f} without it",
             )
         )
-        return found
-    accuracy = [row["teacher_accuracy"] for row in rows if row.get("teacher_problems", 0) >= LEAST_PROBLEMS]
-    noise = math.sqrt(2 * max(accuracy) * (1 - max(accuracy)) / now["teacher_problems"])
-    if not improves and max(accuracy) - accuracy[-1] > max(2 * noise, 0.1):
-        found.append(Sign("teacher", f"the teacher's own accuracy fell from {max(accuracy):.3f} to {accuracy[-1]:.3f}"))
     return found
+
+
+def _fell(now: Row, best: Row, name: str) -> bool:
+    error = math.hypot(_error(best, name), _error(now, name))
+    return bool(now["n_problems"] >= LEAST_PROBLEMS and best[name] - now[name] > 2 * error)
 
 
 def _error(row: Row, name: str) -> float:
@@ -95,7 +94,7 @@ def _error(row: Row, name: str) -> float:
 def signs_of_steps(rows: Sequence[Row], *, window: int = 10, has_teacher: bool = True) -> list[Sign]:
     """Signs at the last of a run's logged steps, from the medians of the first and the last ``window`` of them.
 
-    - ``reward``: its mean fell to less than half of its best window, by more than two standard errors.
+    - ``reward``: in the last three windows its mean was less than half of its best window's, by more than two standard errors.
     - ``length``: answers became shorter, their divergence from the teacher did not (``length_warning``).
     - ``entropy``: it fell to less than a third, or rose to more than three times.
     - ``quotes``: the share of answers that quote the reference, or speak of feedback, rose by more than .2.
@@ -147,14 +146,18 @@ def signs_of_steps(rows: Sequence[Row], *, window: int = 10, has_teacher: bool =
 
 
 def _reward_fell(rewards: Sequence[float], window: int) -> list[Sign]:
-    if len(rewards) < 2 * window:
+    if len(rewards) < 4 * window:
         return []
-    windows = [rewards[i : i + window] for i in range(len(rewards) - 2 * window + 1)]
-    best, now = max(windows, key=mean), rewards[-window:]
-    noise = math.hypot(*(stdev(w) / math.sqrt(window) if window > 1 else 0.0 for w in (best, now)))
-    if mean(now) < 0.5 * mean(best) and mean(best) - mean(now) > 2 * noise:
-        return [Sign("reward", f"the mean reward fell from {mean(best):.3f} to {mean(now):.3f}")]
+    windows = [rewards[i : i + window] for i in range(len(rewards) - 4 * window + 1)]
+    best, last = max(windows, key=fmean), [rewards[-n * window :][:window] for n in (3, 2, 1)]
+    if all(_below_half(now, best) for now in last):
+        return [Sign("reward", f"the mean reward fell from {fmean(best):.3f} to {fmean(last[-1]):.3f}")]
     return []
+
+
+def _below_half(now: Sequence[float], best: Sequence[float]) -> bool:
+    error = math.hypot(*(stdev(w) / math.sqrt(len(w)) if len(w) > 1 else 0.0 for w in (now, best)))
+    return fmean(now) < 0.5 * fmean(best) and fmean(best) - fmean(now) > 2 * error
 
 
 class Guarded(Protocol):
