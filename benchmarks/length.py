@@ -1,6 +1,6 @@
 """DistIL's future credit where answers end when they like: direction, scale and what becomes of their length.
 
-    python benchmarks/length.py                 # all three tables of docs/length.md, about ten minutes on one core
+    python benchmarks/length.py                 # all three tables of docs/length.md, about five minutes on one core
     python benchmarks/length.py direction --lengths 20 128
 
 A world is a Markov chain that can end at every token. The teacher is shown one of eight references, each of which prefers other
