@@ -207,3 +207,21 @@ def test_a_cell():
 )  # fmt: skip
 def test_numbers_in_words(value, kind, text):
     assert number(value, kind) == text
+
+
+def test_teachers_that_are_shown_different_things_are_named(tmp_path):
+    from errata.reports.compare import warnings
+    from errata.reports.runs import Run
+
+    def run(label, **settings):
+        config = {"method": label, "method_settings": settings}
+        return Run(tmp_path, label, label, config, {"status": "finished"}, [], [])
+
+    told = warnings(
+        [run("grpo"), run("sdpo", sources=["sibling"]), run("distil", sources=["reference"], with_feedback=True)]
+    )
+    assert told == [
+        "teachers are not shown the same (sdpo: sibling; distil: reference with feedback); method_args sources under "
+        "`compare:` make them alike"
+    ]
+    assert warnings([run("grpo"), run("sdpo", sources=["sibling"]), run("srpo", sources=["sibling"])]) == []

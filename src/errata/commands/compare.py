@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from errata import methods
 from errata.recipe.config import ErrataConfig
 from errata.recipe.read import read
+from errata.recipe.text import recipe_file
 from errata.reports.compare import compare as compared
 from errata.reports.compare import table
 from errata.reports.html import write_report
@@ -34,6 +35,8 @@ from errata.reports.rundir import RunDirectory
 from errata.reports.runs import PLAN, load
 from errata.training import interrupt
 
+LINE_EVERY_S = 30.0
+"""Without a terminal, seconds between two lines about each run."""
 TUNING_PROBLEMS = 128
 """Training problems a trial is judged on, unless the recipe's ``eval_problems`` says otherwise."""
 _OURS = ("method", "seed", "method_args", "compare")
@@ -189,6 +192,7 @@ class Team:
         failed: list[str] = []
         running: dict[int, tuple[Cell, subprocess.Popen[bytes], TaskID]] = {}
         said: set[str] = set()
+        due = time.monotonic() + LINE_EVERY_S
         threads = max(self._cores // max(min(self.jobs, len(missing)), 1), 1)
         with self._progress() as progress:
             whole = progress.add_task(title, total=len(cells), completed=len(cells) - len(missing), note="")
@@ -203,6 +207,10 @@ class Team:
                                 progress.add_task(f"  {cell.name}", total=None, note=""),
                             )
                     time.sleep(0.3)
+                    if progress.disable and time.monotonic() > due:  # no terminal to show bars on
+                        due = time.monotonic() + LINE_EVERY_S
+                        for cell, _, _ in running.values():
+                            self._console.print(self._line(cell), highlight=False, markup=False)
                     for slot, (cell, process, task) in list(running.items()):
                         status = process.poll()
                         self._show(progress, task, cell)
@@ -316,6 +324,14 @@ class Team:
         if row is not None:
             progress.update(task, completed=row["step"], total=cell.settings.get("max_steps"), note=_note(row))
 
+    def _line(self, cell: Cell) -> str:
+        """How far a running cell is."""
+        row = self._last_row(cell)
+        if row is None:
+            return f"{cell.name}: starting"
+        steps = cell.settings.get("max_steps")
+        return f"{cell.name}: step {row['step']}{f'/{steps}' if steps else ''}  {_note(row)}".rstrip()
+
     def _last_row(self, cell: Cell) -> dict[str, Any] | None:
         """The last of the cell's ``metrics.jsonl``."""
         return RunDirectory(self._folder / cell.name).last("metrics")
@@ -417,8 +433,7 @@ def _our_flags(rest: Sequence[str], *, default: Path) -> tuple[Path, bool, list[
 
 
 def _recipe(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such recipe")
+    path = recipe_file(path)
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

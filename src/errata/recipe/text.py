@@ -23,14 +23,27 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def recipe_file(path: Path) -> Path:
+    """The recipe's file: ``path``, or one that the package carries, by its name: ``demo.yaml``, ``recipes/demo.yaml``.
+
+    Raises ``ValueError`` where there is neither.
+    """
+    if path.is_file():
+        return path
+    here = Path(__file__).parents[1]
+    for folder in (here / "recipes", here.parents[1] / "recipes"):  # of an installed package, of a repository
+        if path.parent.name in ("", "recipes") and not path.is_absolute() and (folder / path.name).is_file():
+            return folder / path.name
+    raise ValueError(f"{path}: no such recipe")
+
+
 def load_mapping(path: Path) -> dict[str, Any]:
     """The settings in a recipe's file.
 
     Raises ``ValueError`` naming the file, and the line where there is one: a missing or unreadable file, malformed YAML, a
     key that is no text or is given twice.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such recipe")
+    path = recipe_file(path)
     try:
         text = path.read_text(encoding="utf-8")
         loaded = yaml.load(text, Loader=_Loader)

@@ -237,10 +237,23 @@ def warnings(runs: Sequence[Run]) -> list[str]:
     budgets = {run.rollouts_per_step * run.steps for run in runs}
     if len(budgets) > 1:
         found.append(f"runs differ in rollouts: from {min(budgets):,} to {max(budgets):,}")
+    shown = {run.label: text for run in runs if (text := _shown(run)) is not None}
+    if len({*shown.values()}) > 1:
+        said = "; ".join(f"{label}: {text}" for label, text in shown.items())
+        found.append(f"teachers are not shown the same ({said}); method_args sources under `compare:` make them alike")
     unfinished = [run.name for run in runs if run.env.get("status") != "finished"]
     if unfinished:
         found.append(f"not finished: {', '.join(unfinished)}")
     return found
+
+
+def _shown(run: Run) -> str | None:
+    """What a run's teacher may be shown; ``None`` for a method without a teacher."""
+    settings = run.config.get("method_settings") or {}
+    if not settings.get("sources"):
+        return None
+    feedback = " with feedback" if settings.get("with_feedback") else ""
+    return ", else ".join(settings["sources"]) + feedback
 
 
 def _columns(k: int | None, target: float | None) -> list[Column]:
