@@ -54,8 +54,18 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("vLLM ratio in the batch", "training/compat.py", 'batch.get("importance_sampling_ratio")', "None"),
     Mutation("vLLM ratio in the loss", _LOSS, "if tokens.sampler_ratio is not None:", "if False:"),
     Mutation("old log-probs", _LOSS, "old_logp=tokens.old_logp", "old_logp=None"),
-    Mutation("lower bound of the surrogate", _TRAINER, "clip_low=self.epsilon_low", "clip_low=0.2"),
-    Mutation("upper bound of the surrogate", _TRAINER, "clip_high=self.epsilon_high", "clip_high=0.28"),
+    Mutation(
+        "lower bound of the surrogate",
+        _TRAINER,
+        "replace(method.objective(), clip_low=self.epsilon_low",
+        "replace(method.objective(), clip_low=0.2",
+    ),
+    Mutation(
+        "upper bound of the surrogate",
+        _TRAINER,
+        "clip_high=self.epsilon_high)\n        routed",
+        "clip_high=0.28)\n        routed",
+    ),
     Mutation("teacher.update()", _TRAINER, "            trainer.teacher.update()\n", "            pass\n"),
     Mutation(
         "rate of the teacher", "training/teachers.py", "if config.teacher_rate is None else config.teacher_rate", ""
