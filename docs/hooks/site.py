@@ -64,11 +64,7 @@ def on_files(files: Files, config: Any) -> Files:
     files.append(File.generated(config, "index.md", content=_front()))
     texts = [((ROOT / "docs" / f.src_uri).parent, f.content_string) for f in files.documentation_pages()]
     for path in sorted({path for here, text in texts for path in _outside(text, here)}):
-        fence = "~~~~" if path.suffix != ".md" else ""
-        shown = path.read_text(encoding="utf-8")
-        text = f"# {path.relative_to(ROOT)}\n\n" + (
-            f"{fence}{LANGUAGES.get(path.suffix, 'text')}\n{shown}\n{fence}\n" if fence else _without_links(shown)
-        )
+        text = f"# {path.relative_to(ROOT)}\n\n{_shown(path)}"
         files.append(File.generated(config, _place(path), content=text))
     return files
 
@@ -79,7 +75,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
     def shown(match: re.Match[str]) -> str:
         path = (here / match[1]).resolve()
-        if path.is_relative_to(ROOT / "docs") or not path.is_file():
+        if path.is_relative_to(ROOT / "docs") or not path.exists():
             return match[0]  # mkdocs checks it
         return f"]({os.path.relpath(ROOT / 'docs' / _place(path), here)}{match[2] or ''})"
 
@@ -88,6 +84,15 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 def _place(path: Path) -> str:
     return f"files/{path.relative_to(ROOT)}.md"
+
+
+def on_post_build(config: Any) -> None:
+    """Take the one address out of the theme's script from which it would load a helper for pages opened as files."""
+    for script in Path(config["site_dir"]).glob("assets/javascripts/bundle.*.js"):
+        text = script.read_text(encoding="utf-8")
+        script.write_text(
+            text.replace("https://unpkg.com/iframe-worker/shim", "data:text/javascript,"), encoding="utf-8"
+        )
 
 
 def on_pre_build(config: Any) -> None:
@@ -113,6 +118,16 @@ def _front() -> str:
     )
 
 
+def _shown(path: Path) -> str:
+    """A file of the repository as Markdown; of a folder the names of its files."""
+    if path.is_dir():
+        return "\n".join(f"- {file.relative_to(path)}" for file in sorted(path.rglob("*")) if file.is_file())
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        return _without_links(text)
+    return f"~~~~{LANGUAGES.get(path.suffix, 'text')}\n{text}\n~~~~\n"
+
+
 def _without_links(text: str) -> str:
     """A page of the repository without its front matter, its title and its links, which lead to places outside the site."""
     text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
@@ -122,4 +137,4 @@ def _without_links(text: str) -> str:
 
 def _outside(text: str, here: Path) -> list[Path]:
     found = [(here / match[1]).resolve() for match in _LINK.finditer(text)]
-    return [path for path in found if path.is_file() and not path.is_relative_to(ROOT / "docs")]
+    return [path for path in found if path.exists() and not path.is_relative_to(ROOT / "docs")]

@@ -136,3 +136,5 @@ def test_the_site_builds_strictly_and_needs_no_network(tmp_path):
     for page in (tmp_path / "site").rglob("*.html"):
         fetched = re.findall(r"<(?:script|img|link)[^>]*(?:src|href)=\"(https?://[^\"]*)", page.read_text())
         assert fetched == [], page
+    for script in (tmp_path / "site").rglob("*.js"):
+        assert not re.search(r"https://(unpkg|cdn|fonts)", script.read_text()), script

@@ -54,8 +54,8 @@ def card(
     lines = [
         f"---\n{yaml.safe_dump({k: v for k, v in head.items() if v}, sort_keys=False)}---",
         f"# {name}",
-        f"{what} `{base or 'a model without a name'}` by reinforcement learning from rich feedback, with "
-        f"[errata](https://pypi.org/project/errata/)'s method **{title}**.",
+        f"{what} `{base or 'a model without a name'}` by reinforcement learning from rich feedback, with errata's "
+        f"method **{title}**.",
         _table("", "", _facts(title, method, source, data, config, env, steps)),
     ]
     if evaluations:
