@@ -56,11 +56,14 @@ SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 @dataclass
 class Running:
     pid: int
+    status: int | None = None
 
     def ended(self) -> int | None:
         """The exit status, negative for a signal; ``None`` while it runs."""
-        pid, status = os.waitpid(self.pid, os.WNOHANG)
-        return os.waitstatus_to_exitcode(status) if pid else None
+        if self.status is None:  # a process can be waited for once
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.status = os.waitstatus_to_exitcode(status) if pid else None
+        return self.status
 
 
 def write_recipes(folder: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 EXIT_BAD_INPUT = 2
 EXIT_ERROR = 1
@@ -89,11 +89,18 @@ def _unexpected(error: Exception) -> str:
     return f"{said}; {mend} (--debug shows where)"
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as for all bad input, instead of the whole usage."""
+        print(f"errata: {message}; `{self.prog} --help` lists what there is", file=sys.stderr)
+        raise SystemExit(EXIT_BAD_INPUT)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line's parser, without what ``train`` and ``compare`` hand on to the recipe's."""
     from errata import __version__
 
-    top = argparse.ArgumentParser(prog="errata", description="Reinforcement learning from rich feedback.")
+    top = _Parser(prog="errata", description="Reinforcement learning from rich feedback.")
     top.add_argument("--debug", action="store_true", help="show where an error came from")
     top.add_argument("--version", action="version", version=f"errata {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -235,10 +242,19 @@ def _eval(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _compare(args: argparse.Namespace, rest: list[str]) -> int:
-    from errata.commands.compare import compare
     from errata.recipe.settings import check_before_loading
+    from errata.validate import Count, PositiveShare, Whole, check
 
     check_before_loading(args.recipe, rest)
+    for name, value, hint in (
+        ("--seeds", args.seeds, Count),
+        ("--jobs", args.jobs, Count | None),
+        ("--tune", args.tune, Whole),
+        ("--target", args.target, PositiveShare | None),
+    ):
+        check(name, value, hint)
+    from errata.commands.compare import compare
+
     names = [name.strip() for name in args.methods.split(",") if name.strip()]
     return compare(args.recipe, names, args.seeds, args.jobs, args.tune, rest, target=args.target)
 
@@ -262,6 +278,10 @@ def _plan(args: argparse.Namespace, rest: list[str]) -> int:
 def _report(args: argparse.Namespace, rest: list[str]) -> int:
     from errata.reports.html import write_report
     from errata.reports.runs import unfinished
+    from errata.validate import PositiveShare, check
+
+    if args.target is not None:
+        check("--target", args.target, PositiveShare)
 
     if args.serve:
         from errata.reports.serve import serve
@@ -285,8 +305,11 @@ def _tasks(args: argparse.Namespace, rest: list[str]) -> int:
     from rich.console import Console
 
     from errata import tasks
+    from errata.validate import Whole, check
 
     console = Console()
+    if args.rows is not None:
+        check("--rows", args.rows, Whole)
     if args.name is None:
         for name in tasks.names():
             console.print(name, highlight=False)
@@ -336,7 +359,9 @@ def _methods(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _theory(args: argparse.Namespace, rest: list[str]) -> int:
     from errata.theory import run
+    from errata.validate import check_file
 
+    check_file("--out", args.out)
     return int(run(json=args.json, out=args.out) or 0)
 
 

@@ -12,6 +12,7 @@ import math
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
@@ -77,6 +78,12 @@ def check_settings(kind: Callable[..., Any], settings: Mapping[str, Any], where:
         if name not in parameters and not accepts_all:
             raise ValueError(f"{where}no setting {name!r}{nearest(str(name), parameters)}")
         check(f"{where}{name}", value, hints.get(name, Any))
+
+
+def check_file(name: str, path: Path | None) -> None:
+    """Raises ``ValueError`` unless ``path`` can be a file: it is no directory, and lies in a directory that exists."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise ValueError(f"{name}: {path} must be a file in an existing directory")
 
 
 def hints_of(kind: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -400,3 +401,172 @@ def test_an_unforeseen_error_is_one_line_and_debug_shows_where(monkeypatch, caps
     assert said in lines[0]
     assert main(["methods", "x", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"deepspeed": "list.json"}, "deepspeed: .*list.json must hold a JSON object, not a list"),
+        ({"deepspeed": "nowhere.json"}, "deepspeed: cannot read .*nowhere.json': No such file"),
+        ({"deepspeed": 3}, "deepspeed: must be the path of a JSON file, got 3"),
+        ({"chat_template_kwargs": [1]}, "chat_template_kwargs: must be a mapping"),
+        ({"neftune_noise_alpha": -1}, "neftune_noise_alpha: must be a number above 0"),
+        ({"vllm_mode": "x"}, "vllm_mode: 'x' is none of server, colocate"),
+        ({"output_dir": "list.json"}, "output_dir: .*list.json is a file"),
+        ({"output_dir": "list.json/x/y"}, "output_dir: .*list.json is a file"),
+        ({"output_dir": "a\0b"}, "output_dir: must be the name of a directory"),
+        ({"torch_compile": True}, "torch_compile: on a CPU"),
+        ({"verifier_isolation": "maybe"}, "verifier_isolation: 'maybe' is none of auto, process, none"),
+        ({"rollouts_max_mb": 0}, "rollouts_max_mb: must be a number above 0"),
+        ({"expert": "house", "expert_args": {"foo": 1}}, "expert_args: .*'foo'"),
+    ],
+    ids=str,
+)
+def test_further_settings_are_named(tmp_path, capsys, monkeypatch, settings, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.json").write_text("[]")
+    assert re.search(said, refused(capsys, "train", recipe(tmp_path, **settings)))
+
+
+def run_recipe(folder, content, **settings):
+    """A recipe over rows in a file, with a verifier that scores 0."""
+    folder.mkdir(exist_ok=True)
+    (folder / "data.jsonl").write_text(content if isinstance(content, str) else "\n".join(map(json.dumps, content)))
+    (folder / "v.py").write_text("def v(completions, **kw):\n    return [0.0] * len(completions)\n")
+    told = {"task": None, "dataset_name": str(folder), "verifier": [f"{folder / 'v.py'}:v"]}
+    return recipe(folder, **told, use_cpu=True, max_completion_length=4, **settings)
+
+
+CHAT = [{"role": "user", "content": "1+1="}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"prompt": "1+1="}, {"prompt": CHAT}] * 2, "row 1, column 'prompt': is messages, and .* before it text"),
+        ([{"prompt": "1+1=" * 25_000, "problem_id": str(i)} for i in range(2)], "row 0, .* has 100,000 tokens"),
+        ([{"prompt": "a", "log_extra": "x"}] * 2, "column 'log_extra' has a name"),
+        ([{"prompt": "a", "environments": "x"}] * 2, "column 'environments' has a name"),
+        ("[1]\n[2]\n", "column 'prompt'|cannot load"),
+        ('{"prompt": "a"\n', "cannot load"),
+    ],
+    ids=range(6),
+)
+def test_further_rows_are_named(tmp_path, capsys, rows, said):
+    assert re.search(said, refused(capsys, "train", run_recipe(tmp_path, rows)))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("[" * 100_000, "line 1: not usable JSON: nested too deeply"),
+        ('{"idx": ' + "9" * 5000 + "}", "line 1: not usable JSON: Exceeds the limit"),
+        (
+            json.dumps({"idx": 1, "prompt": "a", "answer": "[" * 100_000}),
+            "line 1: holds JSON that is nested too deeply",
+        ),
+    ],
+    ids=["deep", "number", "deep answer"],
+)
+def test_json_that_no_parser_reads(tmp_path, capsys, line, said):
+    (tmp_path / "train.json").write_text(line + "\n")
+    assert said in refused(capsys, "tasks", "tooluse", "--task_path", str(tmp_path))
+
+
+METHOD = """
+from dataclasses import dataclass, replace
+from errata.methods.sdpo import SDPO
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(SDPO):
+    def {function}(self, *args, **kwargs):
+        {body}
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "body", "said"),
+    [
+        ("signals", "raise RuntimeError('oh')", r"Mine.signals: RuntimeError: oh \(mine.py:8\); mend the method"),
+        pytest.param("signals", "raise SystemExit(0)", "Mine.signals: SystemExit: 0", marks=pytest.mark.slow),
+        pytest.param("context", "raise KeyError('x')", "Mine.context: KeyError: 'x'", marks=pytest.mark.slow),
+        ("context", "return 'a'", "Mine.context: must return errata.records.TeacherContext, got str"),
+        ("memory", "raise RuntimeError('oh')", "Mine.memory: RuntimeError: oh"),
+        ("objective", "return None", "Mine.objective: must return errata.ops.scores.Objective, got NoneType"),
+        ("__post_init__", "raise KeyError('x')", "method: .*Mine cannot be made: KeyError: 'x'"),
+    ],
+)
+def test_a_method_whose_own_code_fails_is_named(tmp_path, capsys, function, body, said):
+    (tmp_path / "mine.py").write_text(METHOD.format(function=function, body=body))
+    told = run_recipe(tmp_path, [{"prompt": "1+1="}, {"prompt": "1+2="}], method=f"{tmp_path / 'mine.py'}:Mine")
+    assert main(["train", told]) == 2
+    assert re.search(said, capsys.readouterr().err.splitlines()[-1])
+
+
+@pytest.mark.parametrize("content", ["", "{#x#}hello"])
+def test_a_chat_template_that_leaves_the_prompt_out(policy, content):
+    tokenizer = models.load_tokenizer(str(policy))
+    tokenizer.chat_template = content
+    with pytest.raises(ValueError, match=r"no chat template|leaves out what the prompt says"):
+        models.check_chat_template(tokenizer, MESSAGES)
+
+
+def test_a_template_with_an_unknown_name():
+    from errata.contexts import Renderer
+    from errata.records import Rollout, TeacherContext, Verdict
+
+    rollout = Rollout(0, "p", "1+1=", "3", Verdict(0.0, "no"))
+    with pytest.raises(
+        ValueError, match="context_template: UndefinedError: 'nosuch' is undefined; a template sees prompt,"
+    ):
+        Renderer("{{ nosuch }}").render(rollout, TeacherContext(kind="feedback", feedback="no"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("eval.jsonl", "{}", "row 1 of .*eval.jsonl: step: must be a whole number, got None"),
+        ("eval.jsonl", '{"step": 1, "k": 1, "avg@1": "x"}', "row 1 of .*eval.jsonl: avg@1: must be"),
+        ("metrics.jsonl", '{"step": 1, "loss": [1]}', "row 1 of .*metrics.jsonl: loss: must be"),
+        ("rollouts.jsonl", "{}", "row 1 of .*rollouts.jsonl: step: must be a whole number"),
+        (
+            "rollouts.jsonl",
+            '{"step": 1, "prompt": 3}',
+            "row 1 of the rollouts of step 1 is not as errata writes it .TypeError",
+        ),
+        ("config.yaml", "method: [1]", "config.yaml: method: must be text, or null"),
+        ("env.json", '{"git": 3}', "env.json: git: must be a mapping, or null"),
+    ],
+)
+def test_files_of_a_run_that_errata_did_not_write_so(tmp_path, capsys, name, content, said):
+    from errata.reports.rundir import RunDirectory
+
+    run = RunDirectory(tmp_path / "run")
+    run.open({"method": "distil"})
+    run.finish()
+    (run.path / name).write_text(content + "\n")
+    assert re.search(said, refused(capsys, "report", str(run.path)))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("tasks rulebook/new-rule --rows -1", "--rows: must be a whole number of at least 0"),
+        ("report . --target nan", "--target: must be a number in (0, 1]"),
+        ("compare r.yaml --methods grpo --seeds 0", "--seeds: must be a whole number of at least 1"),
+        ("compare r.yaml --methods grpo --tune -1", "--tune: must be a whole number of at least 0"),
+        ("theory --out .", "--out: . must be a file"),
+    ],
+)
+def test_options_of_other_commands(tmp_path, capsys, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    recipe(tmp_path)
+    assert said in refused(capsys, *words.split())
+
+
+def test_a_word_that_argparse_refuses_is_one_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", "house", "--k", "x"])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "errata: argument --k: invalid int value: 'x'; `errata eval --help` lists what there is"

@@ -38,7 +38,8 @@ from errata.training import interrupt
 LINE_EVERY_S = 30.0
 """Without a terminal, seconds between two lines about each run."""
 TUNING_PROBLEMS = 128
-"""Training problems a trial is judged on, unless the recipe's ``eval_problems`` says otherwise."""
+"""Training problems a trial is judged on, and test problems where the recipe has no evaluation of its own, unless its
+``eval_problems`` says otherwise."""
 _OURS = ("method", "seed", "method_args", "compare")
 
 
@@ -145,7 +146,8 @@ def settings_of(base: Mapping[str, Any], label: str) -> dict[str, Any]:
     methods.get(method, **args)
     settings = {k: v for k, v in {**base, **entry}.items() if k not in _OURS} | {"method": method}
     if settings.get("eval_strategy") in (None, False, "no"):  # YAML reads a bare `no` as false
-        settings |= {"eval_strategy": "steps", "eval_steps": 0.2, "eval_on_start": True}
+        few = settings.get("eval_problems") or TUNING_PROBLEMS  # evaluations that nobody asked for must be quick
+        settings |= {"eval_strategy": "steps", "eval_steps": 0.2, "eval_on_start": True, "eval_problems": few}
     return settings | ({"method_args": args} if args else {})
 
 

@@ -24,7 +24,7 @@ from errata.recipe.read import Recipe, read, recipe_of
 from errata.recipe.settings import RULES
 from errata.recipe.text import load_mapping
 from errata.training.evaluation import judged_rows, sampling_of
-from errata.validate import check
+from errata.validate import check, check_file
 
 _OF_A_TASK = (
     *("task_path", "task_args", "verifier", "reward_funcs", "reward_weights"),
@@ -50,8 +50,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
     Raises ``ValueError`` in one line for anything the user can mend.
     """
-    if args.out is not None and (args.out.is_dir() or not args.out.absolute().parent.is_dir()):
-        raise ValueError(f"--out: {args.out} must be a file in an existing directory")
+    check_file("--out", args.out)
     where, found = measured(args)
     if args.out is not None:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows)
@@ -149,5 +148,8 @@ def _settings_of_run(path: Path) -> dict[str, Any]:
     for folder in (path, path.parent):
         config = folder / "config.yaml"
         if config.is_file():
-            return load_mapping(config)
+            settings = load_mapping(config)
+            for name, kind in {"task": str | None, "eval_task": str | None, "method_settings": dict | None}.items():
+                check(f"{config}: {name}", settings.get(name), kind)
+            return settings
     return {}

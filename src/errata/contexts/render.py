@@ -166,7 +166,7 @@ class Renderer:
     def _fill(self, rollout: Rollout, slots: Mapping[Slot, str], values: Mapping[str, object]) -> Messages | str:
         template, sections, prompt = self._template_of(rollout), {**values, **_sections(slots)}, rollout.prompt
         if isinstance(prompt, str):
-            return template.render(prompt=prompt, **sections)
+            return _rendered(template, prompt, sections)
         begun = prompt[-1:] if prompt[-1].get("role") == "assistant" else []  # of the answer, which goes on there
         prompt = prompt[: len(prompt) - len(begun)]
         last = prompt[-1] if prompt else {}
@@ -178,12 +178,21 @@ class Renderer:
         if isinstance(content, list):  # multimodal: only the text part is rewritten
             text = "".join(part.get("text", "") for part in content if part.get("type") == "text")
             others = [part for part in content if part.get("type") != "text"]
-            filled = template.render(prompt=text, **sections)
+            filled = _rendered(template, text, sections)
             return [*prompt[:-1], {**last, "content": [*others, {"type": "text", "text": filled}]}, *begun]
-        return [*prompt[:-1], {**last, "content": template.render(prompt=content, **sections)}, *begun]
+        return [*prompt[:-1], {**last, "content": _rendered(template, content, sections)}, *begun]
 
     def _template_of(self, rollout: Rollout) -> jinja2.Template:
         return self._templates[fitting(rollout.row, self._templates) or ""]
+
+
+def _rendered(template: jinja2.Template, prompt: str, sections: Mapping[str, object]) -> str:
+    """The filled template. Raises ``ValueError`` in one line where it fails."""
+    try:
+        return template.render(prompt=prompt, **sections)
+    except Exception as error:  # a template is code
+        known = ", ".join(["prompt", *sections])
+        raise ValueError(f"context_template: {type(error).__name__}: {error}; a template sees {known}") from error
 
 
 def _slots(rollout: Rollout, context: TeacherContext) -> dict[Slot, str]:

@@ -256,10 +256,30 @@ def load_tokenizer(path: str, loading: Mapping[str, Any]) -> PreTrainedTokenizer
 
 
 def load_model(path: str, dtype: str | torch.dtype, loading: Mapping[str, Any]) -> PreTrainedModel:
-    """The model, in evaluation mode and without gradients."""
+    """The model, in evaluation mode and without gradients.
+
+    Raises ``ValueError`` in one line where it cannot be loaded, lacks weights, or has some that are not finite.
+    """
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **loading).requires_grad_(False).eval()
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True, **loading)
+    except TypeError as error:
+        if " got an unexpected keyword argument " not in str(error):
+            raise
+        raise ValueError(f"expert_args: {str(error).rpartition(' got an ')[2]}") from error
+    except (
+        Exception
+    ) as error:  # damaged files raise whatever their reader does: safetensors, torch, json, KeyError, ...
+        said = " ".join(str(error).split())
+        raise ValueError(f"expert: cannot load {path!r}: {type(error).__name__}: {said:.300}") from error
+    if found["missing_keys"]:
+        raise ValueError(f"expert: {path!r} lacks the weight {min(found['missing_keys'])!r}, which would be random")
+    for name, weight in model.named_parameters():
+        known = weight.is_floating_point() and not weight.is_meta and weight.numel() > 0
+        if known and not all(extreme.isfinite() for extreme in weight.detach().aminmax()):
+            raise ValueError(f"expert: weight {name!r} of {path!r} holds NaN or infinity; use an undamaged copy")
+    return model.requires_grad_(False).eval()
 
 
 def check_same_vocabulary(policy: PreTrainedTokenizerBase, expert: PreTrainedTokenizerBase, name: str) -> None:

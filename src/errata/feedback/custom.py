@@ -10,11 +10,12 @@ import difflib
 import functools
 import importlib
 import importlib.util
+import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import fields, replace
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ __all__ = [
 ]
 
 Verifier = Callable[..., Any]
+
+MAX_FEEDBACK = 20_000
+"""Characters of a verdict's feedback that are kept: more would fill teacher prompts and logs."""
+MAX_INFO = 100_000
+"""Characters of a verdict's ``info`` as JSON; a larger one is left out."""
 
 _FIELDS = tuple(f.name for f in fields(Verdict))
 
@@ -74,7 +80,8 @@ def as_verdicts(values: Iterable[Any], *, n: int, name: str) -> list[Verdict]:
     """The verdicts of ``n`` completions from the return value of the verifier ``name``.
 
     A number or bool is a score. ``None`` means not judged. A dict has a verdict's fields as keys, and at least ``score``. A
-    score that is not finite becomes ``Verdict(None, kind="error")``: the verifier failed on that completion.
+    score that is not finite becomes ``Verdict(None, kind="error")``: the verifier failed on that completion. Feedback of more
+    than ``MAX_FEEDBACK`` characters loses its middle; halves of characters (lone surrogates) in it become U+FFFD.
 
     Raises:
         ValueError: a value is none of these (naming the verifier, the completion and the key), or there are not ``n``.
@@ -83,11 +90,10 @@ def as_verdicts(values: Iterable[Any], *, n: int, name: str) -> list[Verdict]:
         raise ValueError(
             f"verifier {name!r} returned {values!r:.100}; return a list with one score or verdict per completion"
         )
-    items = list(values)
+    items = list(islice(values, n + 1))
     if len(items) != n:
-        raise ValueError(
-            f"verifier {name!r} returned {len(items)} verdicts for {n} completions; return exactly one each"
-        )
+        many = len(values) if isinstance(values, Sized) else len(items)
+        raise ValueError(f"verifier {name!r} returned {many} verdicts for {n} completions; return exactly one each")
     return [_as_verdict(value, f"verifier {name!r}, completion {index}") for index, value in enumerate(items)]
 
 
@@ -109,17 +115,48 @@ def _as_verdict(value: Any, where: str) -> Verdict:
     turns = verdict.turn_feedback
     if isinstance(turns, str) or not isinstance(turns, Sequence) or not all(isinstance(text, str) for text in turns):
         raise ValueError(f"{where}: turn_feedback must be a list with one text for each turn, not {turns!r:.100}")
-    verdict = replace(verdict, turn_feedback=tuple(turns))
-    score = verdict.score
+    verdict = replace(
+        verdict,
+        feedback=_shortened(verdict.feedback),
+        turn_feedback=tuple(map(_shortened, turns)),
+        info=_kept_info(verdict.info),
+    )
+    score: Any = verdict.score
     if score is None:
         return verdict
-    if hasattr(score, "item"):  # a NumPy scalar or a tensor's element
-        score = score.item()
-    if not isinstance(score, int | float):
-        raise ValueError(f"{where}: the score must be a number, None, a dict or a Verdict, not {verdict.score!r:.100}")
+    try:
+        if hasattr(score, "item"):  # a NumPy scalar or a tensor's element
+            score = score.item()
+        if not isinstance(score, int | float):
+            raise TypeError
+        score = float(score)
+    except OverflowError:  # a whole number larger than any float
+        score = math.inf
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"{where}: the score must be a number, None, a dict or a Verdict, not {verdict.score!r:.100}"
+        ) from None
     if not math.isfinite(score):
         return replace(verdict, score=None, kind="error", info={**verdict.info, "error": f"the score is {score}"})
-    return replace(verdict, score=float(score))
+    return replace(verdict, score=score)
+
+
+def _shortened(text: str) -> str:
+    if not text.isascii():
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    half = MAX_FEEDBACK // 2
+    return text if len(text) <= MAX_FEEDBACK else f"{text[:half]} [...] {text[-half:]}"
+
+
+def _kept_info(info: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``info``, unless it cannot be written as JSON or is very long: then a note in its place."""
+    if not info:
+        return info
+    try:
+        size = len(json.dumps(dict(info), default=str, skipkeys=True))
+    except Exception as error:  # it refers to itself, is nested too deeply, or holds an object that cannot be shown
+        return {"left_out": f"info cannot be written as JSON: {type(error).__name__}: {error!s:.200}"}
+    return info if size <= MAX_INFO else {"left_out": f"info of {size:,} characters"}
 
 
 def combine_verdicts(verdicts: Sequence[Verdict], weights: Sequence[float]) -> Verdict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from transformers import PrinterCallback
 from trl import get_peft_config, get_quantization_config
 
@@ -20,8 +21,11 @@ from errata.training.trainer import ErrataTrainer
 
 
 def method_of(recipe: Recipe) -> Method:
-    """The recipe's method with its settings. Raises ``ValueError`` naming an unknown one."""
-    return methods.get(recipe.config.method, **mapping(recipe.config.method_args))
+    """The recipe's method with its settings. Raises ``ValueError`` naming an unknown one, or one whose own code fails."""
+    try:
+        return methods.get(recipe.config.method, **mapping(recipe.config.method_args))
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"method: {recipe.config.method} cannot be made: {models.one_line(error)}") from error
 
 
 CONTEXT_SETTINGS = ("sources", "with_feedback", "allow_leaks", "demonstrations", "keep_thinking")
@@ -64,6 +68,12 @@ def build_trainer(
     """
     config, model_args = recipe.config, recipe.model
     check_packages({**vars(model_args), **vars(config)})
+    if config.torch_compile and not torch.cuda.is_available():
+        raise ValueError(
+            "torch_compile: on a CPU every new length of prompts and answers is compiled for minutes; leave it out"
+        )
+    if config.push_to_hub and not evaluate_only:
+        _check_hub()
     method = method_of(recipe)
     judges = verifiers.verifiers_of(recipe)
     tools = verifiers.tools_of(config)
@@ -115,6 +125,10 @@ def build_trainer(
     expert, access = expert_of(config, method, tokenizer)
     model = models.load_model(where, **{k: v for k, v in kwargs.items() if v is not None})
     models.check_vocabulary(model, tokenizer)
+    longest = models.longest_prompt(model, config.max_completion_length)
+    train_rows = rows.fitting(train_rows, "train data", longest, tokenizer, strict=config.strict)
+    if eval_rows is not None:
+        eval_rows = rows.fitting(eval_rows, "test data", longest, tokenizer, strict=config.strict)
     # The trainer gets a copy of its own: the recipe stays as it was read.
     args = copy.copy(config)
     args.model_init_kwargs = None  # the model is loaded already
@@ -135,6 +149,18 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)  # the progress bar says it, and metrics.jsonl keeps it
     return trainer
+
+
+def _check_hub() -> None:
+    """Raises ``ValueError`` unless the hub can be reached and written to."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().whoami()
+    except Exception as error:  # offline, no token, a wrong one: each has its own class
+        raise ValueError(
+            f"push_to_hub: the hub does not let us write: {models.one_line(error)}; log in with `hf auth login`, or leave it out"
+        ) from error
 
 
 def _quantization(model_args: Any) -> Any:

@@ -61,6 +61,11 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
         None, "Verifiers by task or environment: {calculator: mine.py:right_number, rulebook: mine.py:right_rule}."
     )
     verifier_timeout_s: float = _help(60.0, "Seconds a verifier may take for a batch before its rollouts go unjudged.")
+    verifier_isolation: str = _help(
+        "auto",
+        "Where verifiers run: each in a process of its own that may crash (process), in this one (none), or in one of its own "
+        "where the recipe's `verifier` names it and it is not errata's (auto).",
+    )
     correction: str | None = _help(
         None,
         "Who corrects failed attempts: a column of the data, file.py:function, or `person`, who is asked in the terminal.",
@@ -135,7 +140,7 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
         "{rulebook: house, livecodebench: my.jinja}; the method's own unless given.",
     )
     max_teacher_prompt_length: int | None = _help(
-        None, "Longest teacher prompt in tokens; shown texts lose their middle."
+        None, "Longest teacher prompt in tokens, what the model can read unless given; shown texts lose their middle."
     )
     padding_free: bool = _help(
         True,
@@ -154,6 +159,9 @@ class ErrataConfig(GRPOConfig):  # type: ignore[misc]
     eval_teacher_problems: int = _help(32, "Problems on which the teacher's own accuracy is measured; 0: do not.")
 
     rollouts_saved: int = _help(4, "Rollouts per logged step written to rollouts.jsonl with their per-token signals.")
+    rollouts_max_mb: float = _help(
+        1000.0, "Largest size of rollouts.jsonl; where it would be larger, only evenly spaced steps are written to it."
+    )
     overwrite: bool = _help(False, "Replace an existing run of the same name.")
 
     # Defaults that differ from TRL's, and why.

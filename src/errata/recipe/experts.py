@@ -12,7 +12,7 @@ from errata import methods
 from errata.experts.access import GIVES, Access, check_temperature
 from errata.methods import Method, TeacherMethod
 from errata.recipe.config import ErrataConfig, mapping
-from errata.recipe.models import model_path
+from errata.recipe.models import model_path, one_line
 from errata.training.teachers import MakeTeacher
 
 CACHE = "expert_cache.sqlite"
@@ -116,5 +116,7 @@ def _named(make: Callable[[], Any]) -> Any:
         return make()
     except TypeError as error:
         raise ValueError(f"expert_args: {str(error).rpartition(' got an ')[2] or error}") from error
-    except OSError as error:
-        raise ValueError(f"expert: {str(error).splitlines()[0]}") from error
+    except ValueError:
+        raise
+    except Exception as error:  # damaged files raise whatever their reader does
+        raise ValueError(f"expert: {one_line(error)}") from error

@@ -74,14 +74,19 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase, prompt: Any) -> None
             "model: its tokenizer has no chat template, and the prompts are messages; use the instruction-tuned model, "
             "add a chat_template.jinja to its directory, or give prompts as plain text"
         )
+    other = [*prompt[:-1], {**prompt[-1], "content": f"{prompt[-1].get('content')} and more"}]
     try:
-        text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        text, changed = (
+            tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in (prompt, other)
+        )
     except Exception as error:
         raise ValueError(
             f"model: its chat template fails on the first prompt: {one_line(error)}; mend the template or the prompt's roles"
         ) from error
     if not str(text).strip():
         raise ValueError("model: its chat template makes an empty text of the first prompt; mend chat_template.jinja")
+    if text == changed:
+        raise ValueError("model: its chat template leaves out what the prompt says; mend chat_template.jinja")
 
 
 def load_model(path: str, **kwargs: Any) -> Any:
@@ -132,6 +137,22 @@ def check_vocabulary(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
             f"model: its tokenizer has ids up to {largest}, and the model knows {rows} tokens; "
             "use the tokenizer that belongs to the model"
         )
+
+
+def longest_prompt(model: Any, max_completion_length: int) -> int | None:
+    """Tokens that a prompt may have so that an answer fits behind it in what the model can read; ``None``: no limit is known.
+
+    At least half of what it can read, also where the answers may be longer.
+    """
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:
+        return None
+    return max(positions - max_completion_length, positions // 2)
+
+
+def fewest_bytes(limit: int) -> int:
+    """Bytes of a prompt below which it surely has at most ``limit`` tokens, with what a chat template adds."""
+    return limit // 2
 
 
 def one_line(error: BaseException) -> str:

@@ -10,18 +10,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from errata import tasks
 from errata.recipe import own_rows
 from errata.recipe.config import ErrataConfig, mapping
 from errata.recipe.mixture import rows_of_mixture
+from errata.recipe.models import fewest_bytes
 from errata.recipe.read import Recipe
 from errata.tasks.rows import question_of
 from errata.validate import nearest
 
 logger = logging.getLogger(__name__)
 
-RESERVED = ("prompts", "completions", "completion_ids", "completion", "images", "image", "trainer_state")
+RESERVED = (
+    *("prompts", "completions", "completion_ids", "completion", "images", "image"),
+    *("trainer_state", "log_extra", "log_metric", "environments"),
+)
 """Names of columns that would be taken for what TRL gives verifiers, or for pictures."""
 
 
@@ -135,15 +140,51 @@ def check_enough(config: ErrataConfig, rows: Dataset) -> None:
         )
 
 
+def fitting(
+    rows: Dataset, where: str, limit: int | None, tokenizer: PreTrainedTokenizerBase, *, strict: bool
+) -> Dataset:
+    """The rows whose prompt has at most ``limit`` tokens; ``None`` is no limit.
+
+    Raises ``ValueError`` naming the first longer one; ``strict=False`` leaves such rows out and logs how many.
+    """
+    bad: dict[int, int] = {}
+    for number, prompt in enumerate(rows["prompt"] if limit is not None else ()):
+        assert limit is not None
+        if len(json.dumps(prompt, ensure_ascii=False).encode()) > fewest_bytes(limit):
+            ids = (
+                tokenizer(prompt)["input_ids"]
+                if isinstance(prompt, str)
+                else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+            )
+            if len(ids) > limit:
+                bad[number] = len(ids)
+    if not bad:
+        return rows
+    number, length = min(bad.items())
+    message = (
+        f"{where}: row {number}, column 'prompt': has {length:,} tokens, and the model reads {limit:,} beside an answer"
+    )
+    if strict or len(bad) == len(rows):
+        raise ValueError(f"{message}; shorten it, or lower max_completion_length (strict: false leaves such rows out)")
+    logger.warning("left out %d of %d rows; the first: %s", len(bad), len(rows), message)
+    return rows.select([number for number in range(len(rows)) if number not in bad])
+
+
 def _bad_rows(
     prompts: Iterable[Any], ids: Sequence[Any], references: Iterable[Any], *, repeated: bool
 ) -> dict[int, str]:
     """What is wrong with which rows, and the mend."""
     bad: dict[int, str] = {}
     seen: dict[str, tuple[int, Any]] = {}
+    texts: bool | None = None  # whether the first usable prompt is a text; all must be of its kind
     for number, (prompt, problem_id, reference) in enumerate(zip(prompts, ids, references, strict=True)):
         if not (_are_messages(prompt) or (isinstance(prompt, str) and prompt.strip())):
             bad[number] = "column 'prompt': must be a non-empty text or a list of messages with role and content"
+            continue
+        texts = isinstance(prompt, str) if texts is None else texts
+        if isinstance(prompt, str) != texts:
+            one, other = ("text", "messages") if texts else ("messages", "text")
+            bad[number] = f"column 'prompt': is {other}, and that of the rows before it {one}; write all in one form"
         elif not _encodable((prompt, reference, problem_id)):
             bad[number] = "holds half of a character (a lone surrogate), which cannot be written as UTF-8; remove it"
         elif reference is not None and not isinstance(reference, str):

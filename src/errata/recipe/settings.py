@@ -7,6 +7,7 @@ listed are checked by the type of their field (``ErrataConfig.__post_init__``).
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -51,11 +52,14 @@ RULES: dict[str, Any] = {
     "top_k": Annotated[int, Range(0, 1_000_000, also=-1)],
     "min_p": Share | None,
     "repetition_penalty": Positive,
+    "vllm_mode": Literal["server", "colocate"],
     # the loss
     "beta": NonNegative,
     "epsilon": NonNegative,
     "epsilon_high": NonNegative | None,
     "delta": Positive | None,
+    "label_smoothing_factor": Share,
+    "neftune_noise_alpha": Positive | None,
     "top_entropy_quantile": Share,
     "importance_sampling_level": Literal["token", "sequence"],
     "reward_weights": list[float] | None,
@@ -68,6 +72,7 @@ RULES: dict[str, Any] = {
     # errata's own
     "verifier_timeout_s": Positive,
     "environment_timeout_s": Positive | None,
+    "verifier_isolation": Literal["auto", "process", "none"],
     "critic_max_tokens": Count,
     "prompt_format": Literal["given", "chat"],
     "expert_on_failure": Literal["skip", "self", "pause"],
@@ -91,6 +96,7 @@ RULES: dict[str, Any] = {
     "eval_batch_size": Count,
     "eval_teacher_problems": Whole,
     "rollouts_saved": Whole,
+    "rollouts_max_mb": Positive,
     # the model
     "dtype": Literal["auto", "float32", "float16", "bfloat16"] | None,
     "lora_r": Count,
@@ -141,6 +147,41 @@ def check_given(settings: Mapping[str, Any], where: str = "") -> None:
             check_given(value, where)
         elif name in RULES:
             check(f"{where}{name}", value, RULES[name])
+        elif name == "output_dir":
+            check_output(f"{where}{name}", value)
+        elif name in ("deepspeed", "fsdp_config"):
+            check_json_file(f"{where}{name}", value)
+        elif name.endswith("_kwargs") and not isinstance(value, Mapping | str | None):
+            raise ValueError(f"{where}{name}: must be a mapping of names to values, got {value!r:.80}")
+
+
+def check_output(name: str, value: object) -> None:
+    """Raises ``ValueError`` unless ``value`` can be the name of a run's directory."""
+    if value is None:
+        return
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise ValueError(f"{name}: must be the name of a directory, got {value!r:.80}")
+    for path in (Path(value), *Path(value).parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{name}: {path} is a file; choose another directory for the run")
+
+
+def check_json_file(name: str, value: object) -> None:
+    """Raises ``ValueError`` unless ``value`` is null, a mapping, or the path of a JSON file that holds one."""
+    if value is None or isinstance(value, Mapping):
+        return
+    if not isinstance(value, str):
+        raise ValueError(f"{name}: must be the path of a JSON file, got {value!r:.80}")
+    if value.lstrip().startswith("{") or not value:
+        return
+    try:
+        found = json.loads(Path(value).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{name}: cannot read {value!r}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: {value} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{name}: {value} must hold a JSON object, not a {type(found).__name__}")
 
 
 def check_before_loading(path: str | Path, overrides: Sequence[str] = ()) -> None:
@@ -152,6 +193,12 @@ def check_before_loading(path: str | Path, overrides: Sequence[str] = ()) -> Non
         # Lists take several words, which the parser puts together.
         if name.startswith("--") and key in RULES and key != "reward_weights":
             check(f"--{key}", _value(value), RULES[key])
+        elif name == "--output_dir":
+            check_output(name, value)
+        elif key in ("deepspeed", "fsdp_config"):
+            check_json_file(f"--{key}", value)
+        elif name.startswith("--") and key.endswith("_kwargs") and not isinstance(_value(value), Mapping):
+            raise ValueError(f"--{key}: must be a mapping such as '{{\"name\": 1}}', got {value!r:.80}")
 
 
 def _value(text: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,10 +13,13 @@ from transformers.utils.chat_template_utils import DocstringParsingException, Ty
 from errata import tasks
 from errata.feedback import load_function, load_verifier
 from errata.feedback.routed import RoutedVerifier
+from errata.feedback.sandbox.verifier_process import ProcessVerifier, is_own
 from errata.recipe.config import ErrataConfig, mapping
 from errata.recipe.mixture import parts_of
 from errata.recipe.read import Recipe
 from errata.validate import nearest
+
+logger = logging.getLogger(__name__)
 
 
 def verifiers_of(recipe: Recipe) -> list[Any]:
@@ -24,19 +28,23 @@ def verifiers_of(recipe: Recipe) -> list[Any]:
     Raises ``ValueError`` where there is none, or the task's cannot run here.
     """
     config, script = recipe.config, recipe.script
+    # An environment is an object of this process.
+    apart = config.verifier_isolation != "none" and config.environment is None
+    if config.verifier_isolation == "process" and not apart:
+        logger.warning("verifier_isolation: verifiers that are given environments run in the training process")
     parts = parts_of(config)
     by_name = {
         part.name: _of_task(part.name, part.args) for part in parts if part.name not in mapping(config.verifiers)
     }
-    by_name |= {name: load_verifier(_spec(name, spec)) for name, spec in mapping(config.verifiers).items()}
+    by_name |= {name: _named(_spec(name, spec), apart=apart) for name, spec in mapping(config.verifiers).items()}
     if by_name:
         if beside := [k for k in ("reward_funcs", "reward_model_name_or_path") if getattr(script, k)]:
             raise ValueError(f"{beside[0]}: verifiers are named by task or environment; leave out one of the two")
         if config.verifier:
             raise ValueError("verifier: verifiers names them by task or environment; leave out one of the two")
         return [RoutedVerifier(by_name, timeout_s=config.verifier_timeout_s)]
-    named = [load_verifier(spec) for spec in config.verifier or ()]
-    named += [_reward_function(name) for name in script.reward_funcs or ()]
+    named = [_named(spec, apart=apart) for spec in config.verifier or ()]
+    named += [_reward_function(name, apart=apart) for name in script.reward_funcs or ()]
     if script.reward_model_name_or_path:
         named.append(script.reward_model_name_or_path)  # TRL loads it
     if named:
@@ -130,7 +138,7 @@ def _check_tool(where: str, tool: Any) -> None:
         ) from error
 
 
-def _reward_function(name: str) -> Any:
+def _reward_function(name: str, *, apart: bool) -> Any:
     import trl.rewards
 
     if name == "get_soft_overlong_punishment":
@@ -145,4 +153,15 @@ def _reward_function(name: str) -> Any:
     if hasattr(trl.rewards, name):
         return getattr(trl.rewards, name)
     module, dot, function = name.rpartition(".")
-    return load_verifier(f"{module}:{function}" if dot and ":" not in name else name)
+    return _named(f"{module}:{function}" if dot and ":" not in name else name, apart=apart)
+
+
+def _named(spec: str, *, apart: bool) -> Any:
+    """The verifier that a recipe names, in a process of its own if ``apart``."""
+    if not apart or is_own(spec):
+        return load_verifier(spec)
+    verifier = ProcessVerifier(spec)
+    if not verifier.limits_own_time:
+        return verifier
+    verifier.close()  # it may ask a person at the terminal, which another process does not have
+    return load_verifier(spec)

@@ -60,7 +60,13 @@ def _fitting(
     misses = 0
     kept: dict[int, dict[str, Any]] = {}
     for number in _spread([int(row["step"]) for row in rows]):
-        packed = {**packed_row(rows[number]), **about}
+        try:
+            packed = {**packed_row(rows[number]), **about}
+        except (TypeError, ValueError, AttributeError, LookupError) as error:
+            raise ValueError(
+                f"run: row {number + 1} of the rollouts of step {rows[number]['step']} is not as errata writes it "
+                f"({type(error).__name__}: {error}); remove that row from the run's files"
+            ) from error
         size = len(embedded(packed)) + 1
         if size <= left:
             kept[number] = packed

@@ -37,6 +37,8 @@ def write_plots(runs: Sequence[str | Path], folder: str | Path) -> list[Path]:
     except ImportError as error:
         raise ValueError("plots: need matplotlib; pip install 'errata[report]'") from error
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--plots: {folder} is a file; name a directory")
     panels = [panel for section in sections(load(runs)) if section.open for panel in section.panels]
     folder.mkdir(parents=True, exist_ok=True)
     written = []

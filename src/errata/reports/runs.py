@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.reports.rundir import RunDirectory
+from errata.validate import check
 
 PLAN = "compare.json"
 """The file that a comparison's directory has and a run's has not. It holds the table's numbers, and ``cells``, each
@@ -54,7 +55,7 @@ class Run:
 
     def rollouts(self) -> list[dict[str, Any]]:
         """The rows of ``rollouts.jsonl``, read on every call, because they are most of a run's data."""
-        return RunDirectory(self.path).read("rollouts")
+        return checked_rows(RunDirectory(self.path), "rollouts")
 
     def eval_rollouts(self) -> list[dict[str, Any]]:
         """The rows of ``eval_rollouts.jsonl``, read on every call."""
@@ -90,6 +91,38 @@ class Run:
         return tokens[bisect.bisect_right(steps, step) - 1]
 
 
+_ROW_KEYS: dict[str, tuple[str, ...]] = {"metrics": (), "eval": ("step", "k"), "rollouts": ("step",)}
+"""Whole numbers that a row must have."""
+_TEXTS = ("task", "split")
+_CONFIG = (
+    (str | None, ("method", "task", "model")),
+    (int | None, ("seed", "generation_batch_size", "per_device_train_batch_size", "max_steps")),
+    (dict[str, Any] | None, ("method_settings",)),
+)
+_ENV = ((dict[str, Any] | None, ("git", "versions")), (list[str] | None, ("resumed", "argv")))
+"""Types of the settings and facts that a report reads, with their names."""
+
+
+def checked_rows(directory: RunDirectory, stream: str) -> list[dict[str, Any]]:
+    """The rows of a stream. Raises ``ValueError`` naming the row of one that errata did not write so."""
+    rows = directory.read(stream)
+    for number, row in enumerate(rows, 1):
+        where = f"run: row {number} of {directory.path / f'{stream}.jsonl'}: "
+        for name in _ROW_KEYS[stream]:
+            check(f"{where}{name}", row.get(name), int)
+        for name, value in row.items() if stream != "rollouts" else ():
+            if name not in _TEXTS:
+                check(f"{where}{name}", value, bool | float | None)
+    return rows
+
+
+def _checked(path: Path, found: Mapping[str, Any], kinds: Iterable[tuple[Any, Iterable[str]]]) -> Mapping[str, Any]:
+    for kind, names in kinds:
+        for name in names:
+            check(f"run: {path}: {name}", found.get(name), kind)
+    return found
+
+
 def load(paths: Iterable[str | Path]) -> list[Run]:
     """The runs at ``paths``. A comparison's directory counts as all its runs that are finished.
 
@@ -101,7 +134,10 @@ def load(paths: Iterable[str | Path]) -> list[Run]:
     if not found:
         raise ValueError("run: there is none to report on; name a run directory")
     unique = {path.resolve(): (path, label) for path, label in found}
-    configs = {path: _settings(RunDirectory(path).config()) for path, _ in unique.values()}
+    found_configs = {
+        path: _checked(path / "config.yaml", RunDirectory(path).config(), _CONFIG) for path, _ in unique.values()
+    }
+    configs = {path: _settings(config) for path, config in found_configs.items()}
     labels = _labels(configs)
     names = _names(list(configs))
     runs = []
@@ -112,10 +148,10 @@ def load(paths: Iterable[str | Path]) -> list[Run]:
                 path=path,
                 name=names[path],
                 label=label or labels[path],
-                config=directory.config(),
-                env=directory.env(),
-                metrics=[row for row in directory.read("metrics") if row.get("step") is not None],
-                evals=directory.read("eval"),
+                config=found_configs[path],
+                env=_checked(path / "env.json", directory.env(), _ENV),
+                metrics=[row for row in checked_rows(directory, "metrics") if row.get("step") is not None],
+                evals=checked_rows(directory, "eval"),
             )
         )
     return runs

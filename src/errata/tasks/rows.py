@@ -27,6 +27,10 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
+class UnreachableError(ConnectionError, ValueError):
+    """A set that cannot be fetched. The message ends in what to do instead."""
+
+
 class BadRowError(ValueError):
     """A row that cannot be used. The message names the file, the line, the field and what to change."""
 
@@ -107,6 +111,13 @@ def json_lines(file: Path) -> Iterator[Row | BadRowError]:
             except UnicodeDecodeError:
                 yield BadRowError(f"{where}: not UTF-8 text; save the file as UTF-8")
                 continue
+            except (
+                RecursionError,
+                ValueError,
+            ) as error:  # brackets within brackets, or a number of thousands of digits
+                wrong = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+                yield BadRowError(f"{where}: not usable JSON: {wrong}; write one object a line")
+                continue
             if isinstance(fields, dict):
                 yield Row(fields, where)
             else:
@@ -134,7 +145,7 @@ def converted(rows: Iterable[Row | BadRowError], convert: Convert) -> Iterator[d
 def from_hub(hub_id: str, *, split: str, task: str, fix: str, **arguments: Any) -> Iterator[Row | BadRowError]:
     """The rows of a set on the Hugging Face hub.
 
-    Raises ``ConnectionError`` in one line that ends in ``fix`` if it cannot be loaded: the hub cannot be reached, the set is
+    Raises ``UnreachableError`` in one line that ends in ``fix`` if it cannot be loaded: the hub cannot be reached, the set is
     gated or gone, or has no such split.
     """
     import datasets
@@ -146,7 +157,7 @@ def from_hub(hub_id: str, *, split: str, task: str, fix: str, **arguments: Any) 
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         gated = "gated" in f"{type(error).__name__} {error}".lower()
         login = "accept its terms on its page and log in with `hf auth login`, or " if gated else ""
-        raise ConnectionError(f"{task}: could not fetch {source!r} from the hub ({reason}); {login}{fix}") from error
+        raise UnreachableError(f"{task}: could not fetch {source!r} from the hub ({reason}); {login}{fix}") from error
     return (Row(fields, f"{source}, row {index}") for index, fields in enumerate(rows))
 
 
@@ -180,7 +191,10 @@ def to_dataset(
         try:
             if isinstance(found, BadRowError):
                 raise found
-            row = convert(found)
+            try:
+                row = convert(found)
+            except RecursionError:
+                raise found.bad("holds JSON that is nested too deeply") from None
             if row["problem_id"] in kept:
                 raise found.bad(f"the problem_id {row['problem_id']!r} was seen before; give every row its own")
             if question_of(row["prompt"]) in reserved:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -153,6 +154,17 @@ def write_evaluation(write: WriteRow, step: int, rollouts: Sequence[Rollout], *,
                 "attempts": [attempt(r) for r in group],
             },
         )
+
+
+def within_limit(file: Path, limit_mb: float, step: int, steps: int) -> bool:
+    """Whether rows of ``step`` (from 1, of ``steps`` in the run) may be added to ``file``.
+
+    They may if the file is not larger than ``limit_mb`` in proportion to the steps so far. So the steps that are written are
+    spread evenly over the run, and the file ends at most one step's rows above the limit. A resumed run decides the same,
+    because nothing but the file and the step is read.
+    """
+    size = file.stat().st_size if file.exists() else 0
+    return size <= limit_mb * 1e6 * (step - 1) / max(steps, 1)
 
 
 def _merged(ids: Sequence[int], probabilities: Sequence[float], n: int = 4) -> list[tuple[int, float]]:

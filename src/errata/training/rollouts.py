@@ -12,6 +12,7 @@ from torch import nn
 
 from errata.contexts import has_tools, transcript
 from errata.feedback import combine_verdicts, judge
+from errata.feedback.sandbox.verifier_process import ProcessVerifier, is_own, spec_of
 from errata.records import Prompt, Rollout, Row, State, Verdict
 from errata.training.environments import failure
 
@@ -61,8 +62,9 @@ class Recorder:
 class Judges:
     """All verifiers of a run with their weights. Reward models (``nn.Module``) are run by TRL and join in by their scores."""
 
-    def __init__(self, verifiers: Sequence[Verifier], *, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self, verifiers: Sequence[Verifier], *, timeout_s: float, apart: bool = False) -> None:
+        """``apart``: call each verifier in a process of its own, where it can be imported there."""
+        self._timeout_s, self._apart = timeout_s, apart
         self._has_judged: set[str] = set()
         self.functions: list[Verifier] = []
         for verifier in verifiers:
@@ -73,7 +75,8 @@ class Judges:
         if isinstance(verifier, nn.Module | str):
             self.functions.append(verifier)
         else:
-            self.functions.append(Recorder(verifier, timeout_s=self._timeout_s))
+            called = _in_a_process(verifier) if self._apart else verifier
+            self.functions.append(Recorder(called, timeout_s=self._timeout_s))
 
     @property
     def recorders(self) -> list[Recorder]:
@@ -131,6 +134,22 @@ class Judges:
             )
             for i in range(len(scores))
         ]
+
+
+def _in_a_process(verifier: Callable[..., object]) -> Callable[..., object]:
+    """The verifier in a process of its own; itself, with a note, where no other process can import it."""
+    if isinstance(verifier, ProcessVerifier) or getattr(verifier, "limits_own_time", False):
+        return verifier
+    spec = spec_of(verifier)
+    if spec is None:
+        name = getattr(verifier, "__name__", type(verifier).__name__)
+        logger.warning(
+            "verifier_isolation: %s runs in the training process, because another process cannot import it; "
+            "only functions at the top of a module or file can be",
+            name,
+        )
+        return verifier
+    return verifier if is_own(spec) else ProcessVerifier(spec)
 
 
 def build_rollouts(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -69,7 +72,9 @@ def decide(
             whole = replace(whole, scores=_method_scores(method, _known(scores, whole, at)))
         else:
             whole = replace(whole, scores=_method_scores(method, _known(_empty(mask), whole, at)))
-    signals = _checked(method, method.signals(whole), mask)
+    with naming(method, "signals"):
+        decided = method.signals(whole)
+    signals = _checked(method, decided, mask)
     rl_count = sd_count = mask.sum().float()
     if isinstance(method, TeacherMethod) and method.denominators == "routed":
         rl_count = (signals.rl_weight > 0).sum().float()
@@ -85,6 +90,23 @@ def decide(
         per_rollout={name: value[rows] for name, value in signals.per_rollout.items()},
     )
     return mine, dict(signals.metrics)
+
+
+@contextmanager
+def naming(method: Method, function: str) -> Iterator[None]:
+    """A context in which an error of a method's own code becomes a ``ValueError`` that names the method and the place."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"
+        said = " ".join(str(error).split())
+        raise ValueError(
+            f"{type(method).__name__}.{function}: {type(error).__name__}: {said:.300} ({place}); mend the method (--debug shows "
+            "where it was called)"
+        ) from error
 
 
 def _checked(method: Method, signals: object, mask: Tensor) -> Signals:
@@ -104,6 +126,9 @@ def _checked(method: Method, signals: object, mask: Tensor) -> Signals:
             raise ValueError(
                 f"{name}: {field} must be {wanted}, got {float(value[row, token])} at token {token} of rollout {row}"
             )
+    for key, number in signals.metrics.items():
+        if not isinstance(number, int | float | Tensor):
+            raise ValueError(f"{name}: metrics[{key!r}] must be a number, got {number!r:.80}")
     for field, values in (("per_token", signals.per_token), ("per_rollout", signals.per_rollout)):
         shape = mask.shape if field == "per_token" else mask.shape[:1]
         for key, value in values.items():

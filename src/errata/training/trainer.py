@@ -26,7 +26,8 @@ from errata.experts import Access, Teacher
 from errata.experts.access import check_temperature
 from errata.experts.adapters import check_adapter
 from errata.methods import Method, TeacherMethod
-from errata.ops.scores import Head, TokenScores
+from errata.ops.scores import Head, Objective, TokenScores
+from errata.recipe import models
 from errata.recipe.config import ErrataConfig
 from errata.records import Group, Messages, Prompt, Rollout, Row, TeacherContext, Verdict, fitting, groups_of
 from errata.training import compat
@@ -42,10 +43,10 @@ from errata.training.loss import Averaging, LossSettings, two_stream_loss
 from errata.training.metrics import StepMeans, batch_metrics, metrics_by_task, prompt_metrics, score_sums, tasks_of
 from errata.training.padding import packs
 from errata.training.replay import PastBatch, Replay
-from errata.training.rollout_log import Likeliest, RolloutLog, WriteRow, write_evaluation
+from errata.training.rollout_log import Likeliest, RolloutLog, WriteRow, within_limit, write_evaluation
 from errata.training.rollouts import Completion, Judges, Verifier, build_rollouts
 from errata.training.scoring import Scorer
-from errata.training.signals import decide
+from errata.training.signals import decide, naming
 from errata.training.teacher_pass import Expert, Place, StatefulExpert, TeacherPass
 from errata.training.teachers import MakeTeacher, self_teacher
 
@@ -106,8 +107,9 @@ class ErrataTrainer(Publishing):
         _guard(kwargs, args.environment_timeout_s)
         self.method = method
         self._context_methods = dict(context_methods or {})
-        self.memory = method.memory()
-        self._judges = Judges(verifiers, timeout_s=args.verifier_timeout_s)
+        with naming(method, "memory"):
+            self.memory = method.memory()
+        self._judges = Judges(verifiers, timeout_s=args.verifier_timeout_s, apart=args.verifier_isolation == "process")
         check_adapter(model, reference=args.beta != 0.0)
         super().__init__(
             model=model,
@@ -133,7 +135,13 @@ class ErrataTrainer(Publishing):
         self.expert: Expert | None = None if isinstance(made, Teacher) else made
         if isinstance(theirs := getattr(self.expert, "temperature", None), int | float):
             check_temperature((access or Access()).gives, theirs, self.temperature)
-        objective = replace(method.objective(), clip_low=self.epsilon_low, clip_high=self.epsilon_high)
+        with naming(method, "objective"):
+            objective = method.objective()
+        if not isinstance(objective, Objective):
+            raise ValueError(
+                f"{type(method).__name__}.objective: must return errata.ops.scores.Objective, got {type(objective).__name__}"
+            )
+        objective = replace(objective, clip_low=self.epsilon_low, clip_high=self.epsilon_high)
         routed = isinstance(method, TeacherMethod) and method.denominators == "routed"
         # A reference was not sampled: its likelihood is the policy's own, at temperature 1.
         temperature = 1.0 if method.learns_from == "reference" else self.temperature
@@ -158,12 +166,13 @@ class ErrataTrainer(Publishing):
             keeps_head=args.gradient_accumulation_steps % (args.steps_per_generation * self.num_iterations) != 0,
         )
         self.replay = self._make_replay()
+        longest = models.longest_prompt(self.model, args.max_completion_length)
         wording = method.context_template if isinstance(method, TeacherMethod) else DEFAULT
         self.renderer = Renderer(
             wording if args.context_template is None else args.context_template,
             default=wording,
-            max_tokens=args.max_teacher_prompt_length,
-            count_tokens=lambda prompt: len(self._encode_teacher_prompts([prompt])[0]),
+            max_tokens=longest if args.max_teacher_prompt_length is None else args.max_teacher_prompt_length,
+            count_tokens=self._tokens_of,
             history=isinstance(method, TeacherMethod) and method.history > 0,
         )
         self.comments = comments_of(
@@ -213,6 +222,14 @@ class ErrataTrainer(Publishing):
         free = self.args.padding_free
         # Processes whose forwards are collectives must call them equally often.
         return {"packed": free and packs(model), "grouped": free and not self.sharded}
+
+    def _tokens_of(self, prompt: Messages | str) -> int:
+        """Tokens of a teacher's prompt; an upper bound of them where that alone is below the model's limit."""
+        size = len(str(prompt).encode("utf-8", "replace"))
+        longest = models.longest_prompt(self.model, self.args.max_completion_length)
+        if self.args.max_teacher_prompt_length is None and longest is not None and size <= models.fewest_bytes(longest):
+            return size
+        return len(self._encode_teacher_prompts([prompt])[0])
 
     def _encode_teacher_prompts(
         self, prompts: list[Messages | str], environments: Sequence[str | None] | None = None
@@ -332,12 +349,21 @@ class ErrataTrainer(Publishing):
 
     def _choose_contexts(self, groups: list[Group], step: int) -> list[TeacherContext]:
         """Contexts of the rollouts of all processes, after the memory's update: the same on every process."""
-        self.memory.observe(groups, step=step)
         rng = random.Random(f"{self.args.seed}-{step}")
         epoch = float(self.state.epoch or 0.0)
-        return [
-            self.context_method(r).context(r, g, memory=self.memory, epoch=epoch, rng=rng) for g in groups for r in g
-        ]
+        with naming(self.method, "memory"):
+            self.memory.observe(groups, step=step)
+        with naming(self.method, "context"):
+            found = [
+                self.context_method(r).context(r, g, memory=self.memory, epoch=epoch, rng=rng)
+                for g in groups
+                for r in g
+            ]
+        wrong = [type(c).__name__ for c in found if not isinstance(c, TeacherContext)]
+        if wrong:
+            name = f"{type(self.method).__name__}.context"
+            raise ValueError(f"{name}: must return errata.records.TeacherContext, got {wrong[0]}")
+        return found
 
     def context_method(self, rollout: Rollout) -> Method:
         """The method whose settings choose this rollout's context."""
@@ -498,8 +524,11 @@ class ErrataTrainer(Publishing):
     def _write_rollouts(
         self, batch: GenerationBatch, scores: TokenScores | None, likeliest: Likeliest | None = None
     ) -> None:
-        if self.accelerator.is_main_process:
-            self._rollout_log.write(self.state.global_step + 1, batch, scores, self.generation.rollouts, likeliest)
+        step, file = self.state.global_step + 1, Path(str(self.args.output_dir)) / "rollouts.jsonl"
+        if self.accelerator.is_main_process and within_limit(
+            file, self.args.rollouts_max_mb, step, self.state.max_steps
+        ):
+            self._rollout_log.write(step, batch, scores, self.generation.rollouts, likeliest)
 
     # -- evaluation and state -------------------------------------------------------------------------------------
 

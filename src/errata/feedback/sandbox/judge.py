@@ -10,15 +10,18 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from errata.feedback.custom import Verifier, as_verdicts, verifier_name
 from errata.records import Verdict
 
 __all__ = ["judge"]
 
+_SAID = 2000
+"""Characters kept of what an error says."""
 _RETRY_LIMITS = 4
 """After a batch fails, its rollouts are tried one by one for at most this many time limits, in case the verifier always hangs."""
 
@@ -51,7 +54,7 @@ def judge(
             :func:`~errata.feedback.custom.as_verdicts`): errors of the program, not of a rollout.
 
     A verifier that hangs in Python code is stopped by an exception in its thread. One that hangs in C code cannot be stopped;
-    its daemon thread is left running.
+    its daemon thread is left running. A verifier in a process of its own (``verifier_process``) is killed instead.
     """
     name, n = verifier_name(verifier), len(completions)
     arguments = {"prompts": prompts, "completions": completions, **columns}
@@ -66,13 +69,16 @@ def judge(
 
     def attempt(which: Sequence[int]) -> list[Verdict]:
         call = _Call(which, arguments)
-        verdicts = as_verdicts(_within(timeout_s, verifier, call.arguments), n=len(which), name=name)
+        if isinstance(verifier, _Elsewhere):
+            verdicts = verifier.verdicts(call.arguments, timeout_s=timeout_s)
+        else:
+            verdicts = as_verdicts(_within(timeout_s, verifier, call.arguments), n=len(which), name=name)
         completed.append(call)
         return verdicts
 
     try:
         verdicts = attempt(range(n))
-    except _CallFailedError as failure:
+    except CallFailedError as failure:
         if n == 1:
             return [_failed(name, str(failure))]
         verdicts, deadline = [], math.inf if timeout_s is None else time.monotonic() + _RETRY_LIMITS * timeout_s
@@ -82,14 +88,26 @@ def judge(
                 continue
             try:
                 verdicts += attempt([index])
-            except _CallFailedError as single:
+            except CallFailedError as single:
                 verdicts.append(_failed(name, str(single)))
     _forward_logs(completed, arguments, n)
     return verdicts
 
 
-class _CallFailedError(Exception):
-    """The verifier raised or took too long; the message says what happened."""
+class CallFailedError(Exception):
+    """The verifier raised, took too long, or ended its process; the message says what happened."""
+
+
+@runtime_checkable
+class _Elsewhere(Protocol):
+    """A verifier that limits its own time and makes its own verdicts, as ``ProcessVerifier`` does."""
+
+    def verdicts(self, arguments: Mapping[str, Any], *, timeout_s: float | None) -> list[Verdict]: ...
+
+
+def listed(value: Any, n: int) -> Any:
+    """What an iterator yields, one more than ``n`` at most: an endless one must not fill the memory."""
+    return list(islice(value, n + 1)) if isinstance(value, Iterator) else value
 
 
 class _StopCall(SystemExit):
@@ -132,12 +150,12 @@ def _forward_logs(calls: Sequence[_Call], arguments: Mapping[str, Any], n: int) 
 
 
 def _within(timeout_s: float | None, verifier: Verifier, arguments: dict[str, Any]) -> Any:
-    """The verifier's return value, awaited. Raises ``_CallFailedError`` if it raises or takes longer than ``timeout_s``."""
+    """The verifier's return value, awaited. Raises ``CallFailedError`` if it raises or takes longer than ``timeout_s``."""
     outcome: list[tuple[Any, BaseException | None]] = []  # (value, error), once the call has returned
 
     def call() -> None:
         try:
-            outcome.append((verifier(**arguments), None))
+            outcome.append((listed(verifier(**arguments), len(arguments["completions"])), None))
         except (Exception, SystemExit) as error:
             outcome.append((None, error))
 
@@ -150,10 +168,10 @@ def _within(timeout_s: float | None, verifier: Verifier, arguments: dict[str, An
         thread.join(timeout_s)
         if not outcome:
             _stop(thread)
-            raise _CallFailedError(f"took longer than {timeout_s:g} s")
+            raise CallFailedError(f"took longer than {timeout_s:g} s")
     value, error = outcome[0]
     if error is not None:
-        raise _CallFailedError(_describe(error)) from error
+        raise CallFailedError(describe(error)) from error
     if not inspect.isawaitable(value):
         return value
     left = None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - start))
@@ -162,10 +180,10 @@ def _within(timeout_s: float | None, verifier: Verifier, arguments: dict[str, An
         return future.result(left)
     except Exception as failure:
         if future.done() and not future.cancelled():
-            raise _CallFailedError(_describe(failure)) from failure
+            raise CallFailedError(describe(failure)) from failure
         future.cancel()
         _abandon_blocked_loop()
-        raise _CallFailedError(f"took longer than {timeout_s:g} s") from None
+        raise CallFailedError(f"took longer than {timeout_s:g} s") from None
 
 
 async def _awaited(value: Awaitable[Any]) -> Any:
@@ -194,10 +212,15 @@ def _stop(thread: threading.Thread) -> None:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_StopCall))
 
 
-def _describe(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
+    """What was raised, what it says, and the file and line."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    text = f"{type(error).__name__}: {error}{place}"
+    try:
+        said = str(error)
+    except Exception:
+        said = "(it cannot say what)"
+    text = f"{type(error).__name__}: {said[:_SAID]}{place}"
     if "main thread" in text:
         text += "; this verifier needs the main thread: set its time limit to none"
     return text
