@@ -300,7 +300,7 @@ def _trainer(name: str, shape: dict[str, Any], model: Any, tokenizer: Any, rows:
     from errata.recipe.config import ErrataConfig
     from errata.training.trainer import ErrataTrainer
 
-    arguments = ErrataConfig(**common, rollouts_saved=0, context_template="sdpo")
+    arguments = ErrataConfig(**common, rollouts_saved=0, context_template="sdpo", **options.get("config", {}))
     method = methods.get(options["method"], **options.get("method_args", {}))
     return ErrataTrainer(model, [reward], arguments, method=method, train_dataset=rows, processing_class=tokenizer)
 
