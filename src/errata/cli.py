@@ -207,6 +207,9 @@ def parser() -> argparse.ArgumentParser:
     methods.add_argument("name", nargs="?")
     methods.set_defaults(run=_methods)
 
+    doctor = commands.add_parser("doctor", help="what this machine has of what errata can use, and a short test")
+    doctor.set_defaults(run=_doctor)
+
     theory = commands.add_parser("theory", help="the papers' claims, computed exactly")
     theory.add_argument("--json", action="store_true", help="print the numbers")
     theory.add_argument("--out", type=Path, help="where the page with the plots goes (theory.html)")
@@ -355,6 +358,12 @@ def _methods(args: argparse.Namespace, rest: list[str]) -> int:
 
     print(overview() if args.name is None else describe(args.name))
     return 0
+
+
+def _doctor(args: argparse.Namespace, rest: list[str]) -> int:
+    from errata.commands.doctor import doctor
+
+    return doctor()
 
 
 def _theory(args: argparse.Namespace, rest: list[str]) -> int:
