@@ -280,6 +280,7 @@ def step(name: str, device: str) -> dict[str, Any]:
         "learning_rate": 1e-6,
         "gradient_checkpointing": cuda,
         "save_strategy": "no",
+        "logging_steps": 1,
         "report_to": "none",
         "disable_tqdm": True,
         "bf16": cuda,
