@@ -185,10 +185,11 @@ def at_equal(record: Record, target: float) -> float | None:
     return None
 
 
-Number = Callable[[Record], float]
+Number = Callable[[Record], float | None]
 LAST: tuple[str, Number] = ("avg@1", lambda r: at_k(r, 1))
 EARLY: tuple[str, Number] = ("avg@1 at step 20", lambda r: at_step(r, 20))
 WIDE: tuple[str, Number] = ("pass@128", lambda r: at_k(r, 128))
+EQUAL: tuple[str, Number] = ("pass@8 at avg@1 .20", lambda r: at_equal(r, 0.2))
 CLAIMS: tuple[tuple[str, str, str, tuple[str, Number]], ...] = (
     ("SDPO learns more than GRPO from as many rollouts (2601.20802)", "sdpo", "grpo", LAST),
     ("OPSD learns more than GRPO (2601.18734, paper's form)", "opsd-paper", "grpo", LAST),
@@ -200,8 +201,10 @@ CLAIMS: tuple[tuple[str, str, str, tuple[str, Number]], ...] = (
     ("DistIL learns more than SDPO (2606.05152)", "distil", "sdpo", LAST),
     ("DistIL learns more than OPSD as published (2606.05152)", "distil", "opsd-paper", LAST),
     ("DistIL solves more problems in many attempts than SDPO (2606.05152)", "distil", "sdpo", WIDE),
+    ("The same at equal accuracy", "distil", "sdpo", EQUAL),
     ("DistIL solves more problems in many attempts than SFT", "distil", "sft", WIDE),
     ("Future credit adds to plain forward KL in many attempts", "distil", "opsd-paper", WIDE),
+    ("The same at equal accuracy", "distil", "opsd-paper", EQUAL),
     ("The exact gradient learns more than the released credit (2606.05152)", "distil-exact", "distil-science", LAST),
     ("Length-neutral credit loses nothing against the exact gradient (ours)", "distil", "distil-exact", LAST),
     ("DRIFT learns more than GRPO (2606.30345)", "drift", "grpo", LAST),
@@ -219,7 +222,10 @@ CLAIMS: tuple[tuple[str, str, str, tuple[str, Number]], ...] = (
 def claims_table() -> str:
     rows = []
     for claim, ours, theirs, (name, number) in CLAIMS:
-        values = {label: {r["seed"]: number(r) for r in records("new-rule", label)} for label in (ours, theirs)}
+        values = {
+            label: {r["seed"]: v for r in records("new-rule", label) if (v := number(r)) is not None}
+            for label in (ours, theirs)
+        }
         seeds = sorted(values[ours].keys() & values[theirs].keys())
         differences = [values[ours][s] - values[theirs][s] for s in seeds]
         cells = [claim, f"`{ours}` − `{theirs}`, {name}", str(len(seeds))]
