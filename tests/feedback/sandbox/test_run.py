@@ -191,6 +191,68 @@ def test_scratch_size(write):
     assert "No space left on device" in result.stderr
 
 
+_MEMFD = """
+import ctypes, os, time
+kept = []
+for i in range(100):
+    fd = os.memfd_create("x")
+    for _ in range(14): os.write(fd, b"x" * 2**20)
+    kept.append(fd)
+time.sleep(20)
+"""
+_SYSV = """
+import ctypes, time
+libc = ctypes.CDLL(None)
+libc.shmat.restype = ctypes.c_void_p
+for i in range(20):
+    segment = libc.shmget(0, 64 * 2**20, 0o1600)
+    place = libc.shmat(segment, None, 0)
+    ctypes.memset(ctypes.c_void_p(place), 1, 64 * 2**20)
+    libc.shmdt(ctypes.c_void_p(place))
+time.sleep(20)
+"""
+
+
+@isolated
+@pytest.mark.parametrize("source", [_MEMFD, _SYSV], ids=["memfd", "sysv"])
+def test_memory_that_no_process_maps(source):
+    result = run(source, timeout_s=15.0)
+    assert result.status == "memory", result
+    assert result.seconds < 12.0
+
+
+_DEEP = """
+import os
+for _ in range({depth}):
+    os.mkdir("d")
+    os.chdir("d")
+print("done")
+"""
+
+
+@everywhere
+@pytest.mark.parametrize("depth", [1000, 3000])
+def test_a_deep_tree_is_removed(how, depth):
+    before = set(Path(tempfile.gettempdir()).glob("errata-*"))
+    result = run(_DEEP.format(depth=depth), how, timeout_s=20.0)
+    assert result.status in ("ok", "output")
+    assert set(Path(tempfile.gettempdir()).glob("errata-*")) == before
+
+
+@pytest.mark.parametrize("how", [pytest.param("landlock", marks=confined), "local"])
+def test_a_deep_tree_that_stays_is_too_much(how):
+    result = run(_DEEP.format(depth=1000) + "import time\ntime.sleep(20)", how, timeout_s=15.0)
+    assert (result.status, result.returncode) == ("output", -9)
+
+
+def test_locked_folders_are_removed():
+    before = set(Path(tempfile.gettempdir()).glob("errata-*"))
+    lines = ["import os", "os.makedirs('a/b/c')", "open('a/b/c/f', 'w').close()", "os.symlink('/', 'a/b/root')"]
+    lines += ["os.chmod('a/b', 0)", "os.chmod('a', 0)"]
+    assert run("\n".join(lines), "local").status == "ok"
+    assert set(Path(tempfile.gettempdir()).glob("errata-*")) == before
+
+
 @isolated
 def test_processes_and_threads():
     bomb = run("import os\nwhile True:\n  try: os.fork()\n  except OSError: pass", timeout_s=1.0)

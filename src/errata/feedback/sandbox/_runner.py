@@ -202,8 +202,10 @@ def supervise(settings: dict[str, str], scratch: str) -> dict[str, float]:
             next_look = now + 0.1
             if settings["mode"] in _NAMESPACED and _memory_of_all() > memory_bytes:
                 outcome["memory"] = 1
-            elif settings["mode"] not in _NAMESPACED and _bytes_in(scratch) > int(settings["scratch_bytes"]):
-                outcome["output"] = 1
+            elif settings["mode"] not in _NAMESPACED:
+                most = int(settings["scratch_bytes"])
+                if _bytes_in(scratch, most) > most:
+                    outcome["output"] = 1
         if outcome:
             os.kill(program, signal.SIGKILL)
             os.waitpid(program, 0)
@@ -217,28 +219,84 @@ def supervise(settings: dict[str, str], scratch: str) -> dict[str, float]:
 
 
 def _memory_of_all() -> int:
-    """Memory of all other processes of this namespace in bytes, shared pages counted once; 0 if unknown."""
-    total = 0
+    """Memory of all other processes of this namespace in bytes, shared pages counted once; 0 if unknown.
+
+    Files without a name (memfd) and SysV segments take memory also while no process maps them.
+    """
+    private = shared = 0
+    held: dict[tuple[int, int], int] = {}
     for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
-        if name.isdigit() and name != "1":
-            try:
-                with open(f"/proc/{name}/smaps_rollup") as file:
-                    total += sum(int(line.split()[1]) << 10 for line in file if line.startswith(("Pss:", "SwapPss:")))
-            except (OSError, ValueError):
-                continue
+        if not name.isdigit() or name == "1":
+            continue
+        try:
+            with open(f"/proc/{name}/smaps_rollup") as file:
+                sizes = dict(line.split()[:2] for line in file if ":" in line.split()[0])
+            mapped = int(sizes.get("Pss_Shmem:", 0)) << 10
+            shared += mapped
+            private += (int(sizes.get("Pss:", 0)) + int(sizes.get("SwapPss:", 0)) << 10) - mapped
+            for fd in os.listdir(f"/proc/{name}/fd"):
+                if os.readlink(f"/proc/{name}/fd/{fd}").startswith("/memfd:"):
+                    state = os.stat(f"/proc/{name}/fd/{fd}")
+                    held[state.st_dev, state.st_ino] = state.st_blocks * 512
+        except (OSError, ValueError, IndexError):
+            continue
+    return private + max(shared, sum(held.values()) + _sysv_bytes())
+
+
+def _sysv_bytes() -> int:
+    """Memory of this namespace's SysV segments, in bytes."""
+    try:
+        with open("/proc/sysvipc/shm") as file:
+            head, *rows = [line.split() for line in file]
+        return sum(int(row[head.index("rss")]) + int(row[head.index("swap")]) for row in rows)
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+_DEEPEST = 200
+"""Folders within folders; deeper ones count as too much, because their paths could not be written any more."""
+
+
+def _bytes_in(folder: str, limit: int) -> int:
+    """Size of the folder's files and folders in bytes, each counted as at least 16 KiB, so that their number is limited too.
+
+    Stops at the first sum above ``limit``.
+    """
+    total, left = 0, [(folder, 0)]
+    while left and total <= limit:
+        place, depth = left.pop()
+        if depth > _DEEPEST:
+            return limit + 1
+        try:
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    total += max(entry.stat(follow_symlinks=False).st_size, 1 << 14)
+                    if entry.is_dir(follow_symlinks=False):
+                        left.append((entry.path, depth + 1))
+        except OSError:
+            continue
     return total
 
 
-def _bytes_in(folder: str) -> int:
-    """Size of the folder's files in bytes, each counted as at least 16 KiB, so that their number is limited too."""
-    total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += max(os.lstat(f"{place}/{name}").st_size, 1 << 14)
-            except OSError:
+def _remove(folder: str) -> None:
+    """Remove a folder with all that is in it, also where it is nested too deeply for a path or for recursion."""
+    number = 0
+    while entries := [entry.path for entry in os.scandir(folder)]:
+        moved = number
+        for path in entries:
+            if os.path.islink(path) or not os.path.isdir(path):
+                _try(os.unlink, path)
                 continue
-    return total
+            _try(os.chmod, path, 0o700)
+            for name in os.listdir(path):  # its contents go up beside it
+                inner, number = f"{path}/{name}", number + 1
+                if not os.path.islink(inner):
+                    _try(os.chmod, inner, 0o700)
+                _try(os.rename, inner, f"{folder}/.moved-{number}")
+            _try(os.rmdir, path)
+        if number == moved and len(os.listdir(folder)) == len(entries):
+            return  # nothing could be removed
+    os.rmdir(folder)
 
 
 # -- the program --
@@ -326,10 +384,8 @@ def main() -> None:
         report = f"setup={error}"
     finally:
         if settings["mode"] not in _NAMESPACED:
-            import shutil
-
             _kill_descendants()
-            shutil.rmtree(scratch, ignore_errors=True)
+            _try(_remove, scratch)
     os.write(int(settings["status_fd"]), report.encode())
     os._exit(0)
 
