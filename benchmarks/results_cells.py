@@ -59,13 +59,12 @@ METHODS: dict[str, dict[str, Any]] = {
 PEERS = {"trl-grpo": {"trainer": "GRPOTrainer"}, "trl-sdpo": {"trainer": "SDPOTrainer"}}
 
 SHOWN: dict[str, dict[str, Any]] = {
-    "solution": {"sources": ["reference"]},
     "solution and trace": {"sources": ["reference"], "with_feedback": True},
     "trace": {"sources": ["feedback"]},
     "sibling, else trace": {"sources": ["sibling", "feedback"]},
     "sibling, else nothing": {"sources": ["sibling"]},
 }
-"""What the teacher is shown, in the table of feedback kinds."""
+"""What the teacher is shown, in the table of feedback kinds, beside the solution alone of the table of methods."""
 
 SMOLLM2: dict[str, dict[str, Any]] = {
     "distil": {},

@@ -66,6 +66,8 @@ def short(value: float) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return "(No run yet.)"
     lines = ["| " + " | ".join(header) + " |", "|---|" + "--:|" * (len(header) - 1)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
@@ -131,10 +133,10 @@ def tuning_table() -> str:
 
 def shown_table() -> str:
     rows = []
-    for kind in SHOWN:
+    for kind in ("solution", *SHOWN):
         row = [kind]
         for method in ("distil", "sdpo"):
-            found = records("shown", f"{method}, {kind}")
+            found = records("new-rule", method) if kind == "solution" else records("shown", f"{method}, {kind}")
             row += [str(len(found)), *(shown([at_step(r, step) for r in found]) for step in (20, 30))]
         if row[1] != "0" or row[4] != "0":
             rows.append(row)
