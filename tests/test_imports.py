@@ -91,6 +91,8 @@ def test_importing_a_package_loads_what_the_table_allows(package):
 def test_a_package_names_in_its_imports_what_the_table_allows(package):
     loads, later, _ = TABLE[package]
     for path in files_of(package):
+        if path.parent.name == "starter":  # what `errata init` writes for the user
+            continue
         assert [m for m in imported_in(path) if not is_allowed(m, package, loads | later)] == [], path.name
 
 

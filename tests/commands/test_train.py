@@ -23,6 +23,7 @@ DATA = Path(os.environ.get("ERRATA_DATA", ROOT.parent / "shared" / "data"))
 def policy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("policy")
     model = build_model(len(TOKENIZER))
+    model.config.max_position_embeddings = 4096  # real prompts are longer than those of the other tests
     model.generation_config.eos_token_id = TOKENIZER.eos_token_id
     model.save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)

@@ -57,8 +57,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "lower bound of the surrogate",
         _TRAINER,
-        "replace(method.objective(), clip_low=self.epsilon_low",
-        "replace(method.objective(), clip_low=0.2",
+        "replace(objective, clip_low=self.epsilon_low",
+        "replace(objective, clip_low=0.2",
     ),
     Mutation(
         "upper bound of the surrogate",
@@ -86,7 +86,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("routed denominators of counts", "training/signals.py", 'method.denominators == "routed"', "False"),
     Mutation("epoch in the trainer", _TRAINER, "float(self.state.epoch or 0.0)", "0.0"),
     Mutation("epoch in the buffer", "methods/drift.py", "                    epoch=epoch,\n", ""),
-    Mutation("memory.observe()", _TRAINER, "        self.memory.observe(groups, step=step)\n", ""),
+    Mutation("memory.observe()", _TRAINER, "self.memory.observe(groups, step=step)\n", "pass\n"),
     Mutation("credit's limit", "methods/distil.py", "if self.credit_limit is not None:", "if False:"),
 )
 

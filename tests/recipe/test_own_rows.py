@@ -137,17 +137,19 @@ JUDGE = "import helper\n\ndef judge(completions, **columns):\n    return [helper
 def test_files_and_modules_beside_a_recipe_are_found(tmp_path):
     folder = tmp_path / "project"
     written(folder / "rows.jsonl", [{"prompt": "?"}])
-    (folder / "helper_of_project.py").write_text("def score(completion):\n    return 0.25\n")
+    helper = "def score(completion):\n    return 0.25\n\ndef half(completions, **columns):\n    return [0.5] * len(completions)\n"
+    (folder / "helper_of_project.py").write_text(helper)
     (folder / "judge.py").write_text(JUDGE.replace("helper", "helper_of_project"))
     (folder / "my.yaml").write_text(
-        "model: house\ndataset_name: rows.jsonl\nverifier: [judge.py:judge, helper_of_project:score]\n"
+        "model: house\ndataset_name: rows.jsonl\nverifier: [judge.py:judge, helper_of_project:half]\n"
     )
     recipe = read("project/my.yaml")
     assert recipe.script.dataset_name == str(folder / "rows.jsonl")
     assert recipe.given["verifier"][0] == f"{folder / 'judge.py'}:judge"
-    judge, score = verifiers_of(recipe)
-    assert judge(completions=["a", "b"]) == [0.25, 0.25]
-    assert score("a") == 0.25
+    judge, half = verifiers_of(recipe)
+    # In a process of its own, which returns verdicts.
+    assert [verdict.score for verdict in judge(completions=["a", "b"])] == [0.25, 0.25]
+    assert [verdict.score for verdict in half(completions=["a"])] == [0.5]
     assert len(rows_of(recipe, split="train", task=None)) == 1
 
 

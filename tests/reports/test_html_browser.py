@@ -52,7 +52,7 @@ class Page:
         self.page.on("console", lambda message: self.noise.append(message.text))
         self.page.on("pageerror", lambda error: self.noise.append(str(error)))
         self.page.on("request", lambda r: None if r.url.startswith(allowed) else self.noise.append(r.url))
-        self.page.set_default_timeout(10_000)
+        self.page.set_default_timeout(60_000)  # on a busy machine a page takes long to load
         self.page.add_init_script(path=Path(__file__).with_name("probes.js"))
         self.page.goto((file if isinstance(file, str) else file.as_uri()) + fragment)
 

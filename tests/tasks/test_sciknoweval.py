@@ -221,7 +221,7 @@ def test_without_a_network_one_line_says_what_to_do():
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(
-        "ConnectionError: sciknoweval/physics: could not fetch 'hicai-zju/SciKnowEval' from the hub ("
+        "errata.tasks.rows.UnreachableError: sciknoweval/physics: could not fetch 'hicai-zju/SciKnowEval' from the hub ("
     )
     assert last.endswith("give a local copy with path=DIR, holding physics/train.json and physics/test.json")
 

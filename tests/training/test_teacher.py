@@ -93,12 +93,25 @@ def test_lora_ema_starts_from_the_students_adapter():
         torch.testing.assert_close(named[n.replace(".default.", ".teacher.")].data, p + 0.5)
 
 
-def test_lora_frozen_is_the_base():
-    model = lora_model()
+def test_lora_frozen_is_the_base_of_a_new_adapter():
+    model = get_peft_model(build_model(len(TOKENIZER)), LoraConfig(**LORA))
     base = build_model(len(TOKENIZER))
-    with SelfTeacher(model, "frozen").acting(model) as acting:
+    teacher = SelfTeacher(model, "frozen")
+    nudged(model)
+    with teacher.acting(model) as acting:
         torch.testing.assert_close(logits_of(acting), logits_of(base))
     assert not torch.allclose(logits_of(model), logits_of(base))
+
+
+def test_lora_frozen_is_the_model_of_a_trained_adapter():
+    model = lora_model()
+    before, base = logits_of(model), build_model(len(TOKENIZER))
+    teacher = SelfTeacher(model, "frozen")
+    nudged(model)
+    with teacher.acting(model) as acting:
+        torch.testing.assert_close(logits_of(acting), before)
+    assert not torch.allclose(before, logits_of(base))
+    assert not torch.allclose(logits_of(model), before)
 
 
 def test_save_and_load(tmp_path):

@@ -93,7 +93,13 @@ class Run:
 
 _ROW_KEYS: dict[str, tuple[str, ...]] = {"metrics": (), "eval": ("step", "k"), "rollouts": ("step",)}
 """Whole numbers that a row must have."""
-_TEXTS = ("task", "split")
+_OTHER: Mapping[str, Any] = {
+    "task": object,
+    "split": object,
+    "pass_curve": list[float],
+    "sampling": dict[str, Any],
+}
+"""Values of a row that are no number, with their types."""
 _CONFIG = (
     (str | None, ("method", "task", "model")),
     (int | None, ("seed", "generation_batch_size", "per_device_train_batch_size", "max_steps")),
@@ -111,8 +117,7 @@ def checked_rows(directory: RunDirectory, stream: str) -> list[dict[str, Any]]:
         for name in _ROW_KEYS[stream]:
             check(f"{where}{name}", row.get(name), int)
         for name, value in row.items() if stream != "rollouts" else ():
-            if name not in _TEXTS:
-                check(f"{where}{name}", value, bool | float | None)
+            check(f"{where}{name}", value, _OTHER.get(name, bool | float | None))
     return rows
 
 

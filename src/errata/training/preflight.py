@@ -24,6 +24,7 @@ from errata.training.compat import Shown
 from errata.training.evaluation import judged_rollouts, sampling_of
 from errata.training.findings import KINDS, Findings, Pairs, Problem
 from errata.training.forward import head_of
+from errata.training.signals import checked_context
 from errata.training.teacher_forward import hidden_at_completions, teacher_sequences
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def _contexts(
         for i, group in enumerate(groups):
             rollout = feedback[kind][i] if kind in feedback else attempts[i]
             if kind == "own":
-                context = method.context(rollout, group, memory=memory, epoch=0.0, rng=rng)
+                context = checked_context(method, method.context(rollout, group, memory=memory, epoch=0.0, rng=rng))
             elif kind in ("correction", "critique") and kind not in feedback:
                 continue
             else:

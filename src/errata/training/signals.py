@@ -15,6 +15,7 @@ from torch import Tensor
 from errata.experience import Memory
 from errata.methods import Batch, Method, Scores, Signals, TeacherMethod
 from errata.ops.scores import TokenScores
+from errata.records import TeacherContext
 from errata.training.batch import GenerationBatch, LocalSignals, gather_rows
 
 ScoreAt = Callable[[Tensor], TokenScores]
@@ -90,6 +91,15 @@ def decide(
         per_rollout={name: value[rows] for name, value in signals.per_rollout.items()},
     )
     return mine, dict(signals.metrics)
+
+
+def checked_context(method: Method, context: object) -> TeacherContext:
+    """What a method's ``context`` returned. Raises ``ValueError`` naming the method where it is no ``TeacherContext``."""
+    if not isinstance(context, TeacherContext):
+        raise ValueError(
+            f"{type(method).__name__}.context: must return errata.records.TeacherContext, got {type(context).__name__}"
+        )
+    return context
 
 
 @contextmanager

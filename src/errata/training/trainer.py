@@ -46,7 +46,7 @@ from errata.training.replay import PastBatch, Replay
 from errata.training.rollout_log import Likeliest, RolloutLog, WriteRow, within_limit, write_evaluation
 from errata.training.rollouts import Completion, Judges, Verifier, build_rollouts
 from errata.training.scoring import Scorer
-from errata.training.signals import decide, naming
+from errata.training.signals import checked_context, decide, naming
 from errata.training.teacher_pass import Expert, Place, StatefulExpert, TeacherPass
 from errata.training.teachers import MakeTeacher, self_teacher
 
@@ -359,11 +359,7 @@ class ErrataTrainer(Publishing):
                 for g in groups
                 for r in g
             ]
-        wrong = [type(c).__name__ for c in found if not isinstance(c, TeacherContext)]
-        if wrong:
-            name = f"{type(self.method).__name__}.context"
-            raise ValueError(f"{name}: must return errata.records.TeacherContext, got {wrong[0]}")
-        return found
+        return [checked_context(self.method, context) for context in found]
 
     def context_method(self, rollout: Rollout) -> Method:
         """The method whose settings choose this rollout's context."""
