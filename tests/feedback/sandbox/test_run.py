@@ -243,7 +243,7 @@ def test_a_deep_tree_is_removed(how, depth):
     before = set(Path(tempfile.gettempdir()).glob("errata-*"))
     result = run(_DEEP.format(depth=depth), how, timeout_s=20.0)
     assert result.status in ("ok", "output")
-    assert set(Path(tempfile.gettempdir()).glob("errata-*")) == before
+    assert set(Path(tempfile.gettempdir()).glob("errata-*")) <= before
 
 
 @pytest.mark.parametrize("how", [pytest.param("landlock", marks=confined), "local"])
@@ -257,7 +257,7 @@ def test_locked_folders_are_removed():
     lines = ["import os", "os.makedirs('a/b/c')", "open('a/b/c/f', 'w').close()", "os.symlink('/', 'a/b/root')"]
     lines += ["os.chmod('a/b', 0)", "os.chmod('a', 0)"]
     assert run("\n".join(lines), "local").status == "ok"
-    assert set(Path(tempfile.gettempdir()).glob("errata-*")) == before
+    assert set(Path(tempfile.gettempdir()).glob("errata-*")) <= before
 
 
 @isolated
@@ -380,7 +380,7 @@ def test_nothing_stays_behind(how):
     assert run(source, how).stdout == "done\n"
     assert not processes_with(number)
     assert not children()
-    assert set(Path(tempfile.gettempdir()).glob("errata-*")) == before
+    assert set(Path(tempfile.gettempdir()).glob("errata-*")) <= before
 
 
 @isolated
@@ -470,7 +470,7 @@ def test_landlocks_scratch_is_watched_and_removed(write, monkeypatch):
     before = set(Path(tempfile.gettempdir()).glob("errata-*"))
     result = run(f"i = 0\nwhile True:\n  i += 1\n  open(str(i), 'wb').write({write})", "landlock", timeout_s=20.0)
     assert (result.status, result.returncode) == ("output", -9)
-    assert set(Path(tempfile.gettempdir()).glob("errata-*")) == before
+    assert set(Path(tempfile.gettempdir()).glob("errata-*")) <= before
 
 
 # -- where programs cannot be isolated --
