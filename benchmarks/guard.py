@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from errata.training.guard import signs_of_evaluations, signs_of_steps
+from errata.training.signs import signs_of_evaluations, signs_of_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results/guard.json"

@@ -54,9 +54,9 @@ def test_the_history_of_logs_in_memory_stays_short(tmp_path, is_main):
             {"step": step, "reward": 0.5, "loss": 1.0} if step != 150 else {"step": step, "eval_a": 1}
         )
         progress.on_log(None, state, None, {"loss": 0.0})
-    whole = [log["step"] for log in state.log_history if len(log) == 3]
-    assert whole == [*range(1, HISTORY + 1), *range(2 * HISTORY + 1, 3 * HISTORY + 1)]
-    middle = state.log_history[HISTORY : 2 * HISTORY]
-    assert [log for log in middle if "eval_a" in log] == [{"step": 150, "eval_a": 1}]
-    assert middle[0] == {"step": HISTORY + 1, "reward": 0.5}
+    assert [log["step"] for log in state.log_history] == [
+        *range(1, HISTORY + 1),
+        150,
+        *range(2 * HISTORY + 1, 3 * HISTORY + 1),
+    ]
     assert len(run.read("metrics")) == (3 * HISTORY if is_main else 0)

@@ -15,9 +15,8 @@ from errata.reports.rundir import RunDirectory
 LINES = 20
 """Without a terminal (a log file), a line is printed about this many times in a run."""
 HISTORY = 100
-"""Logs that stay whole in memory and in each checkpoint's trainer_state.json: so many first ones, so many last ones, and all
-evaluations. Of the others ``_KEPT`` stays, which the guard reads. Without this a long run's memory and checkpoints grow."""
-_KEPT = ("step", "reward")
+"""Logs that stay in memory and in each checkpoint's trainer_state.json: so many first ones, so many last ones, and all
+evaluations. Without this a long run's memory and checkpoints grow."""
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
@@ -57,8 +56,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         middle = len(state.log_history) - HISTORY - 1
         if middle >= HISTORY and not any(name.startswith("eval_") for name in state.log_history[middle]):
-            row = state.log_history[middle]
-            state.log_history[middle] = {name: row[name] for name in _KEPT if name in row}
+            del state.log_history[middle]
         if not state.is_world_process_zero or not logs:
             return
         self._last |= {k: v for k, v in logs.items() if isinstance(v, int | float)}
