@@ -33,6 +33,8 @@ __all__ = [
 
 Verifier = Callable[..., Any]
 
+LARGEST = 1e15
+"""Scores beyond are errors: the squares of a group's scores would not fit a float32."""
 MAX_FEEDBACK = 20_000
 """Characters of a verdict's feedback that are kept: more would fill teacher prompts and logs."""
 MAX_INFO = 100_000
@@ -136,7 +138,7 @@ def _as_verdict(value: Any, where: str) -> Verdict:
         raise ValueError(
             f"{where}: the score must be a number, None, a dict or a Verdict, not {verdict.score!r:.100}"
         ) from None
-    if not math.isfinite(score):
+    if not abs(score) <= LARGEST:
         return replace(verdict, score=None, kind="error", info={**verdict.info, "error": f"the score is {score}"})
     return replace(verdict, score=score)
 

@@ -171,3 +171,7 @@ def _check_model(model: ModelConfig) -> None:
         hint = RULES.get(f.name, hints.get(f.name))
         if f.name in RULES or is_plain(hint):
             check(f.name, getattr(model, f.name), hint)
+    plain = ModelConfig()
+    for f in fields(model):
+        if f.name.startswith("lora_") and not model.use_peft and getattr(model, f.name) != getattr(plain, f.name):
+            raise ValueError(f"{f.name}: is for an adapter, and use_peft is not true; set it, or leave {f.name} out")
