@@ -111,8 +111,9 @@ def test_import_errata_is_light():
     assert heavy == set()
 
 
+# `train --help` is not: it lists the settings of TRL, whose explanations are in TRL.
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["train", "--help"], ["eval", "--help"], ["theory", "--help"]]
+    "arguments", [["--help"], ["--version"], ["compare", "--help"], ["eval", "--help"], ["theory", "--help"]]
 )
 def test_help_is_light(arguments):
     call = f"main({arguments!r})"

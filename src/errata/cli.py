@@ -19,6 +19,10 @@ _ABOUT_FILES = (
 """Errors about files that the user can mend, such as a full disk or a read-only directory. They are told in one line."""
 
 
+_WITH_SETTINGS = ("train", "preflight", "compare", "plan")
+"""Commands that hand unknown flags on to the recipe's parser."""
+
+
 def _yes_or_no(word: str) -> bool:
     if word.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{word!r} is neither true nor false")
@@ -38,9 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ``--debug`` shows where an error came from.
     """
     words, debug = _without_debug(list(sys.argv[1:] if argv is None else argv))
-    # `train`, `compare`, `preflight` and `plan` hand unknown flags on to the recipe's parser.
-    args, rest = parser().parse_known_args(words)
-    if rest and args.command not in ("train", "compare", "preflight", "plan"):
+    args, rest = parser().parse_known_args(_with_recipe(words))
+    if rest and args.command not in _WITH_SETTINGS:
         parser().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return int(args.run(args, rest) or 0)
@@ -76,6 +79,18 @@ def _without_debug(words: list[str]) -> tuple[list[str], bool]:
     return words, False
 
 
+def _with_recipe(words: list[str]) -> list[str]:
+    """The command line with an empty word in the place of the recipe where ``train`` or ``preflight`` has none."""
+    command = next((i for i, word in enumerate(words) if not word.startswith("-")), len(words))
+    if words[command : command + 1] not in (["train"], ["preflight"]):
+        return words
+    after = words[command + 1 :]
+    named = after and not after[0].startswith("-")
+    if named or any(word in ("-h", "--help") or word.endswith((".yaml", ".yml")) for word in after):
+        return words
+    return [*words[: command + 1], "", *after]
+
+
 def _unexpected(error: Exception) -> str:
     """One line for an error that no check has foreseen, with what to do where that is known."""
     kind, said = type(error).__name__, " ".join(str(error).split())
@@ -96,8 +111,19 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(EXIT_BAD_INPUT)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line's parser, without what ``train`` and ``compare`` hand on to the recipe's."""
+class _Help(argparse.Action):
+    """The help of a command with all settings of a recipe; TRL, which explains its own, is imported for it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from errata.recipe.help import add_settings
+
+        add_settings(parser)
+        parser.print_help()
+        parser.exit()
+
+
+def parser(*, settings: bool = False) -> argparse.ArgumentParser:
+    """The command line's parser; ``settings``: with the flags that ``train`` and ``compare`` hand on to the recipe's."""
     from errata import __version__
 
     top = _Parser(prog="errata", description="Reinforcement learning from rich feedback.")
@@ -105,8 +131,18 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"errata {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    train = commands.add_parser("train", help="train a policy as a recipe says", allow_abbrev=False)
-    train.add_argument("recipe", help="YAML with TRL's argument names and errata's")
+    train = commands.add_parser(
+        "train",
+        help="train a policy as a recipe says",
+        usage="errata train [RECIPE] [--SETTING VALUE ...]",
+        description="A setting given here stands over the recipe's. --method_args.credit mean reaches into a mapping.",
+        allow_abbrev=False,
+        add_help=False,
+    )
+    train.add_argument(
+        "recipe", nargs="?", help="YAML with the settings below; without one, --model and --task are needed"
+    )
+    train.add_argument("-h", "--help", nargs=0, action=_Help, help="this list, and exit")
     train.set_defaults(run=_train)
 
     evaluate = commands.add_parser("eval", help="avg@k and pass@k of a model or a run")
@@ -133,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
     preflight = commands.add_parser(
         "preflight", help="before training: in which contexts is the teacher worth listening to?", allow_abbrev=False
     )
-    preflight.add_argument("recipe", help="YAML as for train")
+    preflight.add_argument("recipe", nargs="?", help="YAML as for train, or its settings as --key value")
     preflight.add_argument("--problems", type=int, default=32, help="training problems tried (default 32)")
     preflight.add_argument("--k", type=int, default=4, help="attempts at each, in each context (default 4)")
     preflight.add_argument("--out", type=Path, help="write the numbers here as JSON")
@@ -214,6 +250,15 @@ def parser() -> argparse.ArgumentParser:
     theory.add_argument("--json", action="store_true", help="print the numbers")
     theory.add_argument("--out", type=Path, help="where the page with the plots goes (theory.html)")
     theory.set_defaults(run=_theory)
+
+    completion = commands.add_parser("completion", help="print what makes a shell complete commands and settings")
+    completion.add_argument("shell", choices=["bash", "zsh", "tcsh"])
+    completion.set_defaults(run=_completion)
+    if settings:
+        from errata.recipe.help import add_settings
+
+        for name in _WITH_SETTINGS:
+            add_settings(commands.choices[name])
     return top
 
 
@@ -223,19 +268,19 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
     interrupt.follow_parent()  # before the slow imports
     from errata.recipe.settings import check_before_loading
 
-    check_before_loading(args.recipe, rest)
+    check_before_loading(args.recipe or None, rest)
     from errata.commands.train import train
 
-    return train(args.recipe, rest)
+    return train(args.recipe or None, rest)
 
 
 def _preflight(args: argparse.Namespace, rest: list[str]) -> int:
     from errata.recipe.settings import check_before_loading
 
-    check_before_loading(args.recipe, rest)
+    check_before_loading(args.recipe or None, rest)
     from errata.commands.preflight import preflight
 
-    return preflight(args.recipe, rest, problems=args.problems, k=args.k, out=args.out)
+    return preflight(args.recipe or None, rest, problems=args.problems, k=args.k, out=args.out)
 
 
 def _eval(args: argparse.Namespace, rest: list[str]) -> int:
@@ -372,6 +417,15 @@ def _theory(args: argparse.Namespace, rest: list[str]) -> int:
 
     check_file("--out", args.out)
     return int(run(json=args.json, out=args.out) or 0)
+
+
+def _completion(args: argparse.Namespace, rest: list[str]) -> int:
+    try:
+        import shtab
+    except ImportError as error:
+        raise ValueError("completion: needs the package shtab; pip install 'errata[completion]'") from error
+    print(shtab.complete(parser(settings=True), shell=args.shell))
+    return 0
 
 
 if __name__ == "__main__":

@@ -111,6 +111,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
+def wanted(hint: Any) -> str:
+    """What a value of the type ``hint`` must be, in the words of the errors; empty where everything is accepted."""
+    return _refused(object(), hint) or ""
+
+
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -33,7 +33,7 @@ _LEGEND = (
 )
 
 
-def preflight(path: str, overrides: Sequence[str], *, problems: int, k: int, out: Path | None) -> int:
+def preflight(path: str | None, overrides: Sequence[str], *, problems: int, k: int, out: Path | None) -> int:
     """Print the table and the conclusions; write both to ``out`` as JSON.
 
     Returns 1 where the recipe's method has nothing to learn from, else 0. Raises ``ValueError`` in one line for anything the user

@@ -34,7 +34,7 @@ from errata.training import interrupt
 from errata.training.trainer import ErrataTrainer
 
 
-def train(path: str, overrides: Sequence[str]) -> int:
+def train(path: str | None, overrides: Sequence[str]) -> int:
     """Run the recipe, or resume the run of that name if it was interrupted.
 
     Returns the exit status: 0, or 128 + the signal's number if a signal ended the run.

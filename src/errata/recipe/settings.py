@@ -184,9 +184,13 @@ def check_json_file(name: str, value: object) -> None:
         raise ValueError(f"{name}: {value} must hold a JSON object, not a {type(found).__name__}")
 
 
-def check_before_loading(path: str | Path, overrides: Sequence[str] = ()) -> None:
-    """Check a recipe's file and the ``--name value`` after it, before torch is loaded. Raises ``ValueError``."""
-    check_given(load_mapping(Path(path)), f"{path}: ")
+def check_before_loading(path: str | Path | None, overrides: Sequence[str] = ()) -> None:
+    """Check a recipe's file, if there is one, and the ``--name value`` after it, before torch is loaded.
+
+    Raises ``ValueError``.
+    """
+    if path is not None:
+        check_given(load_mapping(Path(path)), f"{path}: ")
     words = [part for word in overrides for part in (word.split("=", 1) if word.startswith("--") else [word])]
     for name, value in pairwise(words):
         key = name.removeprefix("--").replace("-", "_")
