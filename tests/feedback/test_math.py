@@ -185,6 +185,7 @@ def test_an_answer_may_be_a_number_or_a_list_of_one(verifier, answer, given):
     ("answer", "given", "said"),
     [
         (r"\frac13", "0.333", "Your final answer, 0.333, is wrong. It is close, but an exact value is expected."),
+        ("0.334", r"\frac13", r"Your final answer, \frac13, is wrong. It is close, but not the same number."),
         ("5", "1, 2", "Your final answer, 1, 2, is wrong. It is a list of 2; one value is expected."),
         ("1, 2", "1, 3", "Your final answer, 1, 3, is wrong. 1 of its 2 parts is right."),
         ("[0, 1)", "[0, 1]", "Your final answer, [0, 1], is wrong. Look at whether the ends belong to it."),
@@ -205,6 +206,7 @@ def test_the_feedback_says_what_is_wrong_with_the_form(verifier, answer, given, 
 
 def test_of_two_words_the_wrong_one_gives_the_right_one_away(verifier):
     assert verifier(completions=[r"\boxed{no}"], answer=["yes"])[0].leaks_answer
+    assert verifier(completions=[r"\boxed{\text{increasing}}"], answer=["decreasing"])[0].leaks_answer
     assert not verifier(completions=[r"\boxed{no}"], answer=["7"])[0].leaks_answer
 
 

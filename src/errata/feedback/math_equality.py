@@ -29,7 +29,7 @@ from errata.feedback.math_numbers import concrete, proportional, same_expression
 from errata.feedback.math_ranges import as_pieces
 from errata.feedback.math_units import NO_UNIT, Unit
 
-__all__ = ["agree", "nearly"]
+__all__ = ["agree", "is_decimal", "nearly"]
 
 
 def agree(gold: Reading, given: Reading) -> str:
@@ -48,8 +48,14 @@ def _all(gold: Sequence[Reading | None], given: Sequence[Reading | None]) -> boo
     )
 
 
+def is_decimal(value: Value) -> bool:
+    """Whether it is a number with digits behind the point that end: 0.333, not 1/3 nor 2."""
+    number = value.expr
+    return bool(number.is_Rational and number.q != 1 and 10**100 % number.q == 0)
+
+
 def nearly(gold: Reading, given: Reading) -> bool:
-    """Whether ``given`` is a decimal number close to the exact ``gold``."""
+    """Whether ``given`` is a number close to ``gold``, and has digits behind the point or is a fraction."""
     if not (isinstance(gold, Value) and isinstance(given, Value)) or gold.expr.free_symbols or given.expr.free_symbols:
         return False
     if not (gold.expr.is_finite and given.expr.is_Rational):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from errata.feedback.math_equality import agree, nearly
+from errata.feedback.math_equality import agree, is_decimal, nearly
 from errata.feedback.math_final import last_boxed
 from errata.feedback.math_forms import (
     Equation,
@@ -66,7 +66,11 @@ def _readings_of(texts: Sequence[str]) -> list[Reading]:
     return readings(" , ".join(texts))
 
 
-_PAIRS = ({"yes", "no"}, {"true", "false"}, {"even", "odd"}, {"convergent", "divergent"}, {"converges", "diverges"})
+_PAIRS = (
+    *({"yes", "no"}, {"true", "false"}, {"even", "odd"}, {"convergent", "divergent"}, {"converges", "diverges"}),
+    *({"increasing", "decreasing"}, {"positive", "negative"}, {"rational", "irrational"}, {"prime", "composite"}),
+    *({"bounded", "unbounded"}, {"continuous", "discontinuous"}, {"clockwise", "counterclockwise"}),
+)
 
 
 def _one_of_two(gold: Reading, given: Reading) -> bool:
@@ -81,6 +85,8 @@ def _remark(gold: Reading, given: Reading) -> str:
     if _percent_apart(gold, given):
         return "Look at the percent sign."
     if nearly(gold, given):
+        if isinstance(gold, Value) and is_decimal(gold):
+            return "It is close, but not the same number."
         return "It is close, but an exact value is expected."
     if (
         isinstance(gold, Value)
