@@ -139,7 +139,7 @@ class Evaluator:
                     }
             metrics |= self._of_teacher(engine, rollouts, rows)
         if "teacher_accuracy" in metrics:
-            self._watch(metrics["teacher_accuracy"])
+            self._watch(metrics["teacher_accuracy"], says=accelerator.is_main_process)
         self.last_rollouts = rollouts
         return metrics
 
@@ -184,16 +184,17 @@ class Evaluator:
                 break
         return found
 
-    def _watch(self, accuracy: float) -> None:
+    def _watch(self, accuracy: float, *, says: bool = True) -> None:
         assert self.teacher is not None
         self.best_teacher_accuracy = best = max(self.best_teacher_accuracy, accuracy)
         limit = self.config.teacher_freeze_below
         if limit is not None and accuracy < limit * best and not self.teacher.frozen_early:
             self.teacher.freeze()
-            logger.warning(
-                f"The teacher's own accuracy fell to {accuracy:.0%} (best {best:.0%}): it is frozen from here on."
-            )
-        elif accuracy < WARN_BELOW * best:
+            if says:
+                logger.warning(
+                    f"The teacher's own accuracy fell to {accuracy:.0%} (best {best:.0%}): it is frozen from here on."
+                )
+        elif says and accuracy < WARN_BELOW * best:
             logger.warning(
                 f"The teacher's own accuracy fell to {accuracy:.0%} (best {best:.0%}). A teacher that follows "
                 "its student too quickly takes it along: lower teacher_rate, set teacher: frozen, or teacher_freeze_below."

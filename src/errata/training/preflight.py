@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from errata.contexts import choose
@@ -61,7 +62,8 @@ def measure(trainer: ErrataTrainer, rows: Sequence[Row], k: int, kinds: Sequence
         rollouts = judged_rollouts(trainer, rows, k, sampling, batch_size=config.eval_batch_size)
         groups = groups_of(rollouts, k)
         tried = {g.problem_id: _failed(g, threshold) for g in groups}
-        contexts = _contexts(trainer, groups, tried, kinds)
+        # A critique is sampled, so each process would show its own.
+        (contexts,) = broadcast_object_list([_contexts(trainer, groups, tried, kinds)])
         teacher = trainer.teacher or SelfTeacher(trainer.model, "live")
         own = {g.problem_id: len(g.successes(threshold)) / k for g in groups}
         shown: dict[str, dict[str, float]] = {problem: {} for problem in own}
