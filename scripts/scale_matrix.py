@@ -2,6 +2,7 @@
 
     python scripts/scale_matrix.py distil:ema:fsdp2 sdpo:live:zero3    # METHOD:TEACHER:ENGINE
     python scripts/scale_matrix.py --engines fsdp2 zero3 --minutes 10  # what the results lack, until the time is over
+    python scripts/scale_matrix.py --pairs                             # fewer: each pair of method, teacher, engine once
     python scripts/scale_matrix.py --render                            # the table in docs/scale.md, from the results
 
 Run it from the repository's root. What a cell does is in ``tests/training/matrix_worker.py``. Losses, gradient norms, final
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -50,6 +52,27 @@ def cells() -> list[str]:
     ema_or_distil = [(m, t) for m, t in ROWS if m == "distil" or t in ("none", "ema")]
     rest = [row for row in ROWS if row not in ema_or_distil]
     return [f"{m}:{t}:{engine}" for rows in (ema_or_distil, rest) for engine in ENGINES for m, t in rows]
+
+
+def pairs(cell: str) -> set[tuple[str, str]]:
+    """The cell's pairs: method and teacher, method and engine, teacher and engine."""
+    return set(itertools.combinations(cell.split(":"), 2))
+
+
+def covering(results: dict[str, Result]) -> list[str]:
+    """Cells that complete the pairs that some cell has; the one with most new pairs each time.
+
+    A refused cell shows its teacher on its engine, and nothing of its method.
+    """
+    left = [cell for cell in cells() if cell not in results]
+    missing = set().union(*map(pairs, left))
+    for cell, result in results.items():
+        missing -= {tuple(cell.split(":")[1:])} if result["result"] == "refused" else pairs(cell)
+    chosen = []
+    while missing:
+        chosen.append(max(left, key=lambda cell: len(pairs(cell) & missing)))
+        missing -= pairs(chosen[-1])
+    return chosen
 
 
 def stem(cell: str) -> str:
@@ -223,6 +246,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("cells", nargs="*", help="METHOD:TEACHER:ENGINE; those without a result unless given")
     parser.add_argument("--engines", nargs="*", default=ENGINES, choices=ENGINES, help="only these engines")
+    parser.add_argument("--pairs", action="store_true", help="a covering set instead of all")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no further cells after this time")
     parser.add_argument("--folder", type=Path, help="where the runs go; a temporary directory unless given")
     parser.add_argument("--render", action="store_true", help="run nothing, write the table")
@@ -230,7 +254,8 @@ def main(argv: list[str] | None = None) -> int:
     results: dict[str, Result] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     bad = 0
     if not args.render:
-        chosen = args.cells or [c for c in cells() if c not in results and c.rpartition(":")[2] in args.engines]
+        wanted = covering(results) if args.pairs else [c for c in cells() if c not in results]
+        chosen = args.cells or [c for c in wanted if c.rpartition(":")[2] in args.engines]
         unknown = [c for c in chosen if c not in cells()]
         if unknown:
             parser.error(f"{unknown[0]!r} is no cell; one is {cells()[0]!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import sys
 import traceback
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     ``--debug`` shows where an error came from.
     """
+    logging.getLogger("DeepSpeed").addFilter(_to_standard_error)
     words, debug = _without_debug(list(sys.argv[1:] if argv is None else argv))
     args, rest = parser().parse_known_args(_with_recipe(words))
     if rest and args.command not in _WITH_SETTINGS:
@@ -69,6 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         said = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
         print(f"errata: {' '.join(str(said).split())}; what was saved before is unchanged", file=sys.stderr)
         return EXIT_BAD_INPUT
+
+
+def _to_standard_error(record: logging.LogRecord) -> bool:
+    """Of DeepSpeed's log, which it writes among a command's results otherwise, from the line of its import on."""
+    for handler in logging.getLogger("DeepSpeed").handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+            handler.setStream(sys.stderr)
+    return True
 
 
 def _without_debug(words: list[str]) -> tuple[list[str], bool]:
