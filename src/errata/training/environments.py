@@ -8,12 +8,12 @@ cannot be reset, takes too long, loses its connection or ends the process.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import functools
 import inspect
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from errata.feedback.sandbox import time_limit
 
 MOST_CHARACTERS = 20_000
 """Of one answer; the middle of a longer one is cut, before it is tokenised."""
@@ -21,10 +21,6 @@ MOST_CHARACTERS = 20_000
 _LOST = (ConnectionError, EOFError, TimeoutError)
 """Errors after which the state of an environment is not known."""
 _ERROR = "_errata_error"
-
-
-class _StopCall(SystemExit):
-    """Raised inside a call that takes too long; threads end silently on a ``SystemExit``."""
 
 
 def failure(environment: object) -> str:
@@ -83,40 +79,11 @@ def answer(value: Any) -> Any:
 
 
 def within(timeout_s: float | None, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """The function's value. Raises what it raises, ``RuntimeError`` if it exits, ``TimeoutError`` if it takes too long.
-
-    A call that hangs in Python code is ended; one that hangs in C code is left in its thread.
-    """
-    if timeout_s is None:
-        return _without_exit(function, *args, **kwargs)
-    outcome: list[tuple[Any, BaseException | None]] = []
-
-    def run() -> None:
-        try:
-            outcome.append((_without_exit(function, *args, **kwargs), None))
-        except _StopCall:
-            return  # nobody waits for it any more
-        except Exception as error:
-            outcome.append((None, error))
-
-    thread = threading.Thread(target=run, name=f"call of {getattr(function, '__name__', function)}", daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    if not outcome:
-        if thread.ident is not None:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_StopCall))
-        raise TimeoutError(f"took longer than {timeout_s:g} s")
-    value, error = outcome[0]
-    if error is not None:
-        raise error
-    return value
-
-
-def _without_exit(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The function's value. Raises what it raises, ``RuntimeError`` if it exits, ``TimeoutError`` if it takes too long."""
     try:
-        return function(*args, **kwargs)
-    except _StopCall:
-        raise
+        return time_limit.within(timeout_s, function, *args, **kwargs)
+    except time_limit.TooLongError as error:
+        raise TimeoutError(str(error)) from None
     except SystemExit as error:
         raise RuntimeError(f"exits with {error.code!r}") from error
 

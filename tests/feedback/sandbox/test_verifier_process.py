@@ -181,7 +181,12 @@ def test_which_functions_another_process_can_import():
 
 @pytest.mark.parametrize(
     ("value", "score", "error"),
-    [(10**400, None, "the score is inf"), (-(10**400), None, "the score is inf"), (10**30, 1e30, None)],
+    [
+        (10**400, None, "the score is inf"),
+        (-(10**400), None, "the score is inf"),
+        (10**30, None, "the score is 1e+30"),
+        (10**15, 1e15, None),
+    ],
 )
 def test_scores_that_overflow_are_failures(value, score, error):
     (verdict,) = as_verdicts([value], n=1, name="v")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import functools
 import inspect
 import math
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from errata.feedback.custom import Verifier, as_verdicts, verifier_name
+from errata.feedback.sandbox.time_limit import TooLongError, within
 from errata.records import Verdict
 
 __all__ = ["judge"]
@@ -72,7 +72,7 @@ def judge(
         if isinstance(verifier, _Elsewhere):
             verdicts = verifier.verdicts(call.arguments, timeout_s=timeout_s)
         else:
-            verdicts = as_verdicts(_within(timeout_s, verifier, call.arguments), n=len(which), name=name)
+            verdicts = as_verdicts(_value(timeout_s, verifier, call.arguments), n=len(which), name=name)
         completed.append(call)
         return verdicts
 
@@ -110,10 +110,6 @@ def listed(value: Any, n: int) -> Any:
     return list(islice(value, n + 1)) if isinstance(value, Iterator) else value
 
 
-class _StopCall(SystemExit):
-    """Raised inside a hung verifier's thread; a ``SystemExit``, because threads end silently on it."""
-
-
 def _failed(name: str, error: str) -> Verdict:
     return Verdict(None, kind="error", info={"error": error, "verifier": name})
 
@@ -149,28 +145,19 @@ def _forward_logs(calls: Sequence[_Call], arguments: Mapping[str, Any], n: int) 
         arguments["log_metric"](metric, math.fsum(values) / len(values))
 
 
-def _within(timeout_s: float | None, verifier: Verifier, arguments: dict[str, Any]) -> Any:
+def _value(timeout_s: float | None, verifier: Verifier, arguments: dict[str, Any]) -> Any:
     """The verifier's return value, awaited. Raises ``CallFailedError`` if it raises or takes longer than ``timeout_s``."""
-    outcome: list[tuple[Any, BaseException | None]] = []  # (value, error), once the call has returned
 
-    def call() -> None:
-        try:
-            outcome.append((listed(verifier(**arguments), len(arguments["completions"])), None))
-        except (Exception, SystemExit) as error:
-            outcome.append((None, error))
+    def call() -> Any:
+        return listed(verifier(**arguments), len(arguments["completions"]))
 
+    call.__name__ = f"verifier {verifier_name(verifier)}"  # its thread is named so
     start = time.monotonic()
-    if timeout_s is None:
-        call()
-    else:
-        thread = threading.Thread(target=call, name=f"verifier {verifier_name(verifier)}", daemon=True)
-        thread.start()
-        thread.join(timeout_s)
-        if not outcome:
-            _stop(thread)
-            raise CallFailedError(f"took longer than {timeout_s:g} s")
-    value, error = outcome[0]
-    if error is not None:
+    try:
+        value = within(timeout_s, call)
+    except TooLongError as error:
+        raise CallFailedError(str(error)) from None
+    except (Exception, SystemExit) as error:
         raise CallFailedError(describe(error)) from error
     if not inspect.isawaitable(value):
         return value
@@ -204,12 +191,6 @@ def _abandon_blocked_loop() -> None:
         asyncio.run_coroutine_threadsafe(asyncio.sleep(0), _event_loop()).result(1.0)
     except TimeoutError:
         _event_loop.cache_clear()
-
-
-def _stop(thread: threading.Thread) -> None:
-    # A thread left running a Python loop would compete with the training for the interpreter lock.
-    if thread.ident is not None:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_StopCall))
 
 
 def describe(error: BaseException) -> str:
