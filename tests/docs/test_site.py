@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from errata.cli import parser
 from errata.recipe.read import read
 
 ROOT = Path(__file__).parents[2]
@@ -67,34 +65,6 @@ def test_the_notebook_runs_in_a_kernel(tmp_path):
     notebook = nbformat.read(NOTEBOOK, 4)
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert (tmp_path / "runs" / "notebook" / "report.html").is_file()
-
-
-COMMANDS = [
-    (page.stem, line) for page in PAGES for block in blocks(page, "console") for line in block.splitlines() if line
-]
-
-
-def test_there_are_commands():
-    assert len(COMMANDS) > 8
-
-
-@pytest.mark.parametrize(("page", "line"), COMMANDS)
-def test_a_command_of_a_page_is_accepted(page, line, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    program, *words = shlex.split(line)
-    assert program == "errata"
-    if words[-1] == "--help":
-        with pytest.raises(SystemExit) as ended:
-            parser().parse_args(words)
-        assert ended.value.code == 0
-        return
-    args, rest = parser().parse_known_args(words)
-    if args.command in ("train", "compare", "preflight"):
-        flags = [w for w in rest if w != "--output_dir"] if args.command == "compare" else rest
-        kept = [w for w in flags if args.command != "compare" or not w.startswith("runs/")]
-        read(args.recipe, kept)  # raises ValueError naming a setting that does not exist
-    else:
-        assert rest == []
 
 
 @pytest.mark.parametrize(
