@@ -37,10 +37,15 @@ def loaded_by(code):
     return {m for m in out if m in HEAVY}, {m.removeprefix("errata.") for m in out if m.startswith("errata.")}
 
 
+OF_OTHER_LIBRARIES = ("adapters/inspect.py", "adapters/verifiers.py")
+"""They import libraries that errata does not install."""
+
+
 def files_of(package):
     if (ROOT / f"{package}.py").is_file():
         return [ROOT / f"{package}.py"]
-    return sorted(p for p in (ROOT / package).rglob("*.py") if p.name != "__main__.py")
+    found = (p for p in (ROOT / package).rglob("*.py") if p.name != "__main__.py")
+    return sorted(p for p in found if str(p.relative_to(ROOT)) not in OF_OTHER_LIBRARIES)
 
 
 def module_of(path):

@@ -39,8 +39,9 @@ _MODULES: dict[str, str] = {
     "programs": "errata.tasks.programs",
     **{f"instructions/{kind}": "errata.tasks.instructions" for kind in _INSTRUCTIONS},
 }
-_FAMILIES = {"reasoning-gym": "errata.tasks.reasoning_gym"}
-"""Tasks named by a family and a name that the family's module knows, with arguments: ``reasoning-gym/chain_sum?max_terms=2``."""
+_FAMILIES = {"inspect": "errata.tasks.inspect", "reasoning-gym": "errata.tasks.reasoning_gym"}
+"""Tasks named by a family and a name that the family's module knows, with arguments: ``reasoning-gym/chain_sum?max_terms=2``,
+``inspect/mine.py:my_task``."""
 
 
 def names() -> tuple[str, ...]:
