@@ -16,8 +16,9 @@ import json
 import os
 import sys
 import traceback
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tests.experts.remote.fake_server import FakeServer, PolicyAnswers
@@ -28,8 +29,11 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from errata import methods
 from errata.experts import Access, LocalExpert
+from errata.methods.distil import DistIL
 from errata.recipe.config import ErrataConfig
 from errata.recipe.models import load_model
+from errata.records import TeacherContext
+from errata.training.batch import TokenBatch
 from errata.training.trainer import ErrataTrainer
 
 _FSDP1_STATE_DICT_TYPE = FullyShardedDataParallel.set_state_dict_type
@@ -52,6 +56,8 @@ METHODS: dict[str, dict[str, Any]] = {
         "replay_share": 100.0,
         "micro_batches": 1,
     },
+    # Each of the policy's turns has a teacher's prompt of its own, so processes have different numbers of sequences.
+    "turns": {"method": "turns"},
     "local-expert": {"method": "distil", "method_args": _EXPERT, "expert": "local"},
     "server-expert": {"method": "distil", "method_args": _EXPERT, "expert": "server"},
 }
@@ -87,6 +93,20 @@ PROCESSES = {"one": 1, "ddp4": 4}
 """Of each engine; two unless given."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Turns(DistIL):
+    """DistIL whose teacher is shown something else at each turn. A ``c`` counts as what a tool said between two turns."""
+
+    sources: tuple[str, ...] = ("turns",)
+    own_sources: ClassVar[dict[str, Any]] = {
+        "turns": lambda rollout, group: TeacherContext("turns", by_turn=("one", "", "three"))
+    }
+
+    @staticmethod
+    def cut(tokens: TokenBatch) -> TokenBatch:
+        return replace(tokens, mask=tokens.mask & (tokens.completion_ids != TOKENIZER.convert_tokens_to_ids("c")))
+
+
 def prepare(folder: Path) -> None:
     """Write the policy and the other model that cells load."""
     for name, seed in (("policy", 0), ("expert", 1)):
@@ -101,7 +121,8 @@ def made(cell: str, folder: Path, output: Path, server: FakeServer | None) -> Er
     method, teacher, engine = cell.split(":")
     case = {"micro_batches": 3, **METHODS[method], **TEACHERS[teacher]}
     micro_batches, lora, expert = case.pop("micro_batches"), case.pop("lora", False), case.pop("expert", None)
-    decided = methods.get(case.pop("method"), **case.pop("method_args", {}))
+    name, arguments = case.pop("method"), case.pop("method_args", {})
+    decided = Turns() if name == "turns" else methods.get(name, **arguments)
     stage = ENGINES[engine].get("stage")
     for name in list(os.environ):
         if name.startswith(("ACCELERATE_", "FSDP_")):
@@ -216,6 +237,9 @@ def train(t: ErrataTrainer, first: int, checkpoint: Path | None = None) -> list[
         return completions(next(batches), t.accelerator.process_index * len(prompts), len(prompts)), None
 
     t._generate_single_turn = scripted
+    if isinstance(t.method, Turns):
+        on_rollouts = t.on_rollouts
+        t.on_rollouts = lambda rows, tokens: on_rollouts(rows, Turns.cut(tokens))
     t.train(**({} if checkpoint is None else {"resume_from_checkpoint": str(checkpoint)}))
     return [log for log in t.state.log_history if "loss" in log or any(k.startswith("eval") for k in log)]
 

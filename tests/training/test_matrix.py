@@ -28,6 +28,18 @@ EQUAL = [
 REFUSED = "distil:ema:fsdp1"
 
 
+MORE = [
+    *("sdpo:live:ddp4", "drift:sync:ddp4", "server-expert:none:ddp4"),
+    *("sdpo:trust_region:ddp2", "replay:lora-frozen:ddp2"),
+    *("replay:live:fsdp2", "srpo:lora-live:fsdp2", "turns:ema:fsdp2"),
+    *("grpo:none:fsdp1", "srpo:live:fsdp1", "turns:live:fsdp1"),
+    *("replay:frozen:zero1", "drift:live:zero1", "distil:lora-ema:zero1"),
+    *("sdpo:frozen:zero2", "local-expert:none:zero2"),
+    *("local-expert:none:zero3", "srpo:sync:zero3", "turns:live:zero3"),
+]
+"""A few of each engine; ``turns`` is no row of the table: each turn of a rollout has a teacher's prompt of its own."""
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     pytest.importorskip("deepspeed")
@@ -37,6 +49,18 @@ def results(tmp_path_factory):
 @pytest.mark.parametrize("cell", EQUAL)
 def test_two_processes_are_one(results, cell):
     assert results[cell]["result"] == "equal", results[cell]
+
+
+@pytest.fixture(scope="module")
+def more(tmp_path_factory):
+    pytest.importorskip("deepspeed")
+    return dict(scale_matrix.run(tmp_path_factory.mktemp("more"), MORE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", MORE)
+def test_several_processes_are_one(more, cell):
+    assert more[cell]["result"] == "equal", more[cell]
 
 
 def test_what_cannot_work_is_refused_by_name(results):
@@ -83,6 +107,17 @@ def test_the_page_holds_the_results():
     assert scale_matrix.render(results, page) == page
     assert set(results) <= set(scale_matrix.cells())
     assert len(scale_matrix.cells()) == 43 * 7
+
+
+def test_a_covering_set_has_every_pair_of_the_cells_left():
+    chosen = scale_matrix.covering({})
+    pairs = {pair for cell in scale_matrix.cells() for pair in scale_matrix.pairs(cell)}
+    assert {pair for cell in chosen for pair in scale_matrix.pairs(cell)} == pairs
+    assert len(chosen) < 90
+    refused = dict.fromkeys(chosen, {"result": "equal"}) | {"distil:ema:fsdp1": {"result": "refused"}}
+    again = scale_matrix.covering({**refused, chosen[0]: {"result": "refused"}})
+    assert all(cell not in refused for cell in again)
+    assert scale_matrix.covering(dict.fromkeys(chosen, {"result": "equal"})) == []
 
 
 def test_a_cell_without_a_result_is_named():

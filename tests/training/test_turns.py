@@ -4,16 +4,12 @@ import pytest
 import torch
 from tests.training import tool_world as world
 from tests.training.test_tools import TOKENIZER, USER, spied, tools_trainer
-from tests.training.worlds import settings
 
-from errata import methods
 from errata.contexts import Rendered
 from errata.experts import Answer
 from errata.experts.queries import joined
-from errata.recipe.config import ErrataConfig
 from errata.training import teacher_pass
 from errata.training.forward import accept_head_function
-from errata.training.teachers import self_teacher
 from errata.training.turns import Piece, assemble, pieces, spans
 
 
@@ -55,13 +51,6 @@ def test_answers_of_two_queries_are_joined():
     assert both.logp[:, 1].tolist() == [-torch.inf, -torch.inf, pytest.approx(-0.7)]
     assert joined(None, two) is two
     assert joined(one, None) is one
-
-
-def test_hindsight_is_refused_where_the_policy_is_sharded(tmp_path):
-    config = ErrataConfig(**settings(tmp_path))
-    method = methods.get("distil", sources=["hindsight"])
-    with pytest.raises(ValueError, match=r"sources: hindsight .* use DDP"):
-        self_teacher(torch.nn.Linear(1, 1), config, method, lambda model: model, 1, sharded=True)
 
 
 def per_turn(completions, answer, **_):

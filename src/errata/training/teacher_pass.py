@@ -174,12 +174,9 @@ class TeacherPass:
         # A sharded model's forward is a collective: there every process runs all its rows, in equally many batches.
         run_rows = list(range(len(prompts))) if self.sharded else list(rows)
         lengths = tokens.lengths
-        if self.sharded and any(p.by_turn for p in prompts):
-            raise ValueError(
-                "sources: a context of its own for each turn takes a different number of forwards on every process, which "
-                "FSDP and DeepSpeed do not allow; use DDP, or a source such as feedback"
-            )
-        parts = [piece for i in run_rows for piece in pieces(i, prompts[i], tokens.mask[i], lengths[i])]
+        own = [piece for i in run_rows for piece in pieces(i, prompts[i], tokens.mask[i], lengths[i])]
+        most = max(gather_object([len(own)])) if self.sharded else len(own)
+        parts = [*own, *own[:1] * (most - len(own))]  # as many as another process has turns; their states are not read
         completions = [tokens.completion_ids[p.row, : p.end].tolist() for p in parts]
         sequences = teacher_sequences(
             self.encode([p.prompt for p in parts], [p.environment for p in parts]), completions
@@ -204,7 +201,7 @@ class TeacherPass:
                 )
             by_part.append(found)
         of_row: dict[int, list[tuple[Piece, Tensor]]] = {i: [] for i in run_rows}
-        for piece, state in zip(parts, teacher.join(by_part), strict=True):
+        for piece, state in zip(own, teacher.join(by_part)[: len(own)], strict=True):
             of_row[piece.row].append((piece, state))
         wanted = set(rows)
         states = tuple(assemble(of_row[i], lengths[i]) if i in wanted else None for i in range(len(prompts)))

@@ -42,11 +42,6 @@ def self_teacher(
         raise ValueError(
             f"teacher_freeze_below: a {kind} teacher does not follow the student; use teacher: ema or sync"
         )
-    if sharded and "hindsight" in method.sources:
-        raise ValueError(
-            "sources: hindsight takes a different number of teacher forwards on every process, which FSDP and DeepSpeed do "
-            "not allow; use DDP, or the source feedback"
-        )
     steps = config.teacher_sync_steps or 0
     if kind == "sync" and steps * config.gradient_accumulation_steps % micro_batches:
         raise ValueError(
