@@ -56,6 +56,9 @@ _HEAD = "generation_head.pt"
 _FSDP1 = (
     "FSDP1 flattens the weights of another model, so that its output head cannot be read; use FSDP2 (fsdp_version: 2)"
 )
+_FSDP1_LORA = (
+    "use_peft: FSDP1 saves an adapter without its weights, so no checkpoint could be resumed; use FSDP2 (fsdp_version: 2)"
+)
 
 
 class ErrataTrainer(Publishing):
@@ -126,6 +129,8 @@ class ErrataTrainer(Publishing):
         check_adapter(self.model)  # TRL may have loaded it, or added one
         policy = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
         accept_head_function(policy, **self._padding(policy))
+        if self.fsdp1 and policy is not self.model:
+            raise ValueError(_FSDP1_LORA)
         if not self.sharded:
             check_scores(policy)
             if self.aux_loss_enabled:
@@ -214,7 +219,7 @@ class ErrataTrainer(Publishing):
         per_generation = self.args.steps_per_generation * self.num_iterations
         teacher = self_teacher(self.model, self.args, self.method, prepare, per_generation, self.sharded)
         if self.fsdp1 and teacher.separate is not None:
-            raise ValueError(f"teacher: {_FSDP1}, or teacher: live, or LoRA")
+            raise ValueError(f"teacher: {_FSDP1}, or teacher: live")
         return teacher
 
     def _padding(self, model: PreTrainedModel) -> dict[str, bool]:
