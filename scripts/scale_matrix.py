@@ -109,6 +109,8 @@ def run(folder: Path, names: Sequence[str], deadline: float = float("inf")) -> I
     from tests.training.matrix_worker import PROCESSES, TIMEOUT_S, prepare
 
     prepare(folder)
+    for name in names:
+        (folder / f"{stem(name)}.json").unlink(missing_ok=True)  # of an earlier run in this folder
     wanted = {reference(name) for name in names}
     left = [name for name in wanted if not (folder / f"{stem(name)}.json").is_file()] + list(names)
     while left and time.monotonic() < deadline:
@@ -231,6 +233,13 @@ def table(results: dict[str, Result]) -> str:
         "The equal ones differ from one process by at most "
         f"{largest[0]:.0e} of the loss, {largest[1]:.0e} of the gradient's norm and {largest[2]:.0e} in a weight.",
     ]
+    if len(results) < len(cells()):
+        left = covering(results)
+        lines[-1] += (
+            f" {len(left)} more would show each pair of method, teacher and engine once."
+            if left
+            else " Every pair of method and teacher, method and engine, teacher and engine is in a cell that was run."
+        )
     lines += ["", *(f"{i}. {note}" for i, note in enumerate(notes, 1))] if notes else []
     return "\n".join(lines)
 
