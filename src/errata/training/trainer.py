@@ -56,7 +56,7 @@ _HEAD = "generation_head.pt"
 _FSDP1 = (
     "FSDP1 flattens the weights of another model, so that its output head cannot be read; use FSDP2 (fsdp_version: 2)"
 )
-_FSDP1_LORA = "use_peft: FSDP1 saves an adapter without its weights, so no checkpoint could be resumed; use FSDP2 (fsdp_version: 2)"
+_FSDP1_LORA = "use_peft: FSDP1 saves an adapter without its weights, so no run resumes; use FSDP2 (fsdp_version: 2)"
 
 
 class ErrataTrainer(Publishing):
