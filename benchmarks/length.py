@@ -31,9 +31,9 @@ ESTIMATORS: dict[str, tuple[str, str, float, float]] = {
     "per token, γ = 1": ("sum", "per_token", 1.0, 1.0),
     "per token, γ = .98": ("sum", "per_token", 0.98, 1.0),
     "limit 1": ("sum", "limited", 0.98, 1.0),
-    "distil": ("sum", "limited", 0.98, 0.5),
+    "distil": ("sum", "limited", 0.98, 0.25),
 }
-"""Name: credit, baseline, discount, weight (of ``limited``: the largest root mean square)."""
+"""Name: credit, baseline, discount, weight (of ``limited``: the largest root mean square, times the mean cost)."""
 
 
 def advantage(cost: Tensor, mask: Tensor, group: Tensor, name: str) -> Tensor:
@@ -45,7 +45,7 @@ def advantage(cost: Tensor, mask: Tensor, group: Tensor, name: str) -> Tensor:
         return -weight * future_cost(excess_cost(cost, mask, group), mask, kind=kind, discount=discount)
     if baseline == "limited":  # the default
         credit = future_cost(excess_cost(cost, mask, group), mask, discount=discount)
-        return -limit_scale(credit, mask, weight)
+        return -limit_scale(credit, mask, weight * float(cost[mask].abs().mean()))
     if baseline == "rate":  # Σ(c_i − the other responses' mean cost per token)
         total, count = (x.sum(1).view(-1, SIZE) for x in (cost * mask, mask))
         rate = (total.sum(1, keepdim=True) - total) / (count.sum(1, keepdim=True) - count)

@@ -72,7 +72,7 @@ SETTINGS = {
         "cost": "kl",
         "baseline": "per_token",
         "discount": 0.98,
-        "credit_limit": 0.5,
+        "credit_limit": 0.25,
         "future_weight": 1.0,
         "support": "full",
         "divergence": "forward_ce",

@@ -101,7 +101,7 @@ def test_distil_looks_fifty_tokens_ahead():
 
 
 def test_distil_divides_a_large_credit_by_its_size():
-    """Credit 3, -3 on the first of two tokens of two rollouts: root mean square 3/√2; with a limit of .5 they become ±√½."""
+    """Credit 3, -3 on the first of two tokens of two rollouts: root mean square 3/√2. The mean cost is 5/4: the limit 5/16."""
     zero, kl = torch.zeros(2, 2), torch.tensor([[0.0, 4.0], [0.0, 1.0]])
     two = {
         "mask": torch.ones(2, 2).bool(),
@@ -110,7 +110,7 @@ def test_distil_divides_a_large_credit_by_its_size():
     }
     costly = batch(scores=TokenScores(zero, zero, zero, zero, kl), **two)
     assert rows(methods.get("distil", credit_limit=None).signals(costly).advantage) == [[-3, 0], [3, 0]]
-    assert rows(methods.get("distil").signals(costly).advantage) == [[-0.70711, 0], [0.70711, 0]]
+    assert rows(methods.get("distil").signals(costly).advantage) == [[-0.44194, 0], [0.44194, 0]]
 
 
 def test_distil_exact_subtracts_the_others_remaining_sum():

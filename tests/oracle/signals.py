@@ -98,8 +98,10 @@ def distil(
     if s["credit_limit"] is not None:
         flat = [c for row in credit for c in row]
         size = sqrt(sum(c * c for c in flat) / len(flat)) if flat else 0.0
-        if size > s["credit_limit"]:
-            credit = [[c * s["credit_limit"] / size for c in row] for row in credit]
+        local = [abs(c) for row in costs for c in row]
+        limit = s["credit_limit"] * sum(local) / len(local) if local else 0.0
+        if size > limit > 0:
+            credit = [[c * limit / size for c in row] for row in credit]
     return [
         [Signal(-credit[a.index][t], s["future_weight"], 1.0) if a.scored else Signal() for t in range(len(a.tokens))]
         for a in attempts

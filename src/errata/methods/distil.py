@@ -41,9 +41,9 @@ class DistIL(TeacherMethod):
     baseline: str = "per_token"
     """per_token: from each cost the other rollouts' cost at that position is subtracted before the sum, so length is neutral.
     leave_one_out: the other rollouts' C is, after the sum. position: likewise, over the batch. none: as released."""
-    credit_limit: Positive | None = 0.5
-    """Largest root mean square of a batch's credit; above it all are divided by one number. ``None``: no limit.
-    .5 is the most that GRPO's unscaled advantage of 0/1 rewards can have."""
+    credit_limit: Positive | None = 0.25
+    """Largest root mean square of a batch's credit, as a multiple of the batch's mean local cost; above it all are divided by
+    one number. ``None``: no limit. A sum over many tokens is noisier than the local term (docs/results.md)."""
     future_weight: NonNegative = 1.0
     """Multiplies the second term."""
 
@@ -90,8 +90,9 @@ class DistIL(TeacherMethod):
             credit = future_cost(excess, with_teacher, kind=kind, discount=self.discount, ratio=ratio)
         else:
             credit = center(future, with_teacher, batch.group, baseline=self.baseline)
-        if self.credit_limit is not None:
-            credit = limit_scale(credit, with_teacher, self.credit_limit)
+        mean_cost = masked_mean(cost.abs(), with_teacher)
+        if self.credit_limit is not None and mean_cost > 0:
+            credit = limit_scale(credit, with_teacher, self.credit_limit * mean_cost)
         metrics["future_share"] = _share(self.future_weight * credit.abs(), cost, with_teacher)
         return Signals(
             advantage=-credit,
