@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import urllib.request
@@ -184,11 +183,10 @@ def test_a_page_s_commands_run_in_their_order(page, tmp_path):
 
 
 def serves(command, folder, environment):
-    """The page is served at the address that the command prints, and Ctrl-C ends it."""
+    """The page is served at the address that the command prints, until it is ended."""
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
             address = re.search(r"http://\S+", process.stdout.readline())[0]
             assert b"<html" in urllib.request.urlopen(address, timeout=60).read()
         finally:
-            process.send_signal(signal.SIGINT)
-        process.wait(60)
+            process.terminate()

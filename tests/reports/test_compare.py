@@ -210,7 +210,7 @@ def test_numbers_in_words(value, kind, text):
 
 
 def test_teachers_that_are_shown_different_things_are_named(tmp_path):
-    from errata.reports.compare import warnings
+    from errata.reports.compare import teachers_differ, warnings
     from errata.reports.runs import Run
 
     def run(label, **settings):
@@ -225,3 +225,8 @@ def test_teachers_that_are_shown_different_things_are_named(tmp_path):
         "`compare:` make them alike"
     ]
     assert warnings([run("grpo"), run("sdpo", sources=["sibling"]), run("srpo", sources=["sibling"])]) == []
+    same = {"sources": ["reference"], "with_feedback": True}
+    assert teachers_differ({"distil": same, "opsd": same, "grpo": {}}) == []
+    assert teachers_differ({"distil": same, "opsd": {"sources": ["reference"]}})[0].startswith(
+        "teachers are not shown the same (distil: reference with feedback; opsd: reference);"
+    )

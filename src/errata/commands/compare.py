@@ -28,7 +28,7 @@ from errata.recipe.config import ErrataConfig
 from errata.recipe.read import read
 from errata.recipe.text import recipe_file
 from errata.reports.compare import compare as compared
-from errata.reports.compare import table
+from errata.reports.compare import table, teachers_differ
 from errata.reports.html import write_report
 from errata.reports.lock import Lock, holder
 from errata.reports.rundir import RunDirectory
@@ -104,6 +104,9 @@ def _compare(
 ) -> int:
     settings = {label: settings_of(base, label) for label in labels}
     console = Console()
+    used = {label: methods.get(s["method"], **s.get("method_args", {})).settings() for label, s in settings.items()}
+    for warning in teachers_differ(used):  # now, and again beside the results
+        console.print(f"note: {warning}", highlight=False, markup=False)
     team = Team(folder, rest, jobs, overwrite, console)
     first_seed = int(base.get("seed", ErrataConfig.__dataclass_fields__["seed"].default))
     tuning: dict[str, Any] = {}

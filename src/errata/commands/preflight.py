@@ -56,6 +56,9 @@ def preflight(path: str | None, overrides: Sequence[str], *, problems: int, k: i
         raise ValueError(
             "expert: this one only answers queries about tokens, so its own accuracy is not known; evaluate it where it runs"
         )
+    if trainer.is_world_process_zero():
+        tried = min(problems, len(trainer.train_dataset))
+        print(f"{tried} problems, {k} attempts at each in every context; nothing is learned", flush=True)
     started = time.perf_counter()
     found = measure(trainer, chosen_rows(list(trainer.train_dataset), problems, recipe.config.seed), k)
     seconds = time.perf_counter() - started

@@ -237,19 +237,24 @@ def warnings(runs: Sequence[Run]) -> list[str]:
     budgets = {run.rollouts_per_step * run.steps for run in runs}
     if len(budgets) > 1:
         found.append(f"runs differ in rollouts: from {min(budgets):,} to {max(budgets):,}")
-    shown = {run.label: text for run in runs if (text := _shown(run)) is not None}
-    if len({*shown.values()}) > 1:
-        said = "; ".join(f"{label}: {text}" for label, text in shown.items())
-        found.append(f"teachers are not shown the same ({said}); method_args sources under `compare:` make them alike")
+    found += teachers_differ({run.label: run.config.get("method_settings") or {} for run in runs})
     unfinished = [run.name for run in runs if run.env.get("status") != "finished"]
     if unfinished:
         found.append(f"not finished: {', '.join(unfinished)}")
     return found
 
 
-def _shown(run: Run) -> str | None:
-    """What a run's teacher may be shown; ``None`` for a method without a teacher."""
-    settings = run.config.get("method_settings") or {}
+def teachers_differ(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence where the teachers of the methods with these settings, by label, are not shown the same; else none."""
+    shown = {label: text for label, own in settings.items() if (text := _shown(own)) is not None}
+    if len({*shown.values()}) <= 1:
+        return []
+    said = "; ".join(f"{label}: {text}" for label, text in shown.items())
+    return [f"teachers are not shown the same ({said}); method_args sources under `compare:` make them alike"]
+
+
+def _shown(settings: Mapping[str, Any]) -> str | None:
+    """What a method's teacher may be shown; ``None`` for one without a teacher."""
     if not settings.get("sources"):
         return None
     feedback = " with feedback" if settings.get("with_feedback") else ""
