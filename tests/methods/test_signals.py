@@ -83,7 +83,7 @@ def test_distil_local_term_alone():
 
 def test_distil_charges_what_exceeds_the_others_at_the_same_position():
     """KL 1, 2, 4 | 1, 1 and 3, 0, 0 | 5. Rollout 0's second token costs 1 more than rollout 1's; its third has no match."""
-    signals = methods.get("distil").signals(distil_batch())
+    signals = methods.get("distil", shrink=False).signals(distil_batch())
     assert rows(-signals.advantage) == [[1, 0, 0], [-1, 0, 0], [0, 0, 0], [0, 0, 0]]
     assert rows(signals.rl_weight) == [[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 0, 0]]
 
@@ -95,13 +95,13 @@ def test_distil_looks_fifty_tokens_ahead():
     everyone = torch.ones(4).bool()
     changes = {"mask": torch.ones(4, 3).bool(), "group": torch.zeros(4, dtype=torch.long), "has_teacher": everyone}
     costly = batch(scores=TokenScores(zero, zero, zero, zero, kl), **changes)
-    signals = methods.get("distil", credit_limit=None).signals(costly)
+    signals = methods.get("distil", shrink=False, credit_limit=None).signals(costly)
     assert rows(-signals.advantage)[0] == [3.92, 4, 0]
     assert rows(-signals.advantage)[1] == [-1.30667, -1.33333, 0]
 
 
 def test_distil_divides_a_large_credit_by_its_size():
-    """Credit 3, -3 on the first of two tokens of two rollouts: root mean square 3/√2. The mean cost is 5/4: the limit 5/16."""
+    """Credit 3, -3 on the first of two tokens of two rollouts: root mean square 3/√2; with a limit of .5 they become ±√½."""
     zero, kl = torch.zeros(2, 2), torch.tensor([[0.0, 4.0], [0.0, 1.0]])
     two = {
         "mask": torch.ones(2, 2).bool(),
@@ -109,8 +109,23 @@ def test_distil_divides_a_large_credit_by_its_size():
         "has_teacher": torch.ones(2).bool(),
     }
     costly = batch(scores=TokenScores(zero, zero, zero, zero, kl), **two)
-    assert rows(methods.get("distil", credit_limit=None).signals(costly).advantage) == [[-3, 0], [3, 0]]
-    assert rows(methods.get("distil").signals(costly).advantage) == [[-0.44194, 0], [0.44194, 0]]
+    assert rows(methods.get("distil", shrink=False, credit_limit=None).signals(costly).advantage) == [[-3, 0], [3, 0]]
+    assert rows(methods.get("distil", shrink=False).signals(costly).advantage) == [[-0.70711, 0], [0.70711, 0]]
+
+
+def test_distil_shrinks_credit_by_what_unrelated_tokens_would_give():
+    """Two rollouts; one costs 2 more at its second and third token. C = 4, 2, 0 and V = 8, 4, 0: the share is 1 - 12/20 = .4."""
+    zero, kl = torch.zeros(2, 3), torch.tensor([[0.0, 2.0, 2.0], [0.0, 0.0, 0.0]])
+    two = {
+        "mask": torch.ones(2, 3).bool(),
+        "group": torch.zeros(2, dtype=torch.long),
+        "has_teacher": torch.ones(2).bool(),
+    }
+    signals = methods.get("distil", discount=1.0, credit_limit=None).signals(
+        batch(scores=TokenScores(zero, zero, zero, zero, kl), **two)
+    )
+    assert rows(-signals.advantage) == [[1.6, 0.8, 0], [-1.6, -0.8, 0]]
+    assert signals.metrics["persistent_share"] == pytest.approx(0.4)
 
 
 def test_distil_exact_subtracts_the_others_remaining_sum():
@@ -174,7 +189,7 @@ def test_distil_leave_one_out_vanishes_for_equal_costs():
     zero = torch.zeros(4, 3)
     same = TokenScores(zero, zero, zero, zero, ones[[0, 0, 0, 0]])
     equal = batch(mask=torch.ones(4, 3).bool(), scores=same, has_teacher=torch.ones(4).bool())
-    assert rows(methods.get("distil").signals(equal).advantage) == [[0, 0, 0]] * 4
+    assert rows(methods.get("distil", shrink=False).signals(equal).advantage) == [[0, 0, 0]] * 4
     assert rows(methods.get("distil-exact").signals(equal).advantage) == [[0, 0, 0]] * 4
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from errata.ops.credit import center, excess_cost, future_cost, limit_scale
+from errata.ops.credit import center, excess_cost, future_cost, limit_scale, persistent_share
 
 NAN = math.nan
 
@@ -342,3 +342,23 @@ def test_the_others_mean_is_weighted_where_a_sampler_was_biased():
     torch.testing.assert_close(found, torch.tensor([[-3.0, -2.0], [-1.0, 2.0], [4.5, 0.0]]))
     alone = excess_cost(cost, mask, torch.zeros(3), torch.tensor([1.0, 0.0, 0.0]))
     assert alone[0].tolist() == [0, 0]  # nobody counts whom it could be compared with
+
+
+def test_unrelated_costs_have_no_persistent_share_and_lasting_ones_nearly_all():
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.ones(400, 60).bool()
+    unrelated = torch.randn(400, 60, generator=generator)
+    assert persistent_share(unrelated, mask, discount=0.98) < 0.1
+    lasting = torch.randn(400, 1, generator=generator).expand(400, 60)
+    assert persistent_share(lasting, mask, discount=0.98) > 0.95
+    alternating = lasting * torch.tensor([1.0, -1.0]).repeat(30)
+    assert persistent_share(alternating, mask, discount=0.98) == 0.0
+
+
+def test_the_persistent_share_by_hand():
+    # C = 3, 2 and V = 5, 4, with 7 masked: 1 - 9/13
+    excess, mask = torch.tensor([[5.0, 1.0, 7.0, 2.0]]), torch.tensor([[True, True, False, True]])
+    assert persistent_share(excess, mask, discount=1.0) == pytest.approx(4 / 13)
+    assert persistent_share(torch.zeros(1, 4), mask, discount=1.0) == 0.0
+    with pytest.raises(ValueError, match="discount"):
+        persistent_share(excess, mask, discount=0.0)

@@ -87,7 +87,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("epoch in the trainer", _TRAINER, "float(self.state.epoch or 0.0)", "0.0"),
     Mutation("epoch in the buffer", "methods/drift.py", "                    epoch=epoch,\n", ""),
     Mutation("memory.observe()", _TRAINER, "self.memory.observe(groups, step=step)\n", "pass\n"),
-    Mutation("credit's limit", "methods/distil.py", "if self.credit_limit is not None and mean_cost > 0:", "if False:"),
+    Mutation("credit's limit", "methods/distil.py", "if self.credit_limit is not None:", "if False:"),
+    Mutation("credit's shrinkage", "methods/distil.py", "if self.shrink:", "if False:"),
 )
 
 

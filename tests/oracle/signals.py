@@ -91,6 +91,9 @@ def distil(
     if s["baseline"] == "per_token":
         excess = _less_others(costs, attempts, alone=0.0, weights=weights)
         credit = [_future(row, s, r) for row, r in zip(excess, each, strict=True)]
+        if s["shrink"]:
+            share = _persistent_share(excess, s["discount"])
+            credit = [[share * c for c in row] for row in credit]
     elif s["baseline"] == "leave_one_out":
         credit = _less_others(future, attempts, alone=None)
     elif s["baseline"] == "position":
@@ -98,14 +101,23 @@ def distil(
     if s["credit_limit"] is not None:
         flat = [c for row in credit for c in row]
         size = sqrt(sum(c * c for c in flat) / len(flat)) if flat else 0.0
-        local = [abs(c) for row in costs for c in row]
-        limit = s["credit_limit"] * sum(local) / len(local) if local else 0.0
-        if size > limit > 0:
-            credit = [[c * limit / size for c in row] for row in credit]
+        if size > s["credit_limit"]:
+            credit = [[c * s["credit_limit"] / size for c in row] for row in credit]
     return [
         [Signal(-credit[a.index][t], s["future_weight"], 1.0) if a.scored else Signal() for t in range(len(a.tokens))]
         for a in attempts
     ]
+
+
+def _persistent_share(excess: list[list[float]], discount: float) -> float:
+    """1 - sum of V / sum of C squared, at least 0."""
+    signal = noise = 0.0
+    for row in excess:
+        for t in range(len(row)):
+            later = [discount ** (i - t - 1) * row[i] for i in range(t + 1, len(row))]
+            signal += sum(later) ** 2
+            noise += sum(c * c for c in later)
+    return max(0.0, 1 - noise / signal) if signal > 0 else 0.0
 
 
 def _cost(s: dict[str, Any], t: Score) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from errata.methods.base import Batch, Signals, TeacherMethod, masked_mean, one_of, where, zeros
-from errata.ops.credit import center, excess_cost, future_cost, limit_scale
+from errata.ops.credit import center, excess_cost, future_cost, limit_scale, persistent_share
 from errata.validate import NonNegative, Positive, PositiveShare
 
 
@@ -21,8 +21,8 @@ class DistIL(TeacherMethod):
     with A_t = -C_t, where C_t = sum_{i>t} cost_i is the disagreement still to come. Preset ``distil-exact`` (``baseline:
     leave_one_out``, ``discount: 1``) is the exact gradient for feedback that does not depend on the rollout (reference,
     sibling). Part of that gradient rewards short answers, since every token costs what a teacher that saw a solution
-    will always disagree on. The defaults leave that part out, look about 50 tokens ahead and limit the credit's scale:
-    docs/length.md.
+    will always disagree on. The defaults leave that part out, look about 50 tokens ahead, shrink credit that is mostly noise
+    and limit its scale: docs/length.md.
     """
 
     idea: ClassVar[str] = "forward cross-entropy to the teacher, plus credit for future disagreement"
@@ -41,9 +41,12 @@ class DistIL(TeacherMethod):
     baseline: str = "per_token"
     """per_token: from each cost the other rollouts' cost at that position is subtracted before the sum, so length is neutral.
     leave_one_out: the other rollouts' C is, after the sum. position: likewise, over the batch. none: as released."""
-    credit_limit: Positive | None = 0.25
-    """Largest root mean square of a batch's credit, as a multiple of the batch's mean local cost; above it all are divided by
-    one number. ``None``: no limit. A sum over many tokens is noisier than the local term (docs/results.md)."""
+    shrink: bool = True
+    """With ``baseline: per_token``: whether credit is multiplied by the share of its variance that is more than the noise of
+    unrelated tokens (``persistent_share``): about 0 where an early decision does not change later disagreement."""
+    credit_limit: Positive | None = 0.5
+    """Largest root mean square of a batch's credit; above it all are divided by one number. ``None``: no limit.
+    .5 is the most that GRPO's unscaled advantage of 0/1 rewards can have."""
     future_weight: NonNegative = 1.0
     """Multiplies the second term."""
 
@@ -88,11 +91,13 @@ class DistIL(TeacherMethod):
         if self.baseline == "per_token":
             excess = excess_cost(cost, with_teacher, batch.group, batch.rollout_ratio)
             credit = future_cost(excess, with_teacher, kind=kind, discount=self.discount, ratio=ratio)
+            if self.shrink:
+                share = persistent_share(excess, with_teacher, discount=self.discount)
+                credit, metrics["persistent_share"] = credit * share, share
         else:
             credit = center(future, with_teacher, batch.group, baseline=self.baseline)
-        mean_cost = masked_mean(cost.abs(), with_teacher)
-        if self.credit_limit is not None and mean_cost > 0:
-            credit = limit_scale(credit, with_teacher, self.credit_limit * mean_cost)
+        if self.credit_limit is not None:
+            credit = limit_scale(credit, with_teacher, self.credit_limit)
         metrics["future_share"] = _share(self.future_weight * credit.abs(), cost, with_teacher)
         return Signals(
             advantage=-credit,

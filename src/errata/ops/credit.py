@@ -150,6 +150,27 @@ def excess_cost(cost: Tensor, mask: Tensor, group: Tensor, weight: Tensor | None
 
 
 @torch.no_grad()
+def persistent_share(excess: Tensor, mask: Tensor, *, discount: float) -> float:
+    """The share of the future excess's variance that is more than the noise of unrelated tokens, in [0, 1).
+
+    With C_t = Σ_{i>t} γ^(i−t−1)·e_i and V_t = Σ_{i>t} γ^(2(i−t−1))·e_i² it is max(0, 1 − Σ V / Σ C²), sums over ``mask``. If the
+    excess costs e of a rollout's tokens have mean 0 and are unrelated, C² is V on average and the share is about 0: no earlier
+    token can be held responsible. If they go on from token to token, as in a rollout that has lost its way, C² is far above V.
+    Like James and Stein's factor it shrinks a noisy estimate towards 0.
+
+    Args:
+        excess: (B, T) costs less a baseline that does not depend on the rollout (``excess_cost``), in nats.
+        mask: (B, T), which tokens count.
+        discount: γ in (0, 1].
+    Raises:
+        ValueError: differing shapes, or a discount outside (0, 1].
+    """
+    credit = masked(future_cost(excess, mask, discount=discount), mask)
+    noise = masked(future_cost(excess.square(), mask, discount=discount**2), mask)
+    total = float(credit.square().sum())
+    return max(0.0, 1 - float(noise.sum()) / total) if total > 0 else 0.0
+
+
 def limit_scale(credit: Tensor, mask: Tensor, largest: float) -> Tensor:
     """Credit (B, T) divided by one number, so that its root mean square over ``mask`` (B, T) is at most ``largest``.
 

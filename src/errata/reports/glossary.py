@@ -56,6 +56,7 @@ _SCORES = (
     Metric("teacher/padding", "share", "Padding among the tokens of the teacher's forward passes.", "High: group prompts of like length, or lower the batch."),
     Metric("local_cost", "nats", "DistIL: mean cost of a token.", ""),
     Metric("future_credit", "nats", "DistIL: mean future cost after a token.", "Falling with the length: see docs/length.md."),
+    Metric("persistent_share", "share", "DistIL: share of the future credit's variance that is more than noise of unrelated tokens; the credit is multiplied by it (`shrink`).", "Near 0: early tokens do not change later disagreement, so future credit adds nothing here."),
     Metric("future_share", "share", "DistIL: future credit as a share of it plus the local cost.", "Near 1: the future term drowns the local one; lower future_weight."),
     Metric("kl", "nats", "KL to the reference model, where beta is above 0.", ""),
 )  # fmt: skip

@@ -51,7 +51,13 @@ def distil_signals(
         ValueError: as the method does, for an unknown setting.
     """
     method = DistIL(
-        credit=credit, cost=cost, baseline=baseline, discount=discount, credit_limit=None, divergence="forward_ce"
+        credit=credit,
+        cost=cost,
+        baseline=baseline,
+        discount=discount,
+        shrink=False,
+        credit_limit=None,
+        divergence="forward_ce",
     )
     every = torch.ones(len(group), dtype=torch.bool)
     unused = torch.zeros(len(group), dtype=torch.float64)
