@@ -39,6 +39,7 @@ def trained(tmp_path_factory):
         "method_args.baseline": "leave_one_out",
         "method_args.discount": "1.0",
         "method_args.credit_limit": "null",
+        "method_args.future_weight": "0.3",
     }
     trainer = build_trainer(
         read(ROOT / "recipes" / "demo.yaml", [w for k, v in changes.items() for w in (f"--{k}", str(v))])
