@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,3 +109,17 @@ def test_the_site_builds_strictly_and_needs_no_network(tmp_path):
         assert fetched == [], page
     for script in (tmp_path / "site").rglob("*.js"):
         assert not re.search(r"https://(unpkg|cdn|fonts)", script.read_text()), script
+
+
+@pytest.mark.slow
+def test_a_broken_link_fails_the_build(tmp_path):
+    for name in ("docs", "mkdocs.yml", "README.md", "src", "recipes", "examples"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    with (tmp_path / "docs" / "theory.md").open("a") as page:
+        page.write("\n[nowhere](no_such_page.md)\n")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_MKDOCS_2_WARNING": "1"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "no_such_page.md" in done.stderr
