@@ -60,12 +60,16 @@ def rows_of_mixture(config: ErrataConfig, *, split: str, seed: int, shuffled: bo
         ValueError: as ``errata.tasks.load``; columns of one name that hold different types.
     """
     parts = parts_of(config)
+    acts = any(tasks.environment(part.name) is not None for part in parts)
     sets = []
     for part in parts:
         rows = tasks.load(part.name, path=part.path or config.task_path, split=split, strict=config.strict)
         rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
         named = "task" in rows.column_names
-        sets.append(rows if named else rows.add_column("task", [part.name] * len(rows)))
+        rows = rows if named else rows.add_column("task", [part.name] * len(rows))
+        if acts and config.environment is None:
+            rows = rows.add_column("environment", [part.name] * len(rows))
+        sets.append(rows)
     try:
         if not shuffled or len(sets) == 1:
             return concatenate_datasets(sets)

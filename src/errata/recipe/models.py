@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from errata.models import smollm2
+from errata.models import DRAWERS_PATH, smollm2
 
 logger = logging.getLogger(__name__)
 
 
 def model_path(name: str) -> str:
-    """The directory or hub id that ``name`` stands for; ``house`` is the policy this package carries,
+    """The directory or hub id that ``name`` stands for; ``house`` and ``drawers`` are the policies this package carries,
     ``smollm2`` the one it fetches (``errata.models``).
 
     A run directory that is not finished stands for its newest undamaged checkpoint. Raises ``ValueError`` for a directory
@@ -25,6 +25,8 @@ def model_path(name: str) -> str:
         from errata.house import HOUSE_PATH
 
         return str(HOUSE_PATH)
+    if name == "drawers":
+        return DRAWERS_PATH
     if name in smollm2.NAMES:
         return smollm2.smollm2_path(name)
     path = Path(name).expanduser()

@@ -28,8 +28,9 @@ def verifiers_of(recipe: Recipe) -> list[Any]:
     Raises ``ValueError`` where there is none, or the task's cannot run here.
     """
     config, script = recipe.config, recipe.script
+    environments = environments_of(config)
     # An environment is an object of this process.
-    apart = config.verifier_isolation != "none" and config.environment is None
+    apart = config.verifier_isolation != "none" and not environments
     if config.verifier_isolation == "process" and not apart:
         logger.warning("verifier_isolation: verifiers that are given environments run in the training process")
     parts = parts_of(config)
@@ -51,8 +52,7 @@ def verifiers_of(recipe: Recipe) -> list[Any]:
         return named
     if config.task is not None:
         return [_of_task(config.task, mapping(config.task_args))]
-    classes = _environments(config.environment).values()
-    if classes and all(hasattr(c, "get_reward") for c in classes):
+    if environments and all(hasattr(c, "get_reward") for c in environments.values()):
         return []  # they judge by themselves
     raise ValueError("verifier: missing; rows of dataset_name need verifier: [file.py:function] or TRL's reward_funcs")
 
@@ -103,16 +103,34 @@ def tools_of(config: ErrataConfig) -> dict[str, Any]:
     for spec, tool in zip(config.tools or (), tools, strict=True):
         _check_tool(f"tools: {spec!r}", tool)
     given: dict[str, Any] = {"tools": tools} if tools else {}
-    environments = _environments(config.environment)
+    environments = environments_of(config)
     if environments:
-        given["environment_factory"] = environments if isinstance(config.environment, dict) else environments[""]
+        given["environment_factory"] = environments.get("", environments)
     return given
+
+
+class OneTurn:
+    """The environment of a task of one turn in a mixture where others have several: no tools."""
+
+    def reset(self, **row: Any) -> None:
+        """Nothing is shown."""
+
+
+def environments_of(config: ErrataConfig) -> dict[str, type]:
+    """The classes that the recipe's ``environment`` names, else its tasks have, by name; the name is empty where there is one
+    for all rows."""
+    if config.environment is not None:
+        return _environments(config.environment)
+    if config.task is not None:
+        found = tasks.environment(config.task)
+        return {} if found is None else {"": found}
+    names = [part.name for part in parts_of(config)]
+    by_task = {name: tasks.environment(name) for name in names}
+    return {name: found or OneTurn for name, found in by_task.items()} if any(by_task.values()) else {}
 
 
 def _environments(given: Any) -> dict[str, type]:
     """The classes that ``environment`` names, checked, by name; the name is empty where there is one for all rows."""
-    if given is None:
-        return {}
     specs = given if isinstance(given, dict) else {"": given}
     if not specs or not all(isinstance(spec, str) for spec in specs.values()):
         raise ValueError(f"environment: must be file.py:Class, or a mapping of names to that, got {given!r:.80}")

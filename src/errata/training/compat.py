@@ -29,6 +29,7 @@ from errata.records import Messages, Prompt, Row, State
 from errata.training import checkpoint as checkpoints
 from errata.training import interrupt
 from errata.training.batch import TokenBatch
+from errata.training.conversation import converse, talks
 
 PRIVATE = {
     "_generate_and_score_completions": ("self", "inputs"),
@@ -590,9 +591,69 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
 
     def _generate(self, prompts: list[Prompt]) -> Any:
         found = super()._generate(prompts)
+        if self._targets is None and talks(self.environments):
+            found = self._converse(found)
         _, ids, tool_mask, *_ = found
         self.sampled_lengths = [len(i) for i in ids] if tool_mask is None else [sum(m) for m in tool_mask]
         return found
+
+    def _converse(self, found: Any) -> Any:
+        """TRL's result of a generation, continued with the environments that answer messages."""
+        prompt_ids, ids, mask, completions, logps, *rest = found
+        if isinstance(completions[0], str):
+            raise ValueError(
+                "environment: one that answers messages needs prompts of messages; set prompt_format: chat"
+            )
+        mask = mask or [[1] * len(i) for i in ids]
+
+        def decode(own: list[int]) -> str:
+            return str(self.tokenizer.decode(own, skip_special_tokens=True))
+
+        if not self.tools:  # what looks like a call is a message as any other
+            completions = [[{"role": "assistant", "content": decode(own)}] for own in ids]
+        converse(
+            self.environments,
+            prompt_ids,
+            ids,
+            mask,
+            completions,
+            logps,
+            generate=lambda seen: super(TRLHooks, self)._generate_single_turn(seen, None, {}, num_generations=1),
+            encode=self._reply_ids,
+            decode=decode,
+            ends=self.eos_token_ids,
+            most_tokens=self.max_completion_length,
+            most_turns=self.max_tool_calling_iterations,
+        )
+        lengths = self.accelerator.gather(torch.tensor([sum(m) for m in mask], device=self.accelerator.device)).float()
+        logged = self._metrics["train" if self.model.training else "eval"]
+        for name, value in {"mean": lengths.mean(), "min": lengths.min(), "max": lengths.max()}.items():
+            if logged[f"completions/{name}_length"]:
+                logged[f"completions/{name}_length"][-1] = value.item()
+        return (prompt_ids, ids, mask, completions, logps, *rest)
+
+    def _reply_ids(self, text: str) -> list[int]:
+        """Tokens between two of the policy's messages where a user says ``text``."""
+        said = [{"role": "user", "content": "."}, {"role": "assistant", "content": "."}]
+
+        def encode(messages: list[Any], begins: bool) -> list[int]:
+            return list(
+                self.tokenizer.apply_chat_template(
+                    messages,
+                    add_generation_prompt=begins,
+                    chat_template=self.chat_template,
+                    tokenize=True,
+                    return_dict=False,
+                    **self.chat_template_kwargs,
+                )
+            )
+
+        before, after = encode(said, False), encode([*said, {"role": "user", "content": text}], True)
+        # The policy's message ends with its last end token; what a template writes after that belongs to the reply.
+        end = max((n for n, token in enumerate(before) if token in self.eos_token_ids), default=len(before) - 1) + 1
+        if after[:end] != before[:end]:
+            raise ValueError("model: its chat template changes a message when another follows; use one that does not")
+        return after[end:]
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: object, **kwargs: object) -> Any:
         if self._targets is not None:

@@ -28,6 +28,11 @@ def failure(environment: object) -> str:
     return str(getattr(environment, _ERROR, ""))
 
 
+def lose(environment: object, method: str, error: BaseException) -> None:
+    """Note that the state of an environment is not known since a method failed: its rollout is not judged."""
+    setattr(environment, _ERROR, f"{method}: {_describe(error)}")
+
+
 def guarded(factory: Callable[[], Any], timeout_s: float | None) -> Callable[[], Any]:
     """A factory of the same environments, as instances of a subclass whose calls cannot stop the run.
 
@@ -91,16 +96,13 @@ def within(timeout_s: float | None, function: Callable[..., Any], *args: Any, **
 def _subclass(kind: type, factory: Callable[[], Any], timeout_s: float | None) -> type:
     members: dict[str, Any] = {"reset": _reset(kind.reset, factory, timeout_s)}  # type: ignore[attr-defined]
     for name, method in inspect.getmembers(kind, inspect.isfunction):
-        if name not in ("reset", "get_reward") and not name.startswith("_"):
-            members[name] = _method(method, timeout_s)
+        if name == "_reply" or (name not in ("reset", "get_reward") and not name.startswith("_")):
+            members[name] = _method(method, timeout_s, is_tool=name != "_reply")
     return type(kind.__name__, (kind,), {"__module__": kind.__module__, "__qualname__": kind.__qualname__, **members})
 
 
-def _method(method: Callable[..., Any], timeout_s: float | None) -> Callable[..., Any]:
-    call = guarded_tool(method, timeout_s)
-
-    def lost(environment: object, error: BaseException) -> None:
-        setattr(environment, _ERROR, f"{method.__name__}: {_describe(error)}")
+def _method(method: Callable[..., Any], timeout_s: float | None, *, is_tool: bool) -> Callable[..., Any]:
+    call = guarded_tool(method, timeout_s) if is_tool else functools.partial(within, timeout_s, method)
 
     if inspect.iscoroutinefunction(method):
 
@@ -109,7 +111,7 @@ def _method(method: Callable[..., Any], timeout_s: float | None) -> Callable[...
             try:
                 return await call(self, *args, **kwargs)
             except _LOST as error:
-                lost(self, error)
+                lose(self, method.__name__, error)
                 raise
 
         return act_async
@@ -119,7 +121,7 @@ def _method(method: Callable[..., Any], timeout_s: float | None) -> Callable[...
         try:
             return call(self, *args, **kwargs)
         except _LOST as error:
-            lost(self, error)
+            lose(self, method.__name__, error)
             raise
 
     return act
