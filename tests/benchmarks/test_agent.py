@@ -13,7 +13,7 @@ from errata.recipe.text import load_mapping
 def test_every_record_is_one_of_a_cell_and_has_its_settings():
     recipe = load_mapping(agent.RECIPE)
     files = sorted((agent.RECORDS / "agent").glob("*/*.json"))
-    assert len(files) >= 7
+    assert len(files) >= 5
     for file in files:
         cell = agent.CELLS[str(file.relative_to(agent.RECORDS / "agent").with_suffix(""))]
         record = json.loads(file.read_text())
