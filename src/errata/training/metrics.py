@@ -30,7 +30,7 @@ def batch_metrics(method: Method, groups: Sequence[Group], contexts: Sequence[Te
     }
     quotable = [r for r in rollouts if r.reference and len(r.reference.split()) >= QUOTE_WORDS]
     if quotable:
-        quoting = sum(quotes(r.completion, r.reference or "", r.prompt) is not None for r in quotable)
+        quoting = sum(quotes(r.turns or r.completion, r.reference or "", _seen(r)) is not None for r in quotable)
         metrics["rollouts/quotes_reference"] = quoting / len(quotable)
     if isinstance(method, TeacherMethod):
         kinds = Counter(c.kind for c in contexts)
@@ -147,9 +147,12 @@ class StepMeans:
 
 
 def _mentions(rollout: Rollout) -> bool:
-    """Whether a completion speaks of feedback that its policy never saw, neither in its prompt nor from a tool."""
+    """Whether a completion speaks of feedback that its policy never saw."""
+    return mentions_feedback(rollout.turns or rollout.completion, _seen(rollout)) is not None
+
+
+def _seen(rollout: Rollout) -> Prompt:
+    """The prompt with what tools and users said in the rollout: all that the policy saw."""
     prompt: Prompt = rollout.prompt
-    seen = [dict(m) for m in rollout.turns if m.get("role") == "tool"]
-    if seen:
-        prompt = [*([{"content": prompt}] if isinstance(prompt, str) else prompt), *seen]
-    return mentions_feedback(rollout.turns or rollout.completion, prompt) is not None
+    heard = [dict(m) for m in rollout.turns if m.get("role") not in (None, "assistant")]
+    return [*([{"content": prompt}] if isinstance(prompt, str) else prompt), *heard] if heard else prompt
