@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.ops.credit import center, excess_cost, future_cost, limit_scale
+from errata.ops.credit import center, excess_cost, future_cost, limit_scale, persistent_share
 
 WORDS, REFERENCES, GROUPS, SIZE = 6, 8, 16, 8
 ESTIMATORS: dict[str, tuple[str, str, float, float]] = {
@@ -31,9 +31,10 @@ ESTIMATORS: dict[str, tuple[str, str, float, float]] = {
     "per token, γ = 1": ("sum", "per_token", 1.0, 1.0),
     "per token, γ = .98": ("sum", "per_token", 0.98, 1.0),
     "limit 1": ("sum", "limited", 0.98, 1.0),
-    "distil": ("sum", "limited", 0.98, 0.25),
+    "limit .5": ("sum", "limited", 0.98, 0.5),
+    "distil": ("sum", "shrunk", 0.98, 0.5),
 }
-"""Name: credit, baseline, discount, weight (of ``limited``: the largest root mean square, times the mean cost)."""
+"""Name: credit, baseline, discount, weight (of ``limited`` and ``shrunk``: the largest root mean square)."""
 
 
 def advantage(cost: Tensor, mask: Tensor, group: Tensor, name: str) -> Tensor:
@@ -43,9 +44,12 @@ def advantage(cost: Tensor, mask: Tensor, group: Tensor, name: str) -> Tensor:
         return torch.zeros_like(cost)
     if baseline == "per_token":
         return -weight * future_cost(excess_cost(cost, mask, group), mask, kind=kind, discount=discount)
-    if baseline == "limited":  # the default
-        credit = future_cost(excess_cost(cost, mask, group), mask, discount=discount)
-        return -limit_scale(credit, mask, weight * float(cost[mask].abs().mean()))
+    if baseline in ("limited", "shrunk"):
+        excess = excess_cost(cost, mask, group)
+        credit = future_cost(excess, mask, discount=discount)
+        if baseline == "shrunk":  # the default
+            credit = credit * persistent_share(excess, mask, discount=discount)
+        return -limit_scale(credit, mask, weight)
     if baseline == "rate":  # Σ(c_i − the other responses' mean cost per token)
         total, count = (x.sum(1).view(-1, SIZE) for x in (cost * mask, mask))
         rate = (total.sum(1, keepdim=True) - total) / (count.sum(1, keepdim=True) - count)
