@@ -5,10 +5,11 @@ import re
 
 import pytest
 import yaml
+from rich.console import Console
 from tests.training.worlds import TOKENIZER, build_model
 
 from errata.cli import main
-from errata.commands.compare import grid, settings_of, trials_of
+from errata.commands.compare import Cell, Team, grid, settings_of, trials_of
 from errata.reports.rundir import RunDirectory
 from errata.reports.runs import unfinished
 
@@ -177,3 +178,14 @@ def test_a_cell_that_fails_leaves_the_others(tmp_path, policy, capsys):
     assert [c["path"] for c in plan["cells"]] == ["grpo-seed42", "broken-seed42"]
     assert {*plan["table"]["rows"]} == {"grpo"}
     assert unfinished([out]) == ["broken-seed42"]
+
+
+def test_a_line_of_progress_counts_to_the_flags_steps(tmp_path):
+    settings = {"model": "house", "task": "rulebook/new-rule", "method": "grpo", "max_steps": 80}
+    cell = Cell("grpo", 0, "grpo-seed0", settings)
+    team = Team(tmp_path, ["--max_steps", "3"], 1, False, Console(quiet=True))
+    assert team._prepare(cell) is False
+    assert team._line(cell) == "grpo-seed0: starting"
+    (tmp_path / cell.name).mkdir()
+    (tmp_path / cell.name / "metrics.jsonl").write_text('{"step": 2, "reward": 0.25}\n')
+    assert team._line(cell) == "grpo-seed0: step 2/3  reward 0.250"

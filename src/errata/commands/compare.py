@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from errata import methods
+from errata.commands.train import quiet
 from errata.recipe.config import ErrataConfig
 from errata.recipe.read import read
 from errata.recipe.text import recipe_file
@@ -78,6 +79,7 @@ def compare(
     Raises:
         ValueError: anything the user can mend, before the first run begins.
     """
+    quiet()
     base = _recipe(Path(recipe))
     folder, overwrite, rest = _our_flags(rest, default=Path("runs") / f"compare-{Path(recipe).stem}")
     _check(labels, seeds, jobs, tune, rest)
@@ -186,6 +188,7 @@ class Team:
         self._gpus = torch.cuda.device_count()
         self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.jobs = jobs or self._gpus or self._cores
+        self._steps: dict[str, int | None] = {}
         self._pipe = os.pipe()
 
     def run(self, cells: Sequence[Cell], title: str) -> list[str]:
@@ -279,7 +282,8 @@ class Team:
             )
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(told, encoding="utf-8")
-        read(file, self._rest)  # a mistake is said now, not by every run
+        config = read(file, self._rest).config  # a mistake is said now, not by every run
+        self._steps[cell.name] = config.max_steps if config.max_steps > 0 else None
         return run.finished and not self._overwrite
 
     def _start(self, cell: Cell, slot: int, threads: int) -> subprocess.Popen[bytes]:
@@ -327,14 +331,14 @@ class Team:
     def _show(self, progress: Progress, task: TaskID, cell: Cell) -> None:
         row = None if progress.disable else self._last_row(cell)
         if row is not None:
-            progress.update(task, completed=row["step"], total=cell.settings.get("max_steps"), note=_note(row))
+            progress.update(task, completed=row["step"], total=self._steps[cell.name], note=_note(row))
 
     def _line(self, cell: Cell) -> str:
         """How far a running cell is."""
         row = self._last_row(cell)
         if row is None:
             return f"{cell.name}: starting"
-        steps = cell.settings.get("max_steps")
+        steps = self._steps[cell.name]
         return f"{cell.name}: step {row['step']}{f'/{steps}' if steps else ''}  {_note(row)}".rstrip()
 
     def _last_row(self, cell: Cell) -> dict[str, Any] | None:
