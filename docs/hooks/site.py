@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE_NAMES = ("methods", "feedback", "contexts", "experts", "experience", "evaluation", "tasks")
 PACKAGES = ("errata", *(f"errata.{name}" for name in PACKAGE_NAMES))
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".md": "markdown", ".ipynb": "json"}
+_UNPKG = re.compile(r"https://unpkg\.com/[\w@./-]+")
 _LINK = re.compile(r"\]\(((?:\.\./)+[^)#\s]+)(#[^)]*)?\)")
 logger = logging.getLogger("mkdocs.hooks.site")
 
@@ -87,12 +88,11 @@ def _place(path: Path) -> str:
 
 
 def on_post_build(config: Any) -> None:
-    """Take the one address out of the theme's script from which it would load a helper for pages opened as files."""
+    """Take out of the theme's script the addresses from which it would load helpers that this site does without: for pages
+    opened as files, for old browsers, for Mermaid's diagrams."""
     for script in Path(config["site_dir"]).glob("assets/javascripts/bundle.*.js"):
         text = script.read_text(encoding="utf-8")
-        script.write_text(
-            text.replace("https://unpkg.com/iframe-worker/shim", "data:text/javascript,"), encoding="utf-8"
-        )
+        script.write_text(_UNPKG.sub("data:text/javascript,", text), encoding="utf-8")
 
 
 def on_pre_build(config: Any) -> None:
