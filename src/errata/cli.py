@@ -74,11 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _to_standard_error(record: logging.LogRecord) -> bool:
-    """Of DeepSpeed's log, which it writes among a command's results otherwise, from the line of its import on."""
+    """Of DeepSpeed's log, which it writes among a command's results otherwise. That it found no GPU at its import is left out."""
     for handler in logging.getLogger("DeepSpeed").handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
             handler.setStream(sys.stderr)
-    return True
+    return record.module != "real_accelerator"
 
 
 def _without_debug(words: list[str]) -> tuple[list[str], bool]:

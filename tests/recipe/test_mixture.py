@@ -32,6 +32,7 @@ def two(monkeypatch):
 
     monkeypatch.setattr(tasks, "load", load)
     monkeypatch.setattr(mixture.tasks, "load", load)
+    monkeypatch.setattr(mixture.tasks, "environment", lambda name: None)
 
 
 def test_an_epoch_holds_every_row_in_the_shares_of_the_weights(two):

