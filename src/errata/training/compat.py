@@ -237,6 +237,11 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         return bool(self.is_fsdp_enabled and not self.accelerator.is_fsdp2)
 
     @property
+    def zero3(self) -> bool:
+        """Whether DeepSpeed's third stage shards the weights: whole only while a module runs."""
+        return bool(self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3)
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return getattr(self.processing_class, "tokenizer", self.processing_class)
 

@@ -245,6 +245,11 @@ class ErrataTrainer(Publishing):
         method, args = self.method, self.args
         if not isinstance(method, TeacherMethod) or args.replay_capacity is None:
             return None
+        if self.zero3 and self.teacher is not None and self.teacher.separate is None:
+            raise ValueError(
+                "replay_capacity: with a teacher that is the policy itself (live, or with LoRA) ZeRO-3 frees weights which the "
+                "backward pass of the replayed rollouts reads; use FSDP2, ZeRO-2 or a teacher with weights of its own"
+            )
         return Replay(
             args.replay_capacity,
             args.replay_share,
