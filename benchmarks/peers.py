@@ -1,7 +1,8 @@
 """TRL's own trainers on a cell's policy, task and budget: what errata's methods are compared with.
 
 ``python benchmarks/results.py --cell new-rule/trl-sdpo/seed-0`` runs one. TRL's SDPO gets the solution of every row as its
-privileged context, in the words of errata's template, over the whole vocabulary with alpha .5 and the base policy as teacher.
+privileged context, in the words of errata's template, over the whole vocabulary with alpha .5. Its teacher is the base policy,
+or follows the student, as the tuning trials say.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ GRPO = {"scale_rewards": "none", "epsilon_high": 0.28}
 SDPO = {
     "distillation_mode": "full_logits",
     "distillation_alpha": 0.5,
-    "teacher_model_kind": "base",
     "use_successful_as_teacher": False,
     "include_environment_feedback": True,
     "reprompt_template": "{prompt}{solution}{feedback}",
@@ -67,7 +67,8 @@ def train(cell: Cell, settings: dict[str, Any], measure: Any) -> tuple[Any, int]
     if cell.peer == "GRPOTrainer":
         trainer: Any = GRPOTrainer(args=GRPOConfig(**own, **GRPO), **common)
     else:
-        trainer = SDPOTrainer(args=SDPOConfig(**own, **SDPO), **common)
+        kind = "base" if settings.get("teacher", "frozen") == "frozen" else "ema"
+        trainer = SDPOTrainer(args=SDPOConfig(**own, **SDPO, teacher_model_kind=kind), **common)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     lengths = [row["completions/mean_length"] for row in trainer.state.log_history if "completions/mean_length" in row]

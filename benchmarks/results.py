@@ -28,7 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from results_cells import CELLS, ROOT, Cell
+from results_cells import CELLS, COOL, ROOT, Cell
 from transformers import TrainerCallback
 
 from errata import tasks
@@ -37,7 +37,7 @@ from errata.commands.train import quiet
 from errata.evaluation.metrics import pass_at_k
 from errata.evaluation.sampling import sample
 
-NUMBERS = ("avg@1", "pass@k", "solved", "curve", "tokens")
+NUMBERS = ("avg@1", "pass@k", "solved", "cool", "curve", "tokens")
 """What of a record is the same in every run."""
 
 
@@ -53,6 +53,7 @@ class Measure(TrainerCallback):  # type: ignore[misc]
         self.cpu_s = self.wall_s = 0.0
         self.curve: list[dict[str, Any]] = []
         self.solved: list[int] = []
+        self.cool: dict[str, Any] | None = None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._began = time.process_time(), time.perf_counter()
@@ -63,6 +64,14 @@ class Measure(TrainerCallback):  # type: ignore[misc]
         k = self.cell.at.get(state.global_step)
         if k is None:
             return
+        self.solved, length = self._solved(model, k)
+        row = {"step": state.global_step, "k": k, "cpu_s": round(self.cpu_s, 1), "wall_s": round(self.wall_s, 1)}
+        self.curve.append(row | {"pass@k": _pass_at(k, np.array(self.solved)), "length": length})
+        if self.cell.cool and state.global_step == max(self.cell.at):
+            self.cool = {"temperature": COOL, "solved": self._solved(model, self.cell.cool, temperature=COOL)[0]}
+
+    def _solved(self, model: Any, k: int, **changed: Any) -> tuple[list[int], float]:
+        """How many of each problem's samples are right, and the samples' mean length."""
         found = sample(
             model,
             self.tokenizer,
@@ -72,12 +81,10 @@ class Measure(TrainerCallback):  # type: ignore[misc]
             batch_size=256,
             seed=self.cell.seed,
             progress=False,
-            **self.sampling,
+            **self.sampling | changed,
         )
         right = np.array([row["score"] == 1.0 for row in found]).reshape(len(self.rows), k).sum(axis=1)
-        self.solved = right.tolist()
-        row = {"step": state.global_step, "k": k, "cpu_s": round(self.cpu_s, 1), "wall_s": round(self.wall_s, 1)}
-        self.curve.append(row | {"pass@k": _pass_at(k, right), "length": float(np.mean([r["length"] for r in found]))})
+        return right.tolist(), float(np.mean([row["length"] for row in found]))
 
 
 def _pass_at(n: int, right: Any) -> dict[str, float]:
@@ -109,6 +116,7 @@ def run(cell: Cell) -> dict[str, Any]:
         "pass@k": last["pass@k"],
         "samples": last["k"],
         "solved": measure.solved,
+        **({"cool": measure.cool} if measure.cool is not None else {}),
         "curve": measure.curve,
         "tokens": tokens,
         "cpu_s": round(measure.cpu_s, 1),
@@ -151,13 +159,11 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     def plain(value: Any) -> Any:
         return (
             [{k: v for k, v in row.items() if not k.endswith("_s")} for row in value]
-            if value and isinstance(value[0], dict)
+            if isinstance(value, list) and value and isinstance(value[0], dict)
             else value
         )
 
-    return [
-        n for n in NUMBERS if (plain(old[n]) if n == "curve" else old[n]) != (plain(new[n]) if n == "curve" else new[n])
-    ]
+    return [n for n in NUMBERS if plain(old.get(n)) != plain(new.get(n))]
 
 
 def text(record: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """The cells of docs/results.md: one run each, by name. ``benchmarks/results.py`` runs them, ``results_render.py`` shows them.
 
-A name is ``TABLE/LABEL/seed-N``; ``TABLE/LABEL/rate-R`` is a tuning trial, judged on training problems. The runs of a label
-take the learning rate whose trial was best, so the trials come first.
+A name is ``TABLE/LABEL/seed-N``. ``TABLE/LABEL/rate-R`` and ``TABLE/LABEL/ema-rate-R`` are tuning trials, judged on training
+problems: with the frozen teacher and with one that follows the student. The runs of a label take the learning rate and the
+teacher of the best trial, so the trials come first.
 """
 
 from __future__ import annotations
@@ -16,8 +17,17 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "benchmarks" / "results"
-RATES = (2e-3, 4e-3)
+TAUGHT = {
+    **{f"rate-{rate:g}": {"learning_rate": rate} for rate in (1e-3, 2e-3, 4e-3, 8e-3)},
+    **{f"ema-rate-{rate:g}": {"learning_rate": rate, "teacher": "ema"} for rate in (4e-3, 8e-3)},
+}
+"""The tuning trials of a method with a teacher."""
+UNTAUGHT = {f"rate-{rate:g}": {"learning_rate": rate} for rate in (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)}
+"""Those of one without: as many."""
+TUNED = ("learning_rate", "teacher")
 TUNING_SEED = 1000
+COOL = 0.6
+"""The temperature at which DistIL's and SDPO's authors evaluate science; training samples at 1."""
 
 HOUSE: dict[str, Any] = {
     "model": "house",
@@ -56,6 +66,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "sft": {"method": "sft"},
 }
+NO_TEACHER = ("grpo", "grpo-group", "sft", "trl-grpo")
 PEERS = {"trl-grpo": {"trainer": "GRPOTrainer"}, "trl-sdpo": {"trainer": "SDPOTrainer"}}
 
 SHOWN: dict[str, dict[str, Any]] = {
@@ -65,6 +76,22 @@ SHOWN: dict[str, dict[str, Any]] = {
     "sibling, else nothing": {"sources": ["sibling"]},
 }
 """What the teacher is shown, in the table of feedback kinds, beside the solution alone of the table of methods."""
+
+CREDIT: dict[str, dict[str, Any]] = {
+    "none": {"credit": "none"},
+    "default": {},
+    "not shrunk": {"shrink": False},
+    "neither shrunk nor limited": {"shrink": False, "credit_limit": None},
+    "exact": {"baseline": "leave_one_out", "discount": 1.0, "credit_limit": None},
+    "mean of CE, as released": {
+        "credit": "mean",
+        "cost": "ce",
+        "baseline": "none",
+        "discount": 1.0,
+        "credit_limit": None,
+    },
+}
+"""DistIL's second term, in the table of future credit."""
 
 SMOLLM2: dict[str, dict[str, Any]] = {
     "distil": {},
@@ -89,6 +116,8 @@ class Cell:
     """Names of the tuning trials that choose the learning rate."""
     at: Mapping[int, int] = field(default_factory=dict)
     """Step -> samples of each problem drawn there."""
+    cool: int = 0
+    """Samples of each problem that are drawn at the end at temperature ``COOL``, too."""
     split: str = "test"
     problems: int = 64
 
@@ -105,29 +134,27 @@ class Cell:
         return json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else None
 
     def settings(self) -> dict[str, Any]:
-        """The recipe with its learning rate: the trials' best, the smaller of two equal ones."""
+        """The recipe with the best trial's learning rate and teacher; of equal ones the first."""
         if not self.trials:
             return {**self.recipe, "seed": self.seed}
         found = {name: CELLS[name].record() for name in self.trials}
         missing = [name for name, record in found.items() if record is None]
         if missing:
             raise ValueError(f"{self.name}: its learning rate is chosen by {', '.join(missing)}; run them first")
-        best = min(found.values(), key=lambda r: (-r["avg@1"], r["settings"]["learning_rate"]))
-        return {**self.recipe, "learning_rate": best["settings"]["learning_rate"], "seed": self.seed}
+        best = max(found.values(), key=lambda record: record["avg@1"])["settings"]
+        return {**self.recipe, **{name: best[name] for name in TUNED if name in best}, "seed": self.seed}
 
 
 def _tuned(
     table: str, label: str, recipe: Mapping[str, Any], seeds: int, at: Mapping[int, int], peer: str | None = None
 ) -> Iterator[Cell]:
-    """A trial for each rate, and the runs."""
+    """The tuning trials, and the runs."""
     trials = []
-    for rate in RATES:
-        trials.append(f"{table}/{label}/rate-{rate:g}")
-        last = {max(at): 8}
-        own = {**recipe, "learning_rate": rate}
-        yield Cell(trials[-1], label, TUNING_SEED, own, peer, at=last, split="train")
+    for name, tried in (UNTAUGHT if label in NO_TEACHER else TAUGHT).items():
+        trials.append(f"{table}/{label}/{name}")
+        yield Cell(trials[-1], label, TUNING_SEED, {**recipe, **tried}, peer, at={max(at): 8}, split="train")
     for seed in range(seeds):
-        yield Cell(f"{table}/{label}/seed-{seed}", label, seed, recipe, peer, tuple(trials), at)
+        yield Cell(f"{table}/{label}/seed-{seed}", label, seed, recipe, peer, tuple(trials), at, cool=32)
 
 
 def _of_recipe(name: str) -> dict[str, Any]:
@@ -151,6 +178,11 @@ def _all() -> Iterator[Cell]:
             for seed in range(3):
                 name = f"shown/{label.replace(', ', '-').replace(' ', '-')}/seed-{seed}"
                 yield Cell(name, label, seed, recipe, at={20: 16, 30: 16})
+    for kind, args in CREDIT.items():
+        recipe = {**HOUSE, "method": "distil", "method_args": {**SOLUTION, **args}, "learning_rate": 4e-3}
+        for seed in range(3):
+            name = f"credit/{kind.replace(', ', '-').replace(' ', '-')}/seed-{seed}"
+            yield Cell(name, f"credit, {kind}", seed, recipe | {"teacher": "ema"}, at={20: 16, 30: 16}, cool=32)
     for seed in range(3):
         yield Cell(f"demo/distil/seed-{seed}", "demo", seed, _of_recipe("demo"), at={40: 8, 80: 8})
     smollm2 = _of_recipe("smollm2") | {"model": "smollm2-q4"}

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from results_cells import CELLS, METHODS, PEERS, ROOT, SHOWN, SMOLLM2, Cell
+from results_cells import CELLS, CREDIT, METHODS, PEERS, ROOT, SHOWN, SMOLLM2, TAUGHT, UNTAUGHT, Cell
 
 from errata.evaluation.metrics import pass_at_k
 from errata.reports.compare import T_975, interval
@@ -30,7 +30,7 @@ Record = dict[str, Any]
 
 def records(table: str, label: str) -> list[Record]:
     """The records of a label's runs, trials left out, by seed."""
-    cells = [c for c in CELLS.values() if c.table == table and c.label == label and "/rate-" not in c.name]
+    cells = [c for c in CELLS.values() if c.table == table and c.label == label and "rate-" not in c.name]
     return [r for c in cells if (r := c.record()) is not None]
 
 
@@ -42,6 +42,12 @@ def at_k(record: Record, k: int) -> float:
 def at_step(record: Record, step: int) -> float:
     """avg@1 at a step."""
     return float(next(row["pass@k"]["1"] for row in record["curve"] if row["step"] == step))
+
+
+def cool(record: Record, k: int) -> float | None:
+    """pass@k of the last evaluation at temperature .6; ``None`` where it was not measured."""
+    solved = record.get("cool", {}).get("solved")
+    return None if solved is None else float(np.mean(pass_at_k(CELLS[record["cell"]].cool, solved, k)))
 
 
 def seconds_to(record: Record, target: float) -> float | None:
@@ -108,27 +114,32 @@ def main_table() -> str:
         rows.append(
             [
                 f"`{label}`",
-                f"{settings['learning_rate']:g}",
+                f"{settings['learning_rate']:g}{' ema' if settings.get('teacher') == 'ema' else ''}",
                 str(len(found)),
                 *(shown([at_step(r, step) for r in found]) for step in (20, 30)),
                 *(shown([at_k(r, k) for r in found]) for k in (8, 32, 128)),
+                *(shown([v for r in found if (v := cool(r, k)) is not None]) for k in (1, 8, 32)),
                 f"{np.mean([r['cpu_s'] for r in found]):.0f}",
                 f"{np.mean([r['tokens'] for r in found]) / 1000:.0f}",
             ]
         )
     header = ["method", "rate", "seeds", "avg@1, step 20", "avg@1, step 30", "pass@8", "pass@32", "pass@128"]
+    header += ["avg@1, T .6", "pass@8, T .6", "pass@32, T .6"]
     cells = [c for c in CELLS.values() if c.table == "new-rule"]
     return markdown([*header, "CPU s", "1000 tokens"], rows) + "\n\n" + missing(cells)
 
 
 def tuning_table() -> str:
-    rates = sorted({c.recipe["learning_rate"] for c in CELLS.values() if "/rate-" in c.name})
+    names = sorted({*UNTAUGHT, *TAUGHT}, key=lambda name: (name.startswith("ema"), float(name.rpartition("rate-")[2])))
     rows = []
     for label in ALL:
-        found = [CELLS[f"new-rule/{label}/rate-{rate:g}"].record() for rate in rates]
+        cells = [CELLS.get(f"new-rule/{label}/{name}") for name in names]
+        found = [None if cell is None else cell.record() for cell in cells]
         if any(found):
-            rows.append([f"`{label}`", *("–" if r is None else short(r["avg@1"]) for r in found)])
-    return markdown(["method", *(f"rate {rate:g}" for rate in rates)], rows)
+            best = max(r["avg@1"] for r in found if r is not None)
+            texts = ["–" if r is None else short(r["avg@1"]) for r in found]
+            rows.append([f"`{label}`", *(f"**{t}**" if t == short(best) else t for t in texts)])
+    return markdown(["method", *(name.replace("rate-", "").replace("-", " ") for name in names)], rows)
 
 
 def shown_table() -> str:
@@ -144,6 +155,18 @@ def shown_table() -> str:
     for method in ("distil", "sdpo"):
         header += [f"`{method}`: seeds", "step 20", "step 30"]
     return markdown(header, rows) + "\n\n" + missing([c for c in CELLS.values() if c.table == "shown"])
+
+
+def credit_table() -> str:
+    rows = []
+    for kind in CREDIT:
+        found = records("credit", f"credit, {kind}")
+        if found:
+            measured = [[at_step(r, 20) for r in found], [at_k(r, 1) for r in found], [at_k(r, 16) for r in found]]
+            measured += [[v for r in found if (v := cool(r, k)) is not None] for k in (1, 32)]
+            rows.append([kind, str(len(found)), *map(shown, measured)])
+    header = ["second term", "seeds", "avg@1, step 20", "avg@1", "pass@16", "avg@1, T .6", "pass@32, T .6"]
+    return markdown(header, rows) + "\n\n" + missing([c for c in CELLS.values() if c.table == "credit"])
 
 
 def demo_table() -> str:
@@ -191,6 +214,8 @@ Number = Callable[[Record], float | None]
 LAST: tuple[str, Number] = ("avg@1", lambda r: at_k(r, 1))
 EARLY: tuple[str, Number] = ("avg@1 at step 20", lambda r: at_step(r, 20))
 WIDE: tuple[str, Number] = ("pass@128", lambda r: at_k(r, 128))
+COOL: tuple[str, Number] = ("avg@1 at T .6", lambda r: cool(r, 1))
+COOL_WIDE: tuple[str, Number] = ("pass@32 at T .6", lambda r: cool(r, 32))
 EQUAL: tuple[str, Number] = ("pass@8 at avg@1 .20", lambda r: at_equal(r, 0.2))
 CLAIMS: tuple[tuple[str, str, str, tuple[str, Number]], ...] = (
     ("SDPO learns more than GRPO from as many rollouts (2601.20802)", "sdpo", "grpo", LAST),
@@ -201,8 +226,11 @@ CLAIMS: tuple[tuple[str, str, str, tuple[str, Number]], ...] = (
     ("SRPO learns more than SDPO (2604.02288)", "srpo", "sdpo", LAST),
     ("DistIL learns more than GRPO (2606.05152)", "distil", "grpo", LAST),
     ("DistIL learns more than SDPO (2606.05152)", "distil", "sdpo", LAST),
+    ("The same at the papers' temperature", "distil", "sdpo", COOL),
     ("DistIL learns more than OPSD as published (2606.05152)", "distil", "opsd-paper", LAST),
+    ("The same at the papers' temperature", "distil", "opsd-paper", COOL),
     ("DistIL solves more problems in many attempts than SDPO (2606.05152)", "distil", "sdpo", WIDE),
+    ("The same at the papers' temperature", "distil", "sdpo", COOL_WIDE),
     ("The same at equal accuracy", "distil", "sdpo", EQUAL),
     ("DistIL solves more problems in many attempts than SFT", "distil", "sft", WIDE),
     ("Future credit adds to plain forward KL in many attempts", "distil", "opsd-paper", WIDE),
@@ -214,6 +242,7 @@ CLAIMS: tuple[tuple[str, str, str, tuple[str, Number]], ...] = (
     ("DRIFT learns more than SRPO (2606.30345)", "drift", "srpo", LAST),
     ("errata's SDPO is ahead of TRL's", "sdpo", "trl-sdpo", LAST),
     ("errata's DistIL is ahead of TRL's SDPO", "distil", "trl-sdpo", LAST),
+    ("The same at the papers' temperature", "distil", "trl-sdpo", COOL),
     ("errata's DistIL is ahead of TRL's SDPO early", "distil", "trl-sdpo", EARLY),
     ("errata's DistIL is ahead of TRL's SDPO in many attempts", "distil", "trl-sdpo", WIDE),
     ("errata's GRPO is ahead of TRL's", "grpo", "trl-grpo", LAST),
@@ -315,6 +344,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "tuning": tuning_table,
     "equal": equal_table,
     "shown": shown_table,
+    "credit": credit_table,
     "demo": demo_table,
     "smollm2": smollm2_table,
     "claims": claims_table,

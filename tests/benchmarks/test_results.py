@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import results
 import results_cells
 import results_render
-from results_cells import CELLS, RATES, RECORDS, ROOT, Cell
+from results_cells import CELLS, RECORDS, ROOT, TAUGHT, Cell
 
 FILES = sorted(p for p in RECORDS.glob("*/*/*.json") if p.parts[-3] != "agent")
 
@@ -32,15 +32,14 @@ def test_the_page_is_what_the_records_give():
     assert results_render.page(results_render.PAGE.read_text()) == results_render.PAGE.read_text()
 
 
-def test_a_run_takes_the_rate_of_its_best_trial(monkeypatch, tmp_path):
+def test_a_run_takes_the_rate_and_the_teacher_of_its_best_trial(monkeypatch, tmp_path):
     monkeypatch.setattr(results_cells, "RECORDS", tmp_path)
     cell = CELLS["new-rule/sdpo/seed-1"]
-    with pytest.raises(ValueError, match=r"new-rule/sdpo/seed-1: its learning rate is chosen by .*rate-0.002.*first"):
+    with pytest.raises(ValueError, match=r"new-rule/sdpo/seed-1: its learning rate is chosen by .*rate-0.001.*first"):
         cell.settings()
-    for rate, accuracy in zip(RATES, (0.3, 0.2), strict=True):
-        trial = CELLS[f"new-rule/sdpo/rate-{rate:g}"]
-        results.keep(trial, {"avg@1": accuracy, "settings": {"learning_rate": rate}})
-    assert cell.settings()["learning_rate"] == RATES[0]
+    for name, accuracy in zip(TAUGHT, (0.1, 0.2, 0.3, 0.3, 0.4, 0.2), strict=True):
+        results.keep(CELLS[f"new-rule/sdpo/{name}"], {"avg@1": accuracy, "settings": TAUGHT[name]})
+    assert (cell.settings()["learning_rate"], cell.settings()["teacher"]) == (4e-3, "ema")
     assert cell.settings()["seed"] == 1
 
 
