@@ -30,6 +30,7 @@ from errata.training import checkpoint as checkpoints
 from errata.training import interrupt
 from errata.training.batch import TokenBatch
 from errata.training.conversation import converse, talks
+from errata.training.environments import Environment
 
 PRIVATE = {
     "_generate_and_score_completions": ("self", "inputs"),
@@ -53,6 +54,20 @@ PRIVATE = {
     ),
 }
 """Private methods used here, with the parameters they must have."""
+
+Tokenized = tuple[list[list[int]], object, State]
+"""Token ids of prompts, their images and further inputs of the model."""
+Generated = tuple[
+    list[list[int]],
+    list[list[int]],
+    list[list[int]] | None,
+    list[Prompt],
+    list[list[float]] | None,
+    *tuple[object, ...],
+]
+"""Token ids of prompts and completions, 1 for each token that the policy wrote, completions, log-probs, and what TRL adds."""
+Scored = tuple[Tensor, Tensor | None, Tensor | None]
+"""Log-probs (B,T), entropies (B,T) and the loss of a mixture's routers."""
 
 ROWS = "rollout"
 """The one key that errata adds to TRL's batches: (b,) which rollouts of the generation batch a micro-batch holds."""
@@ -136,7 +151,7 @@ class EpochSampler(RepeatSampler):  # type: ignore[misc]
 class RandomState(NamedTuple):
     """The state of all random number generators that sampling uses."""
 
-    python: Any
+    python: tuple[object, ...]
     numpy: Any
     cpu: Tensor
     cuda: list[Tensor]
@@ -175,7 +190,7 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
 
     # -- to be implemented ----------------------------------------------------------------------------------------
 
-    def on_rollouts(self, rows: list[State], tokens: TokenBatch) -> Any:
+    def on_rollouts(self, rows: list[State], tokens: TokenBatch) -> object:
         """Called with the rows and tokens of a freshly sampled and judged generation batch, this process's part.
 
         What it returns is kept as ``generation``.
@@ -204,7 +219,7 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         """
         return None
 
-    def saved_generation(self) -> Any:
+    def saved_generation(self) -> object:
         """What of ``generation`` each process saves with a checkpoint that falls inside it."""
         return self.generation
 
@@ -368,10 +383,10 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
             )
         )
 
-    def _enter_environments(self, rows: Sequence[Row]) -> list[Any]:
+    def _enter_environments(self, rows: Sequence[Row]) -> list[Prompt]:
         """The rows' prompts, with the tools at hand and an environment reset for each, as TRL does for a training batch."""
         prompts = [row["prompt"] for row in rows]
-        environments: list[Any] = [None] * len(rows)
+        environments: Sequence[Environment | None] = [None] * len(rows)
         if self.environment_factories is not None:
             names = [row["environment"] if self._multi_environment else None for row in rows]
             environments = self.environments = [self._from_pool(name, names[:i]) for i, name in enumerate(names)]
@@ -386,12 +401,13 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         self._async_tool_dicts = [{t.__name__: t for t in ts if inspect.iscoroutinefunction(t)} for ts in tools]
         return prompts
 
-    def _from_pool(self, name: str | None, before: Sequence[str | None]) -> Any:
+    def _from_pool(self, name: str | None, before: Sequence[str | None]) -> Environment:
         """An environment of this name that none of the rows ``before`` has; a new one where there are too few."""
         pool = self._environment_pool[name]
         if before.count(name) == len(pool):
             pool.append(self.environment_factories[name]())
-        return pool[before.count(name)]
+        environment: Environment = pool[before.count(name)]
+        return environment
 
     @contextmanager
     def _sampling(self, temperature: float, top_p: float, max_tokens: int | None = None) -> Iterator[None]:
@@ -561,10 +577,11 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
 
     # -- TRL's private methods, overridden ------------------------------------------------------------------------
 
-    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+    def _tokenize_prompts(self, prompts: list[Prompt]) -> Tokenized:
         """As TRL, but a last message of the assistant is continued where TRL would close it and open another."""
         if not any(_begins_answer(prompt) for prompt in prompts):
-            return super()._tokenize_prompts(prompts)
+            found: Tokenized = super()._tokenize_prompts(prompts)
+            return found
         if self._is_vlm:
             raise ValueError(
                 "prompt: a prefix of the assistant's answer is not supported with images; end with the user"
@@ -594,18 +611,19 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         self.generation = self.on_rollouts(inputs, token_batch(batch))
         return {**batch, ROWS: torch.arange(len(inputs), device=batch["completion_ids"].device)}
 
-    def _generate(self, prompts: list[Prompt]) -> Any:
-        found = super()._generate(prompts)
+    def _generate(self, prompts: list[Prompt]) -> Generated:
+        found: Generated = super()._generate(prompts)
         if self._targets is None and talks(self.environments):
             found = self._converse(found)
         _, ids, tool_mask, *_ = found
         self.sampled_lengths = [len(i) for i in ids] if tool_mask is None else [sum(m) for m in tool_mask]
         return found
 
-    def _converse(self, found: Any) -> Any:
+    def _converse(self, found: Generated) -> Generated:
         """TRL's result of a generation, continued with the environments that answer messages."""
         prompt_ids, ids, mask, completions, logps, *rest = found
-        if isinstance(completions[0], str):
+        messages = [completion for completion in completions if not isinstance(completion, str)]
+        if len(messages) < len(completions):
             raise ValueError(
                 "environment: one that answers messages needs prompts of messages; set prompt_format: chat"
             )
@@ -615,13 +633,13 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
             return str(self.tokenizer.decode(own, skip_special_tokens=True))
 
         if not self.tools:  # what looks like a call is a message as any other
-            completions = [[{"role": "assistant", "content": decode(own)}] for own in ids]
+            messages = [[{"role": "assistant", "content": decode(own)}] for own in ids]
         converse(
             self.environments,
             prompt_ids,
             ids,
             mask,
-            completions,
+            messages,
             logps,
             generate=lambda seen: super(TRLHooks, self)._generate_single_turn(seen, None, {}, num_generations=1),
             encode=self._reply_ids,
@@ -635,13 +653,13 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         for name, value in {"mean": lengths.mean(), "min": lengths.min(), "max": lengths.max()}.items():
             if logged[f"completions/{name}_length"]:
                 logged[f"completions/{name}_length"][-1] = value.item()
-        return (prompt_ids, ids, mask, completions, logps, *rest)
+        return (prompt_ids, ids, mask, [*messages], logps, *rest)
 
     def _reply_ids(self, text: str) -> list[int]:
         """Tokens between two of the policy's messages where a user says ``text``."""
         said = [{"role": "user", "content": "."}, {"role": "assistant", "content": "."}]
 
-        def encode(messages: list[Any], begins: bool) -> list[int]:
+        def encode(messages: Messages, begins: bool) -> list[int]:
             return list(
                 self.tokenizer.apply_chat_template(
                     messages,
@@ -683,9 +701,9 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         input_ids: Tensor,
         attention_mask: Tensor,
         logits_to_keep: int,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
+        *args: object,
+        **kwargs: object,
+    ) -> Scored:
         if not torch.is_grad_enabled() and model is self.model and kwargs.get("pixel_values") is None:
             ids, mask = input_ids[:, -logits_to_keep:], attention_mask[:, -logits_to_keep:]
             prompts = input_ids[:, :-logits_to_keep], attention_mask[:, :-logits_to_keep]
@@ -693,9 +711,10 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
             own = self.sampled_logp(TokenBatch(*prompts, ids, mask, mask.bool(), nothing))
             if own is not None:
                 return own, None, None
-        return super()._get_per_token_logps_and_entropies(
+        found: Scored = super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
         )
+        return found
 
     def _compute_loss(self, model: nn.Module, inputs: State) -> Tensor:
         return self.batch_loss(model, inputs[ROWS], lambda: super(TRLHooks, self)._compute_loss(model, inputs))
@@ -707,20 +726,20 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         self._train_sampler = sampler
         return sampler
 
-    def _run_epoch(self, **kwargs: Any) -> None:
+    def _run_epoch(self, *, epoch: int, **kwargs: object) -> None:
         # Resumed after its last step, or ended before its first one: the loop would take one more.
         if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             self.control.should_training_stop = True
             return
         if isinstance(getattr(self, "_train_sampler", None), EpochSampler):
-            self._train_sampler.epoch = kwargs["epoch"]
+            self._train_sampler.epoch = epoch
         if self._logging is not None:
             self._tr_loss.fill_(self._logging["loss"])
             self._globalstep_last_logged = self._logging["last"]
             self._logging = None
         elif self.state.global_step == 0:
             self.note_step_end()
-        super()._run_epoch(**kwargs)
+        super()._run_epoch(epoch=epoch, **kwargs)
 
     def _checkpoint_folder(self, trial: object) -> Path:
         return Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -795,12 +814,12 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         self.load_state(folder)
 
 
-def _begins_answer(prompt: Any) -> bool:
+def _begins_answer(prompt: Prompt) -> bool:
     """Whether a chat's last message is the beginning of the answer."""
     return not isinstance(prompt, str) and prompt[-1].get("role") == "assistant"
 
 
-def _observed(prompt: Any, observation: Any) -> Any:
+def _observed(prompt: Messages, observation: object) -> Messages:
     """The prompt with what an environment shows at its reset after the last message, as TRL puts it there."""
     if observation is None:
         return prompt
@@ -812,7 +831,7 @@ def _observed(prompt: Any, observation: Any) -> Any:
     return [*prompt[:-1], {**prompt[-1], "content": content + observation}]
 
 
-def _methods(environment: Any) -> list[Callable[..., Any]]:
+def _methods(environment: object) -> list[Callable[..., object]]:
     """What TRL offers of an environment as tools."""
     names = [name for name, _ in inspect.getmembers(type(environment), predicate=inspect.isfunction)]
     return [getattr(environment, n) for n in names if n not in ("reset", "get_reward") and not n.startswith("_")]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
+from errata.records import Messages
 from errata.training.environments import answer, lose
 
 logger = logging.getLogger(__name__)
@@ -18,17 +18,17 @@ Generate = Callable[[list[list[int]]], tuple[list[list[int]], list[list[float]] 
 """From token ids to those of the policy's next message, and their log-probs where the engine gives them."""
 
 
-def talks(environments: Sequence[Any] | None) -> bool:
+def talks(environments: Sequence[object] | None) -> bool:
     """Whether one of a batch's environments answers messages."""
     return any(hasattr(e, "_reply") for e in environments or ())
 
 
 def converse(
-    environments: Sequence[Any],
+    environments: Sequence[object],
     prompt_ids: list[list[int]],
     ids: list[list[int]],
     mask: list[list[int]],
-    completions: list[list[dict[str, Any]]],
+    completions: list[Messages],
     logps: list[list[float]] | None,
     *,
     generate: Generate,
@@ -79,9 +79,9 @@ def converse(
             completions[i].append({"role": "assistant", "content": decode(own)})
 
 
-def _replied(environment: Any, text: str) -> str | None:
+def _replied(environment: object, text: str) -> str | None:
     try:
-        said = environment._reply(text)
+        said = environment._reply(text)  # type: ignore[attr-defined]
     except Exception as error:  # its state is not known any more: the rollout is not judged
         lose(environment, "reply", error)
         return None

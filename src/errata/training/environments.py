@@ -11,9 +11,11 @@ import asyncio
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Protocol, TypeVar
 
 from errata.feedback.sandbox import time_limit
+
+T = TypeVar("T")
 
 MOST_CHARACTERS = 20_000
 """Of one answer; the middle of a longer one is cut, before it is tokenised."""
@@ -21,6 +23,12 @@ MOST_CHARACTERS = 20_000
 _LOST = (ConnectionError, EOFError, TimeoutError)
 """Errors after which the state of an environment is not known."""
 _ERROR = "_errata_error"
+
+
+class Environment(Protocol):
+    """What TRL asks of an environment; its other public methods are tools."""
+
+    def reset(self, **row: object) -> object: ...
 
 
 def failure(environment: object) -> str:
@@ -33,7 +41,7 @@ def lose(environment: object, method: str, error: BaseException) -> None:
     setattr(environment, _ERROR, f"{method}: {_describe(error)}")
 
 
-def guarded(factory: Callable[[], Any], timeout_s: float | None) -> Callable[[], Any]:
+def guarded(factory: Callable[[], object], timeout_s: float | None) -> Callable[[], object]:
     """A factory of the same environments, as instances of a subclass whose calls cannot stop the run.
 
     Args:
@@ -43,7 +51,7 @@ def guarded(factory: Callable[[], Any], timeout_s: float | None) -> Callable[[],
     classes: dict[type, type] = {}
 
     @functools.wraps(factory, updated=())
-    def make() -> Any:
+    def make() -> object:
         environment = factory()
         kind = type(environment)
         if kind not in classes:
@@ -54,24 +62,24 @@ def guarded(factory: Callable[[], Any], timeout_s: float | None) -> Callable[[],
     return make
 
 
-def guarded_tool(tool: Callable[..., Any], timeout_s: float | None) -> Callable[..., Any]:
+def guarded_tool(tool: Callable[..., object], timeout_s: float | None) -> Callable[..., object]:
     """The same function with a time limit and an answer of bounded length; errors reach TRL, which tells them to the policy."""
     if inspect.iscoroutinefunction(tool):
 
         @functools.wraps(tool)
-        async def call_async(*args: Any, **kwargs: Any) -> Any:
+        async def call_async(*args: object, **kwargs: object) -> object:
             return answer(await asyncio.wait_for(tool(*args, **kwargs), timeout_s))
 
         return call_async
 
     @functools.wraps(tool)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> object:
         return answer(within(timeout_s, tool, *args, **kwargs))
 
     return call
 
 
-def answer(value: Any) -> Any:
+def answer(value: object) -> object:
     """What a tool returned, as text of bounded length; a list of content parts is left as it is."""
     if isinstance(value, list) and all(isinstance(part, Mapping) and "type" in part for part in value):
         return value
@@ -83,7 +91,7 @@ def answer(value: Any) -> Any:
     return f"{text[:half]} [{len(text) - 2 * half} characters left out] {text[-half:]}"
 
 
-def within(timeout_s: float | None, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def within(timeout_s: float | None, function: Callable[..., T], *args: object, **kwargs: object) -> T:
     """The function's value. Raises what it raises, ``RuntimeError`` if it exits, ``TimeoutError`` if it takes too long."""
     try:
         return time_limit.within(timeout_s, function, *args, **kwargs)
@@ -93,23 +101,23 @@ def within(timeout_s: float | None, function: Callable[..., Any], *args: Any, **
         raise RuntimeError(f"exits with {error.code!r}") from error
 
 
-def _subclass(kind: type, factory: Callable[[], Any], timeout_s: float | None) -> type:
-    members: dict[str, Any] = {"reset": _reset(kind.reset, factory, timeout_s)}  # type: ignore[attr-defined]
+def _subclass(kind: type, factory: Callable[[], object], timeout_s: float | None) -> type:
+    members: dict[str, object] = {"reset": _reset(kind.reset, factory, timeout_s)}  # type: ignore[attr-defined]
     for name, method in inspect.getmembers(kind, inspect.isfunction):
         if name == "_reply" or (name not in ("reset", "get_reward") and not name.startswith("_")):
             members[name] = _method(method, timeout_s, is_tool=name != "_reply")
     return type(kind.__name__, (kind,), {"__module__": kind.__module__, "__qualname__": kind.__qualname__, **members})
 
 
-def _method(method: Callable[..., Any], timeout_s: float | None, *, is_tool: bool) -> Callable[..., Any]:
+def _method(method: Callable[..., object], timeout_s: float | None, *, is_tool: bool) -> Callable[..., object]:
     call = guarded_tool(method, timeout_s) if is_tool else functools.partial(within, timeout_s, method)
-
     if inspect.iscoroutinefunction(method):
 
         @functools.wraps(method)
-        async def act_async(self: object, *args: Any, **kwargs: Any) -> Any:
+        async def act_async(self: object, *args: object, **kwargs: object) -> object:
             try:
-                return await call(self, *args, **kwargs)
+                found: object = await call(self, *args, **kwargs)  # type: ignore[misc]
+                return found
             except _LOST as error:
                 lose(self, method.__name__, error)
                 raise
@@ -117,7 +125,7 @@ def _method(method: Callable[..., Any], timeout_s: float | None, *, is_tool: boo
         return act_async
 
     @functools.wraps(method)
-    def act(self: object, *args: Any, **kwargs: Any) -> Any:
+    def act(self: object, *args: object, **kwargs: object) -> object:
         try:
             return call(self, *args, **kwargs)
         except _LOST as error:
@@ -127,9 +135,11 @@ def _method(method: Callable[..., Any], timeout_s: float | None, *, is_tool: boo
     return act
 
 
-def _reset(reset: Callable[..., Any], factory: Callable[[], Any], timeout_s: float | None) -> Callable[..., Any]:
+def _reset(
+    reset: Callable[..., object], factory: Callable[[], object], timeout_s: float | None
+) -> Callable[..., object]:
     @functools.wraps(reset)
-    def start(self: Any, **row: Any) -> Any:
+    def start(self: object, **row: object) -> object:
         try:
             if failure(self):  # its state is not known: begin with a new one
                 fresh = within(timeout_s, factory)

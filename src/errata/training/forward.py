@@ -10,7 +10,6 @@ import functools
 import types
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,17 +42,17 @@ def accept_head_function(model: PreTrainedModel, *, packed: bool = False, groupe
         *args: object,
         with_head: HeadFunction | None = None,
         router_loss: bool = False,
-        **kwargs: Any,
+        **kwargs: Tensor,
     ) -> object:
         if with_head is None:
             return original(*args, **kwargs)
 
-        def positioned(inputs: dict[str, Any]) -> dict[str, Any]:
+        def positioned(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
             if self in _WITH_POSITIONS and inputs.get("position_ids") is None:
                 inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
             return inputs
 
-        def run(**inputs: Any) -> Tensor:
+        def run(**inputs: Tensor) -> Tensor:
             hidden: Tensor = self.base_model(*args, use_cache=False, **positioned(inputs)).last_hidden_state
             return hidden
 
@@ -74,7 +73,7 @@ def accept_head_function(model: PreTrainedModel, *, packed: bool = False, groupe
 
 
 def _with_router_loss(
-    model: PreTrainedModel, forward: Callable[..., Any], *args: object, **kwargs: Any
+    model: PreTrainedModel, forward: Callable[..., object], *args: object, **kwargs: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The last hidden states (B,L,H), and the loss that each family of models computes in its own way from its routers."""
     states: list[Tensor] = []
@@ -100,7 +99,7 @@ def check_router_loss(model: PreTrainedModel) -> None:
     model(input_ids=ids, attention_mask=torch.ones_like(ids), with_head=lambda *_: (), router_loss=True)
 
 
-_WITH_POSITIONS: weakref.WeakSet[Any] = weakref.WeakSet()
+_WITH_POSITIONS: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
 """Models whose positions must be given under left padding (``check_scores``)."""
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class TooLongError(TimeoutError):
@@ -16,7 +18,7 @@ class _StopCall(SystemExit):
     """Raised inside a call that takes too long; threads end silently on a ``SystemExit``."""
 
 
-def within(timeout_s: float | None, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def within(timeout_s: float | None, function: Callable[..., T], *args: object, **kwargs: object) -> T:
     """The function's value. Raises what it raises, and ``TooLongError`` after ``timeout_s`` seconds.
 
     With a limit the call runs in a thread of its own. One that hangs in Python code is ended, because its thread would compete
@@ -24,25 +26,25 @@ def within(timeout_s: float | None, function: Callable[..., Any], *args: Any, **
     """
     if timeout_s is None:
         return function(*args, **kwargs)
-    outcome: list[tuple[Any, BaseException | None]] = []
+    outcome: list[T] = []
+    raised: list[BaseException] = []
 
     def run() -> None:
         try:
-            outcome.append((function(*args, **kwargs), None))
+            outcome.append(function(*args, **kwargs))
         except _StopCall:
             return  # nobody waits for it any more
         except (Exception, SystemExit) as error:
-            outcome.append((None, error))
+            raised.append(error)
 
     name = getattr(function, "__name__", type(function).__name__)
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     thread.join(timeout_s)
-    if not outcome:
+    if not outcome and not raised:
         if thread.ident is not None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_StopCall))
         raise TooLongError(f"took longer than {timeout_s:g} s")
-    value, error = outcome[0]
-    if error is not None:
-        raise error
-    return value
+    if raised:
+        raise raised[0]
+    return outcome[0]
