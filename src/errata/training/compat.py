@@ -7,14 +7,12 @@
 from __future__ import annotations
 
 import inspect
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -29,8 +27,9 @@ from errata.records import Messages, Prompt, Row, State
 from errata.training import checkpoint as checkpoints
 from errata.training import interrupt
 from errata.training.batch import TokenBatch
-from errata.training.conversation import converse, talks
+from errata.training.conversation import begins_answer, converse, observed, reply_ids, talks
 from errata.training.environments import Environment
+from errata.training.randomness import EpochSampler, RandomState
 
 PRIVATE = {
     "_generate_and_score_completions": ("self", "inputs"),
@@ -129,44 +128,6 @@ class Shown(NamedTuple):
     """Unwrapped; ``None``: the policy."""
     template_kwargs: Row = MappingProxyType({})
     """Arguments of the chat template, over the run's ``chat_template_kwargs``."""
-
-
-class EpochSampler(RepeatSampler):  # type: ignore[misc]
-    """TRL's order of problems, computed from the seed and ``epoch`` alone.
-
-    ``RepeatSampler`` draws the orders of all epochs from one generator. A resumed process creates a new one, so without this
-    class it would use the first epoch's order for whichever epoch it resumes in.
-    """
-
-    epoch = 0
-
-    def __iter__(self) -> Iterator[int]:
-        if self.shuffle:
-            self.generator.manual_seed(self.seed)
-            for _ in range(self.epoch):
-                torch.randperm(self.num_samples, generator=self.generator)
-        yield from super().__iter__()
-
-
-class RandomState(NamedTuple):
-    """The state of all random number generators that sampling uses."""
-
-    python: tuple[object, ...]
-    numpy: Any
-    cpu: Tensor
-    cuda: list[Tensor]
-
-    @classmethod
-    def now(cls) -> RandomState:
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
-
-    def restore(self) -> None:
-        random.setstate(self.python)
-        np.random.set_state(self.numpy)
-        torch.set_rng_state(self.cpu)
-        if self.cuda:
-            torch.cuda.set_rng_state_all(self.cuda)
 
 
 class TRLHooks(GRPOTrainer):  # type: ignore[misc]
@@ -393,7 +354,7 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
             self._batch_environments = names
             hidden = ("environment",) if self._multi_environment else ()  # TRL's reset does not get it
             prompts = [
-                _observed(prompt, environment.reset(**{k: v for k, v in row.items() if k not in hidden}))
+                observed(prompt, environment.reset(**{k: v for k, v in row.items() if k not in hidden}))
                 for prompt, environment, row in zip(prompts, environments, rows, strict=True)
             ]
         tools = [[*self._standalone_tools, *_methods(e)] for e in environments] if self.tools else []
@@ -579,7 +540,7 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
 
     def _tokenize_prompts(self, prompts: list[Prompt]) -> Tokenized:
         """As TRL, but a last message of the assistant is continued where TRL would close it and open another."""
-        if not any(_begins_answer(prompt) for prompt in prompts):
+        if not any(begins_answer(prompt) for prompt in prompts):
             found: Tokenized = super()._tokenize_prompts(prompts)
             return found
         if self._is_vlm:
@@ -591,8 +552,8 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
                 prompt,
                 tools=self.tools or None,
                 chat_template=self.chat_template,
-                add_generation_prompt=not _begins_answer(prompt),
-                continue_final_message=_begins_answer(prompt),
+                add_generation_prompt=not begins_answer(prompt),
+                continue_final_message=begins_answer(prompt),
                 tokenize=True,
                 return_dict=False,
                 **self.chat_template_kwargs,
@@ -656,9 +617,6 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         return (prompt_ids, ids, mask, [*messages], logps, *rest)
 
     def _reply_ids(self, text: str) -> list[int]:
-        """Tokens between two of the policy's messages where a user says ``text``."""
-        said = [{"role": "user", "content": "."}, {"role": "assistant", "content": "."}]
-
         def encode(messages: Messages, begins: bool) -> list[int]:
             return list(
                 self.tokenizer.apply_chat_template(
@@ -671,12 +629,7 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
                 )
             )
 
-        before, after = encode(said, False), encode([*said, {"role": "user", "content": text}], True)
-        # The policy's message ends with its last end token; what a template writes after that belongs to the reply.
-        end = max((n for n, token in enumerate(before) if token in self.eos_token_ids), default=len(before) - 1) + 1
-        if after[:end] != before[:end]:
-            raise ValueError("model: its chat template changes a message when another follows; use one that does not")
-        return after[end:]
+        return reply_ids(text, encode, self.eos_token_ids)
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: object, **kwargs: object) -> Any:
         if self._targets is not None:
@@ -812,23 +765,6 @@ class TRLHooks(GRPOTrainer):  # type: ignore[misc]
         if saved["inputs"] is not None:
             self._buffered_inputs, self.generation = saved["inputs"], saved["generation"]
         self.load_state(folder)
-
-
-def _begins_answer(prompt: Prompt) -> bool:
-    """Whether a chat's last message is the beginning of the answer."""
-    return not isinstance(prompt, str) and prompt[-1].get("role") == "assistant"
-
-
-def _observed(prompt: Messages, observation: object) -> Messages:
-    """The prompt with what an environment shows at its reset after the last message, as TRL puts it there."""
-    if observation is None:
-        return prompt
-    content = prompt[-1]["content"]
-    if isinstance(observation, list) and isinstance(content, str):
-        content = [{"type": "text", "text": content}]
-    if isinstance(observation, str) and isinstance(content, list):
-        observation = [{"type": "text", "text": observation}]
-    return [*prompt[:-1], {**prompt[-1], "content": content + observation}]
 
 
 def _methods(environment: object) -> list[Callable[..., object]]:

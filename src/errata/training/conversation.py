@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from errata.records import Messages
+from errata.records import Messages, Prompt
 from errata.training.environments import answer, lose
 
 logger = logging.getLogger(__name__)
@@ -86,3 +86,39 @@ def _replied(environment: object, text: str) -> str | None:
         lose(environment, "reply", error)
         return None
     return None if said is None else str(answer(said))
+
+
+def reply_ids(text: str, encode: Callable[[Messages, bool], list[int]], ends: Sequence[int]) -> list[int]:
+    """Tokens between two of the policy's messages where a user says ``text``.
+
+    Args:
+        text: the user's message.
+        encode: token ids of messages by the chat template; the flag asks for the beginning of the policy's next message, too.
+        ends: tokens that end the policy's message.
+    Raises:
+        ValueError: the chat template changes a message when another follows.
+    """
+    said = [{"role": "user", "content": "."}, {"role": "assistant", "content": "."}]
+    before, after = encode(said, False), encode([*said, {"role": "user", "content": text}], True)
+    # The policy's message ends with its last end token; what a template writes after that belongs to the reply.
+    end = max((n for n, token in enumerate(before) if token in ends), default=len(before) - 1) + 1
+    if after[:end] != before[:end]:
+        raise ValueError("model: its chat template changes a message when another follows; use one that does not")
+    return after[end:]
+
+
+def begins_answer(prompt: Prompt) -> bool:
+    """Whether a chat's last message is the beginning of the answer."""
+    return not isinstance(prompt, str) and prompt[-1].get("role") == "assistant"
+
+
+def observed(prompt: Messages, observation: object) -> Messages:
+    """The prompt with what an environment shows at its reset after the last message, as TRL puts it there."""
+    if observation is None:
+        return prompt
+    content = prompt[-1]["content"]
+    if isinstance(observation, list) and isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if isinstance(observation, str) and isinstance(content, list):
+        observation = [{"type": "text", "text": observation}]
+    return [*prompt[:-1], {**prompt[-1], "content": content + observation}]

@@ -11,7 +11,7 @@ import asyncio
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from errata.feedback.sandbox import time_limit
 
@@ -77,6 +77,17 @@ def guarded_tool(tool: Callable[..., object], timeout_s: float | None) -> Callab
         return answer(within(timeout_s, tool, *args, **kwargs))
 
     return call
+
+
+def guard_worlds(kwargs: dict[str, Any], timeout_s: float | None) -> None:
+    """Replace TRL's ``tools`` and ``environment_factory`` by ones whose failures cannot stop the run."""
+    if kwargs.get("tools"):
+        kwargs["tools"] = [guarded_tool(tool, timeout_s) for tool in kwargs["tools"]]
+    given = kwargs.get("environment_factory")
+    if isinstance(given, Mapping):
+        kwargs["environment_factory"] = {name: guarded(factory, timeout_s) for name, factory in given.items()}
+    elif given is not None:
+        kwargs["environment_factory"] = guarded(given, timeout_s)
 
 
 def answer(value: object) -> object:

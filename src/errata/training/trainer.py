@@ -33,7 +33,7 @@ from errata.records import Group, Messages, Prompt, Rollout, Row, TeacherContext
 from errata.training import compat
 from errata.training.batch import GenerationBatch, LocalSignals, TeacherOutputs, TokenBatch
 from errata.training.comments import comments_of
-from errata.training.environments import guarded, guarded_tool
+from errata.training.environments import guard_worlds
 from errata.training.evaluation import Evaluator
 from errata.training.finite import StopAtBadWeights, check_loss
 from errata.training.forward import accept_head_function, at_completion, check_router_loss, check_scores
@@ -42,6 +42,7 @@ from errata.training.hub import Publishing
 from errata.training.loss import Averaging, LossSettings, two_stream_loss
 from errata.training.metrics import StepMeans, batch_metrics, metrics_by_task, prompt_metrics, score_sums, tasks_of
 from errata.training.padding import packs
+from errata.training.references import check_references
 from errata.training.replay import PastBatch, Replay
 from errata.training.rollout_log import Likeliest, RolloutLog, WriteRow, within_limit, write_evaluation
 from errata.training.rollouts import Completion, Judges, Verifier, build_rollouts
@@ -104,8 +105,8 @@ class ErrataTrainer(Publishing):
                 "leave it at TRL's default (loss_type: dapo, grpo, bnpo or dr_grpo) or use method: grpo"
             )
         if method.learns_from == "reference":
-            _check_references(method, args, train_dataset, kwargs)
-        _guard(kwargs, args.environment_timeout_s)
+            check_references(method, args, train_dataset, kwargs)
+        guard_worlds(kwargs, args.environment_timeout_s)
         self.method = method
         self._context_methods = dict(context_methods or {})
         with naming(method, "memory"):
@@ -602,36 +603,6 @@ class ErrataTrainer(Publishing):
         if self.teacher is not None:
             self.teacher.load_state_dict(state.get("teacher", {}))
             self.teacher.load(folder)
-
-
-def _check_references(method: Method, args: ErrataConfig, rows: Dataset, kwargs: Mapping[str, object]) -> None:
-    """Raises ``ValueError`` where there is a row without a reference, or a setting that references have no use for."""
-    name = type(method).__name__
-    given = [k for k in ("tools", "environment_factory", "rollout_func") if kwargs.get(k)]
-    if given:
-        raise ValueError(f"{given[0]}: {name} learns from references and samples no turns; leave it out")
-    if args.use_vllm and args.vllm_importance_sampling_correction:
-        raise ValueError(
-            f"vllm_importance_sampling_correction: {name} learns from references, which no engine sampled; set it to false"
-        )
-    texts = rows["reference"] if "reference" in (getattr(rows, "column_names", None) or ()) else [None] * len(rows)
-    for number, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(
-                f"reference: {name} learns from it, and row {number} ({rows[number]['problem_id']}) has none; "
-                "leave such rows out (strict: false does) or use another method"
-            )
-
-
-def _guard(kwargs: dict[str, Any], timeout_s: float | None) -> None:
-    """Replace TRL's ``tools`` and ``environment_factory`` by ones whose failures cannot stop the run."""
-    if kwargs.get("tools"):
-        kwargs["tools"] = [guarded_tool(tool, timeout_s) for tool in kwargs["tools"]]
-    given = kwargs.get("environment_factory")
-    if isinstance(given, Mapping):
-        kwargs["environment_factory"] = {name: guarded(factory, timeout_s) for name, factory in given.items()}
-    elif given is not None:
-        kwargs["environment_factory"] = guarded(given, timeout_s)
 
 
 class _AfterStep(TrainerCallback):  # type: ignore[misc]
