@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 from datasets import Dataset
 
-from errata import tasks
+from errata import methods, tasks
 from errata.recipe import mixture
-from errata.recipe.build import context_methods_of
+from errata.recipe.build import context_methods_of, method_of
 from errata.recipe.read import recipe_of
 from errata.recipe.rows import rows_of
 from errata.recipe.verifiers import verifiers_of
@@ -103,3 +103,22 @@ def test_bad_context_settings_are_one_line(args, method, message):
     with pytest.raises(ValueError, match=r".*") as error:
         context_methods_of(recipe(task="math", method=method, context_args=args))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "tasks"),
+    [
+        ({"tasks": ["math", {"name": "programs"}]}, ("math", "programs")),
+        ({"tasks": ["math"]}, ()),
+        ({"task": "math"}, ()),
+        ({"task": "math", "environment": {"a": "m.py:A", "b": "m.py:B"}}, ("a", "b")),
+        ({"tasks": ["math", "programs"], "method_args": {"tasks": []}}, ()),
+        ({"tasks": ["math", "programs"], "method_args": {"tasks": ["math"]}}, ("math",)),
+    ],
+)
+def test_drift_has_a_stage_for_each_of_a_recipes_tasks(changes, tasks):
+    assert method_of(recipe(method="drift", **changes)).memory().tasks == tasks
+
+
+def test_methods_without_stages_are_not_told_of_tasks():
+    assert method_of(recipe(method="distil", tasks=["math", "programs"])).settings() == methods.get("distil").settings()

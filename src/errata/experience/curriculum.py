@@ -49,6 +49,11 @@ class Curriculum:
         return 1 if self.switched_at is None else 2
 
     @property
+    def step(self) -> int:
+        """The last step observed."""
+        return self._step
+
+    @property
     def resets(self) -> int:
         """How many resets of the ledger have fallen due so far."""
         if self.switched_at is None or self.reset_every is None:

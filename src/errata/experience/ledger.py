@@ -7,7 +7,7 @@ drawn towards one half as long as little has been seen. Plain state, bounded, JS
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, NamedTuple
 
 from errata.experience._check import finite, problem_id_of, saved_by, whole
@@ -106,9 +106,10 @@ class PassRateLedger:
             return self._rate(before.values)
         return self._rate(self._decayed(before, step, visits=0))
 
-    def reset(self) -> None:
-        """Forget every problem."""
-        self._records.clear()
+    def reset(self, problems: Collection[str] | None = None) -> None:
+        """Forget these problems; ``None``: all."""
+        for problem_id in list(self._records) if problems is None else problems:
+            self._records.pop(problem_id, None)
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-serialisable; rows are a list, so that their order (who is forgotten next) survives sorted keys."""

@@ -87,11 +87,15 @@ class DRIFT(TeacherMethod):
 
     warmup_steps: Whole | None = 60
     """Steps of stage 1 (the paper's is about 60); 0: none; ``None``: until the running pass rate is on a plateau."""
+    tasks: tuple[str, ...] = ()
+    """Tasks or environments that have a stage each; none: one stage for all. A recipe's several tasks are named here by itself.
+    A task's warm-up counts the steps that hold it, and its plateau is that of its own pass rate."""
     reward_band: NonNegative = 0.0
     """delta: warm-up teachers have reward within this of the best sibling's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "tasks", tuple(self.tasks))
         one_of("routing", self.routing, ("released", "paper", "none"))
         one_of("buffer", self.buffer, ("released", "paper", "none"))
         one_of("buffer_fallback", self.buffer_fallback, ("rollout", "group"))
@@ -116,7 +120,7 @@ class DRIFT(TeacherMethod):
         curriculum = Curriculum(
             switch_step=self.warmup_steps, reset_every=self.ledger_reset_every, reset_after=self.transition_steps
         )
-        return Experience(ledger, buffer, curriculum, self.feedback_history(), self.success_threshold)
+        return Experience(ledger, buffer, curriculum, self.feedback_history(), self.success_threshold, self.tasks)
 
     def needs_entropy(self, memory: Memory) -> bool:
         return _experience(memory).stage == 1
@@ -141,9 +145,10 @@ class DRIFT(TeacherMethod):
                     epoch=epoch,
                     step=experience.step,
                 )
-        pick = self._most_diverse if experience.stage == 1 else _best_then_shortest
+        stage = experience.stage_of(rollout.row)
+        pick = self._most_diverse if stage == 1 else _best_then_shortest
         context = self.choose(rollout, group, experience, pick=pick, stored=stored)
-        reinforced = experience.stage == 2 and rollout.solved(self.success_threshold)
+        reinforced = stage == 2 and rollout.solved(self.success_threshold)
         if reinforced and context.is_informative and not self._scores_correct(experience.rate(group.problem_id)):
             # Correct rollouts are reinforced; their teacher's scores are read by the rhythm gate alone.
             context = replace(context, use_teacher=False, why=context.why + "; its scores are not used")
@@ -174,16 +179,17 @@ class DRIFT(TeacherMethod):
         return self.bonus_hard * hard + self.bonus_medium * medium + self.bonus_easy * easy
 
     def score_mask(self, batch: Batch) -> Tensor:
-        if _experience(batch.memory).stage == 1 or not self.rhythm:
+        if not self.rhythm:
             return torch.zeros_like(batch.mask)
-        return batch.teacher_mask & (batch.success & batch.judged)[:, None]
+        return batch.teacher_mask & (batch.success & batch.judged & ~_warming_up(batch))[:, None]
 
     def signals(self, batch: Batch) -> Signals:
         experience = _experience(batch.memory)
         rates = [experience.rate(r.problem_id) for r in batch.rollouts]
         pass_rate = torch.tensor(rates, device=batch.mask.device)
-        if experience.stage == 1:
-            stage = {"curriculum/stage": 1.0}
+        warming_up = _warming_up(batch)
+        if warming_up.all():
+            stage = {"curriculum/stage": experience.mean_stage}
             return Signals(
                 zeros(batch),
                 zeros(batch),
@@ -202,8 +208,10 @@ class DRIFT(TeacherMethod):
             branch = paper_weights(difficulty, batch.success, with_teacher)
         # One that was not judged has no reward.
         rl, sd = branch.rl * batch.judged, branch.sd * (batch.judged & batch.has_teacher)
+        # Of a task in its warm-up every rollout is distilled.
+        rl, sd = rl.masked_fill(warming_up, 0.0), sd.masked_fill(warming_up, 1.0)
 
-        correct = batch.mask & (batch.success & batch.judged)[:, None]
+        correct = batch.mask & (batch.success & batch.judged & ~warming_up)[:, None]
         pace, gate = mask, zeros(batch)
         gated = self.score_mask(batch)
         if gated.any():
@@ -232,7 +240,7 @@ class DRIFT(TeacherMethod):
             per_token={"rhythm": pace, "rhythm_gate": gate},
             per_rollout={"pass_rate": pass_rate},
             metrics={
-                "curriculum/stage": 2.0,
+                "curriculum/stage": experience.mean_stage,
                 "routing/hard": float(difficulty.hard.mean()),
                 "routing/medium": float(difficulty.medium.mean()),
                 "routing/easy": float(difficulty.easy.mean()),
@@ -250,6 +258,12 @@ def _experience(memory: Memory) -> Experience:
     if not isinstance(memory, Experience):
         raise TypeError(f"memory: DRIFT needs an Experience, got {type(memory).__name__}; return one from memory()")
     return memory
+
+
+def _warming_up(batch: Batch) -> Tensor:
+    """(B,) whether a rollout's task is in stage 1."""
+    experience = _experience(batch.memory)
+    return torch.tensor([experience.stage_of(r.row) == 1 for r in batch.rollouts], device=batch.mask.device)
 
 
 def _best_then_shortest(successes: list[Rollout]) -> Rollout:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from trl import get_peft_config, get_quantization_config
 from errata import methods
 from errata.methods import Method, TeacherMethod
 from errata.recipe import models, rows, verifiers
-from errata.recipe.config import mapping
+from errata.recipe.config import ErrataConfig, mapping
 from errata.recipe.experts import expert_of
+from errata.recipe.mixture import parts_of
 from errata.recipe.read import Recipe
 from errata.recipe.settings import check_packages
 from errata.training.rollout_log import WriteRow
@@ -21,11 +23,24 @@ from errata.training.trainer import ErrataTrainer
 
 
 def method_of(recipe: Recipe) -> Method:
-    """The recipe's method with its settings. Raises ``ValueError`` naming an unknown one, or one whose own code fails."""
+    """The recipe's method with its settings; one that has a setting ``tasks`` is told the recipe's, where these are several.
+
+    Raises ``ValueError`` naming an unknown one, or one whose own code fails."""
+    config = recipe.config
     try:
-        return methods.get(recipe.config.method, **mapping(recipe.config.method_args))
+        return methods.get(config.method, **_several_tasks(config), **mapping(config.method_args))
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"method: {recipe.config.method} cannot be made: {models.one_line(error)}") from error
+
+
+def _several_tasks(config: ErrataConfig) -> dict[str, tuple[str, ...]]:
+    names = [part.name for part in parts_of(config)]
+    if isinstance(config.environment, dict):
+        names += config.environment
+    preset = methods.PRESETS.get(config.method)
+    takes = preset is not None and any(f.name == "tasks" for f in fields(preset.method))
+    given = "tasks" in mapping(config.method_args)
+    return {"tasks": tuple(dict.fromkeys(names))} if takes and not given and len(names) > 1 else {}
 
 
 CONTEXT_SETTINGS = ("sources", "with_feedback", "allow_leaks", "demonstrations", "keep_thinking")

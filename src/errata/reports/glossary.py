@@ -35,6 +35,7 @@ _OUTCOME = (
     Metric("rollouts/quotes_reference", "share", "Completions that quote the reference solution that only their teacher was shown.", "Rising: answers are copied, not reasoned."),
     Metric("tasks/TASK/solved", "share", "Solved rollouts of one task of a mixture.", ""),
     Metric("tasks/TASK/reward", "number", "Mean reward of one task of a mixture.", ""),
+    Metric("tasks/TASK/stage", "count", "DRIFT: the stage of one task of a mixture; curriculum/stage is their mean.", ""),
 )  # fmt: skip
 _LENGTH = (
     Metric("completions/mean_length", "tokens", "Mean length of the completions.", "A fall while the reward does not rise: answers collapse."),

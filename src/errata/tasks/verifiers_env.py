@@ -3,7 +3,11 @@
 ``NAME`` is what ``verifiers.load_environment`` loads. The rows are those of its data set, the prompts too. The environment runs
 its own loop: where it would ask a model, it is given what the policy wrote. So its turns, its ends and its errors are its own,
 and its rubric judges. The verdict's score is the reward divided by the sum of the rubric's weights, 1.0 where every part is full;
-the parts that are not full are the feedback. Versions 0.2 and 0.3, because 0.4 has no such environments any more.
+the parts that are not full are the feedback. This is for versions 0.2 and 0.3; the tasksets of 0.4 are in
+``tasks/verifiers_tasksets.py``.
+
+An environment with tools offers them to the policy as TRL's tools. TRL makes one call at a time, and each is a message of its
+own for the environment; its rubric gets the rollout as it was.
 """
 
 from __future__ import annotations
@@ -14,10 +18,12 @@ import queue
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from errata.records import Verdict
-from errata.tasks.worlds import WorldVerifier, arguments_of, need, one_line, run_in_loop
+from errata.tasks import verifiers_tasksets
+from errata.tasks.verifiers_tasksets import typed_messages
+from errata.tasks.worlds import WorldVerifier, arguments_of, need, one_line, run_in_loop, tool_method
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,6 +45,8 @@ def load(name: str, path: str | None = None, split: str = "train", *, strict: bo
 
     if path is not None:
         raise ValueError(f"path: the rows of {name} are its environment's; leave the path out")
+    if _has_tasksets():
+        return verifiers_tasksets.load(name, split)
     rows = _rows(name, split)
     return Dataset.from_list(
         [
@@ -59,11 +67,15 @@ def load(name: str, path: str | None = None, split: str = "train", *, strict: bo
 
 def verifier(name: str) -> WorldVerifier:
     """The environment's own rubric."""
-    return RubricVerifier(name) if _one_turn(name) else WorldVerifier()
+    if _has_tasksets():
+        return verifiers_tasksets.verifier(name)
+    return RubricVerifier(name) if _one_turn(name) else ConversationVerifier()
 
 
-def environment(name: str) -> type[VerifiersWorld] | None:
+def environment(name: str) -> type | None:
     """The class of rollouts of several turns; ``None`` for an environment of one turn."""
+    if _has_tasksets():
+        return verifiers_tasksets.environment(name)
     return None if _one_turn(name) else _world(name)
 
 
@@ -75,15 +87,24 @@ class RubricVerifier(WorldVerifier):
         self.__name__ = name.partition(":")[2].partition("?")[0]
 
     def __call__(self, completions: Sequence[Any], environments: Sequence[Any] = (), **columns: Any) -> list[Verdict]:
-        worlds = [_world(self.name)() for _ in completions]
+        worlds = [_plain_world(self.name)() for _ in completions]
         for world, split, row, said in zip(worlds, columns["split"], columns["row"], completions, strict=True):
             world.reset(split=split, row=row)
             world._reply(said if isinstance(said, str) else str(said[-1].get("content") or ""))
         return [world._verdict() for world in worlds]
 
 
-class VerifiersWorld:
-    """One rollout of an environment of ``verifiers``."""
+class ConversationVerifier(WorldVerifier):
+    """What each rollout's environment says of it, which is shown the whole rollout first."""
+
+    def __call__(self, completions: Sequence[Any], environments: Sequence[Any], **columns: Any) -> list[Verdict]:
+        return [
+            environment._verdict(completion) for environment, completion in zip(environments, completions, strict=True)
+        ]
+
+
+class VerifiersRollout:
+    """One rollout of an environment of ``verifiers``, in a loop of its own that waits for the policy's messages."""
 
     name = ""
     """The task's."""
@@ -92,7 +113,7 @@ class VerifiersWorld:
         """Begins a rollout of a row; what the environment adds to the row's prompt."""
         self._finish()
         self.requests: queue.Queue[list[dict[str, Any]] | None] = queue.Queue()
-        self.answers: asyncio.Queue[str | None] = asyncio.Queue()
+        self.answers: asyncio.Queue[str | _Call | None] = asyncio.Queue()
         self.state: Any = None
         data = dict(_rows(self.name, split)[row])
         self.rollout = run_in_loop(self._rollout(data))
@@ -100,17 +121,26 @@ class VerifiersWorld:
         first = self._next()
         return "".join(f"\n{text}" for text in first or ()) or None
 
-    def _reply(self, text: str) -> str | None:
+    def _tell(self, said: str | _Call) -> list[str] | None:
+        """What the environment says to a message or a call of the policy; ``None`` where the rollout is over."""
         if self.rollout.done():
             return None
-        self.seen.append({"role": "assistant", "content": text})
-        self._say(text)
-        said = self._next()
-        return None if said is None else "\n".join(said)
+        self.seen.append({"role": "assistant", "content": "" if isinstance(said, _Call) else said})
+        self._say(said)
+        return self._next()
 
-    def _verdict(self) -> Verdict:
+    def _verdict(self, completion: Any = None) -> Verdict:
+        """The rubric's. A rollout whose environment or rubric raised is not judged."""
+        try:
+            self._end(completion if isinstance(completion, list) else [])
+            return self._judged(self.rollout.result())
+        except Exception as error:  # the environment's own code
+            return Verdict(None, kind="error", info={"error": one_line(error)})
+
+    def _end(self, messages: list[dict[str, Any]]) -> None:
         self._finish()
-        state = self.rollout.result()
+
+    def _judged(self, state: Any) -> Verdict:
         if state.get("error") is not None:
             return Verdict(None, kind="error", info={"error": one_line(state["error"])})
         run_in_loop(_rubric(self.name).score_rollout(state)).result()
@@ -133,9 +163,9 @@ class VerifiersWorld:
         self.seen = messages
         return [str(message.get("content") or "") for message in new]
 
-    def _say(self, text: str | None) -> None:
+    def _say(self, said: str | _Call | None) -> None:
         async def put() -> None:
-            self.answers.put_nowait(text)
+            self.answers.put_nowait(said)
 
         run_in_loop(put()).result()
 
@@ -152,15 +182,49 @@ class VerifiersWorld:
             self.requests.put(None)
 
 
+class VerifiersWorld(VerifiersRollout):
+    """A rollout of an environment that talks in plain messages."""
+
+    def _reply(self, text: str) -> str | None:
+        said = self._tell(text)
+        return None if said is None else "\n".join(said)
+
+
+class VerifiersToolWorld(VerifiersRollout):
+    """A rollout of an environment with tools; a subclass has a method for each."""
+
+    def _call(self, tool: str, arguments: dict[str, Any]) -> str:
+        said = self._tell(_Call(tool, json.dumps(arguments, ensure_ascii=False, default=str)))
+        if said is None:
+            state = self.rollout.result()
+            said = [_plain(m)["content"] for m in state.get("final_env_response") or ()] or [
+                f"The rollout is over ({state.get('stop_condition')})."
+            ]
+        return "\n".join(said)
+
+    def _end(self, messages: list[dict[str, Any]]) -> None:
+        if messages and messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
+            self._tell(str(messages[-1].get("content") or ""))
+        self._finish()
+        if messages:  # calls of one message are one message, with the text beside them
+            import verifiers.types
+
+            self.rollout.result()["completion"] = typed_messages(messages, verifiers.types)
+
+
+class _Call(NamedTuple):
+    """A call of a tool."""
+
+    tool: str
+    arguments: str
+    """JSON."""
+
+
 @cache
 def _environment(name: str) -> Any:
     need("verifiers", "verifiers-envs")
     import verifiers
 
-    if not hasattr(verifiers, "MultiTurnEnv"):
-        raise ValueError(
-            f"task: {name} needs verifiers 0.2 or 0.3; {verifiers.__version__} has no environments of that kind"
-        )
     rest, args = arguments_of(name.partition(":")[2])
     try:
         return verifiers.load_environment(rest, **args)
@@ -176,17 +240,38 @@ def _rows(name: str, split: str) -> list[dict[str, Any]]:
     return [dict(row) for row in (found.get_dataset() if split == "train" else found.get_eval_dataset())]
 
 
+def _has_tasksets() -> bool:
+    """Whether the package is of version 0.4, which has tasksets instead of environments."""
+    need("verifiers", "verifiers-envs")  # or the extra `verifiers`, for 0.4
+    import verifiers
+
+    return not hasattr(verifiers, "MultiTurnEnv")
+
+
 def _one_turn(name: str) -> bool:
     import verifiers
 
-    found = _environment(name)
-    if getattr(found, "tool_defs", None):
-        raise ValueError(f"task: {name} has tools of its own, which are not supported; give them as the recipe's tools")
-    return isinstance(found, verifiers.SingleTurnEnv)
+    return isinstance(_environment(name), verifiers.SingleTurnEnv)
 
 
 @cache
-def _world(name: str) -> type[VerifiersWorld]:
+def _world(name: str) -> type[VerifiersRollout]:
+    """The class of an environment's rollouts; where several environments are grouped, only their messages are supported."""
+    found = _environment(name)
+    for part in getattr(found, "envs", ()):
+        if getattr(part, "tool_defs", None):
+            raise ValueError(
+                f"task: {name} is a group of environments, some with tools; name each of them in tasks instead"
+            )
+    tools = getattr(found, "tool_defs", None) or ()
+    if not tools:
+        return _plain_world(name)
+    methods = {t.name: tool_method(t.name, t.description, t.parameters, VerifiersToolWorld._call) for t in tools}
+    return type("VerifiersToolWorld", (VerifiersToolWorld,), {"name": name, "__module__": __name__, **methods})
+
+
+@cache
+def _plain_world(name: str) -> type[VerifiersWorld]:
     return type("VerifiersWorld", (VerifiersWorld,), {"name": name, "__module__": __name__})
 
 
@@ -213,10 +298,10 @@ def _plain(message: Any) -> dict[str, Any]:
     return {"role": given["role"], "content": given.get("content") or ""}
 
 
-def _client(world: VerifiersWorld) -> Any:
+def _client(world: VerifiersRollout) -> Any:
     """A client of verifiers that asks the policy: it hands the conversation over and waits for the next message."""
     from verifiers.clients import Client
-    from verifiers.types import Response, ResponseMessage
+    from verifiers.types import Response, ResponseMessage, ToolCall
 
     class Policy(Client):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -229,7 +314,13 @@ def _client(world: VerifiersWorld) -> Any:
             text = await asyncio.wait_for(world.answers.get(), _PATIENCE_S)
             if text is None:  # no room for another turn
                 raise verifiers.OverlongPromptError("the rollout has no room for another turn")
-            message = ResponseMessage(role="assistant", content=text, finish_reason="stop", is_truncated=False)
+            calls, finish = None, "stop"
+            if isinstance(text, _Call):
+                calls = [ToolCall(id=f"call-{len(prompt)}", name=text.tool, arguments=text.arguments)]
+                text, finish = "", "tool_calls"
+            message = ResponseMessage(
+                role="assistant", content=text, finish_reason=finish, is_truncated=False, tool_calls=calls
+            )
             return Response(id="errata", created=int(time.time()), model="policy", message=message)
 
         def setup_client(self, config: Any) -> Any:
