@@ -7,16 +7,14 @@ keys are drawn anew, three of ten the usual ones. So without a context it uses t
 from __future__ import annotations
 
 import argparse
-import math
 import random
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from small_policy import make_model, make_tokenizer, optimize
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from errata.contexts import transcript
 from errata.contexts.turns import hindsight
@@ -62,56 +60,14 @@ TEMPLATE = (
 SLIP = 0.3
 IS_USUAL = 0.3
 """The chance that a drawer has its usual key in a world of pre-training."""
-STEPS, BATCH, LEARNING_RATE = 700, 24, 4e-3
+STEPS, BATCH = 700, 24
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A token for each word of the world, and for each printable ASCII character."""
-    vocabulary = {token: k for k, token in enumerate([*SPECIAL, "\n", *map(chr, range(32, 127))])}
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=UNK))
-    core.decoder = decoders.Fuse()
-    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    core.add_tokens([AddedToken(word, special=False, normalized=False) for word in WORDS])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token=PAD,
-        unk_token=UNK,
-        eos_token=END,
-        padding_side="left",
-        model_max_length=1024,
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
+def make_policy() -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
+    """The untrained policy, and its tokenizer: a token for each word of the world, and for each printable ASCII character."""
+    tokenizer = make_tokenizer(SPECIAL, CHAT_TEMPLATE, words=WORDS, length=1024)
     tokenizer.response_template = RESPONSE_TEMPLATE
-    return tokenizer
-
-
-def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        head_dim=16,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        initializer_range=0.05,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = Qwen3ForCausalLM(config)
-    model.generation_config = GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return model
+    return make_model(tokenizer, width=64, layers=2), tokenizer
 
 
 @dataclass
@@ -200,25 +156,22 @@ def encode(tokenizer: PreTrainedTokenizerFast, prompt: str, episode: Episode) ->
     return ids, targets
 
 
-def train(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, rng: random.Random, steps: int = STEPS) -> None:
-    """Train in place on the likelihood of the policy's own tokens, each batch of fresh worlds."""
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05, betas=(0.9, 0.98))
-    started = time.monotonic()
-    for step in range(steps):
-        decay = 0.5 * (1.0 + math.cos(math.pi * step / steps))
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 50) * decay
+def train(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, rng: random.Random, steps: int = STEPS
+) -> list[float]:
+    """Train in place on the likelihood of the policy's own tokens, each batch of fresh worlds. Returns each step's loss."""
+
+    def backward(step: int) -> tuple[float, str]:
         examples = [encode(tokenizer, *draw(rng)) for _ in range(BATCH)]
         width = max(len(ids) for ids, _ in examples)
         tokens = torch.tensor([ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids, _ in examples])
         targets = torch.tensor([wanted + [-100] * (width - len(wanted)) for _, wanted in examples])[:, 1:]
         hidden = model.model(input_ids=tokens[:, :-1]).last_hidden_state[targets >= 0]
         loss = torch.nn.functional.cross_entropy(model.lm_head(hidden), targets[targets >= 0])
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 100 == 99:
-            print(f"{time.monotonic() - started:5.0f} s  step {step + 1}/{steps}  loss {loss.item():.3f}", flush=True)
+        torch.autograd.backward(loss)
+        return loss.item(), ""
+
+    return optimize(model, steps, backward)
 
 
 def main() -> None:
@@ -227,8 +180,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    tokenizer = make_tokenizer()
-    model = make_model(tokenizer)
+    model, tokenizer = make_policy()
     train(model, tokenizer, random.Random(args.seed))
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)

@@ -7,7 +7,6 @@ teacher context, from which copying and correcting are learned fast; problems of
 from __future__ import annotations
 
 import argparse
-import math
 import platform
 import random
 import time
@@ -18,9 +17,9 @@ import torch
 import transformers
 from house_data import KINDS, SLIP, SLIP_WEIGHTS, UNKNOWN, Example, draw_plain, draw_shown
 from house_measure import measure
-from tokenizers import AddedToken, Tokenizer, decoders, models
-from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from small_policy import make_model, make_tokenizer, optimize
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from errata.contexts.render import Renderer
 
@@ -34,55 +33,14 @@ CHAT_TEMPLATE = (
 STAGES = (400, 500, 1100)
 """Optimizer steps of each stage: facts, short problems, all lengths."""
 BATCH = {"plain": 24, "solution": 16, "trace": 24, "correction": 12}
-LEARNING_RATE = 4e-3
 USER_WEIGHT = 0.2
 """Weight of the loss on the user's text, which contains solutions too."""
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per printable ASCII character."""
-    vocabulary = {token: k for k, token in enumerate([*SPECIAL, "\n", *map(chr, range(32, 127))])}
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=UNK))
-    core.decoder = decoders.Fuse()
-    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token=PAD,
-        unk_token=UNK,
-        eos_token=END,
-        padding_side="left",
-        model_max_length=4096,
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        head_dim=32,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        initializer_range=0.05,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = Qwen3ForCausalLM(config)
-    model.generation_config = GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return model
+def make_policy() -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
+    """The untrained policy, and its tokenizer: one token per printable ASCII character."""
+    tokenizer = make_tokenizer(SPECIAL, CHAT_TEMPLATE, length=4096)
+    return make_model(tokenizer, width=128, layers=3), tokenizer
 
 
 def batches(
@@ -136,13 +94,10 @@ def train(
     stages: tuple[int, int, int] = STAGES,
 ) -> list[float]:
     """Train ``model`` in place and return each step's loss, the mean over its batches of nats per assistant token."""
-    steps, losses = sum(stages), []
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05, betas=(0.9, 0.98))
-    kernel, started = noise(ids), time.monotonic()
-    for step in range(steps):
-        decay = 0.5 * (1.0 + math.cos(math.pi * step / steps))
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 50) * decay
-        report, step_losses = [], []
+    kernel = noise(ids)
+
+    def backward(step: int) -> tuple[float, str]:
+        report, losses = [], []
         for kind, examples in batches(rng, step, renderer, stages):
             tokens, targets, assistant = encode(examples, ids)
             hidden = model.model(input_ids=tokens).last_hidden_state
@@ -155,19 +110,11 @@ def train(
                 loss = torch.where(result, -(kernel[label] * logp).sum(-1), loss)
             weight = torch.where(own, 1.0, USER_WEIGHT)
             torch.autograd.backward((loss * weight).sum() / own.sum() / len(KINDS))
-            step_losses.append(loss[own].mean().item())
+            losses.append(loss[own].mean().item())
             report.append(f"{kind} {(logp.argmax(-1) == label)[result].float().mean():.2f}")
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(sum(step_losses) / len(step_losses))
-        if step % 50 == 49:
-            print(
-                f"{time.monotonic() - started:5.0f} s  step {step + 1}/{steps}  loss {losses[-1]:.3f}  "
-                f"right results: {', '.join(report)}",
-                flush=True,
-            )
-    return losses
+        return sum(losses) / len(losses), f"right results: {', '.join(report)}"
+
+    return optimize(model, sum(stages), backward)
 
 
 def card(numbers: dict[str, dict[str, float]], model: Qwen3ForCausalLM, seed: int, minutes: float) -> str:
@@ -242,8 +189,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     started = time.monotonic()
     renderer = Renderer("house")
-    tokenizer = make_tokenizer()
-    model = make_model(tokenizer)
+    model, tokenizer = make_policy()
     train(model, tokenizer.get_vocab(), random.Random(args.seed), renderer)
     minutes = (time.monotonic() - started) / 60
     model.save_pretrained(args.out)

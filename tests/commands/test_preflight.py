@@ -71,8 +71,28 @@ def test_rows_and_a_verifier_of_ones_own(tmp_path, files, capsys, monkeypatch):
     assert [c["method"] for c in found["conclusions"]] == ["distil", "grpo", "sft", "sdpo", "opsd", "srpo", "drift"]
     assert status == int(found["conclusions"][0]["answer"] == "no")
     assert "4 problems, 3 attempts each" in shown
+    # Each part is announced with the time, since with a large model one may take minutes.
+    begun = re.findall(r"^ +\d+ s  (\w+)", shown, re.MULTILINE)
+    assert [word for word in begun if word in ("answers", "critiques")] == ["answers", "critiques", *["answers"] * 6]
+    assert "…" not in shown  # in 80 columns nothing is cut
+    assert re.search(r"answers with the reference, 4 problems \(3 of 6 contexts\)", shown)
     for row in found["lines"]:
         assert 0 <= row["pairs"]["lowers"] <= row["pairs"]["n"] <= row["n"] <= 4
+
+
+def test_a_context_that_another_kind_gives_too_is_sampled_once(tmp_path, monkeypatch):
+    """The method's own choice is the reference here; measured by itself it is the same, to the digit."""
+    run = trainer(tmp_path, train_rows=8, method_args={"sources": ["reference"], "with_feedback": False})
+    data, said = chosen_rows(list(run.train_dataset), 8, 0), []
+    both = measure(run, data, 2, ("reference", "own"), said.append)
+    assert [p.shown["own"] for p in both.problems] == [p.shown["reference"] for p in both.problems]
+    assert both.pairs["own"] == both.pairs["reference"]
+    assert [line.split(",")[0] for line in said] == ["answers without a context", "answers with the reference"]
+    alone = measure(run, data, 2, ("own",))
+    assert ([p.shown["own"] for p in alone.problems], alone.pairs["own"]) == (
+        [p.shown["own"] for p in both.problems],
+        both.pairs["own"],
+    )
 
 
 def test_training_begins_with_a_small_one_that_changes_nothing(tmp_path, files, capsys, monkeypatch):

@@ -20,7 +20,7 @@ from errata.reports.compare import (
     worst_drop,
 )
 from errata.reports.rundir import RunDirectory
-from errata.reports.runs import load
+from errata.reports.runs import load, tunings
 
 
 def run_with(path, values, *, method="distil", seed=0, width=None, step_time=2.0, **settings):
@@ -230,3 +230,19 @@ def test_teachers_that_are_shown_different_things_are_named(tmp_path):
     assert teachers_differ({"distil": same, "opsd": {"sources": ["reference"]}})[0].startswith(
         "teachers are not shown the same (distil: reference with feedback; opsd: reference);"
     )
+
+
+@pytest.mark.parametrize(
+    ("chosen", "scores", "end"),
+    [
+        (1e-3, {3e-4: 0.2, 1e-3: 0.5, 3e-3: 0.4}, ""),
+        (3e-3, {3e-4: 0.2, 1e-3: 0.4, 3e-3: 0.5}, "highest"),
+        (3e-4, {1e-3: 0.4, 3e-4: 0.5}, "lowest"),
+        (1e-3, {1e-3: 0.0, 3e-3: 0.0}, ""),  # says nothing of either direction
+        (1e-3, {1e-3: 0.4}, ""),
+    ],
+)
+def test_a_best_rate_at_the_end_of_those_tried_is_named(chosen, scores, end):
+    tried = [{"learning_rate": rate, "avg": score} for rate, score in scores.items()]
+    (found,) = tunings({"distil": {"learning_rate": chosen, "trials": tried}})
+    assert (found.end, list(found.trials)) == (end, sorted(scores.items()))

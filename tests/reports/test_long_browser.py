@@ -265,8 +265,9 @@ def test_attempts_can_be_sorted_by_any_signal(browser, long):  # noqa: F811
 
 def test_tuning_trials_are_told(browser, long):  # noqa: F811
     with Page(browser, long["both"]) as page:
-        assert page.page.locator(".tuning .trial").all_inner_texts() == ["1e-05: 50.0", "3e-05: 25.0"]
-        assert page.text(".tuning .trial.chosen") == "1e-05: 50.0"
+        assert page.page.locator(".tuning th").all_inner_texts() == ["learning rate", "1e-05", "3e-05", "distil"]
+        assert page.page.locator(".tuning td").all_inner_texts() == ["✓ 50.0", "25.0"]
+        assert page.text(".tuning .footnote").startswith("distil: the best is the lowest rate tried")
 
 
 def test_differences_of_code_and_settings_are_told(browser, long):  # noqa: F811

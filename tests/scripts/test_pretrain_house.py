@@ -101,7 +101,7 @@ def test_batches_are_of_each_stages_kinds():
 
 
 def test_inputs_and_targets_are_shifted_by_one_token_and_unknown_results_have_none():
-    tokenizer = pretrain_house.make_tokenizer()
+    _, tokenizer = pretrain_house.make_policy()
     example = house_data.Example("7a+3=?", written="7a+3=1", target="7a+3= ")
     tokens, targets, assistant = pretrain_house.encode([example], tokenizer.get_vocab())
     assert tokenizer.decode(tokens[0]) == "<|user|>7a+3=?<|assistant|>7a+3=1"
@@ -113,8 +113,7 @@ def test_inputs_and_targets_are_shifted_by_one_token_and_unknown_results_have_no
 
 def test_training_starts_and_the_loss_falls():
     torch.manual_seed(0)
-    tokenizer = pretrain_house.make_tokenizer()
-    model = pretrain_house.make_model(tokenizer)
+    model, tokenizer = pretrain_house.make_policy()
     losses = pretrain_house.train(model, tokenizer.get_vocab(), random.Random(0), RENDERER, stages=(25, 3, 3))
     assert len(losses) == 31
     assert sum(losses[20:25]) / 5 < 0.5 * losses[0]

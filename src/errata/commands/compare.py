@@ -33,7 +33,7 @@ from errata.reports.compare import table, teachers_differ
 from errata.reports.html import write_report
 from errata.reports.lock import Lock, holder
 from errata.reports.rundir import RunDirectory
-from errata.reports.runs import PLAN, load
+from errata.reports.runs import PLAN, load, tunings
 from errata.training import interrupt
 
 LINE_EVERY_S = 30.0
@@ -380,9 +380,10 @@ def _conclude(
         if jobs > 1:
             console.print(f"Times were taken with up to {jobs} runs at a time.", style="dim", highlight=False)
         console.print(f"report: {write_report([folder], target=target)}", highlight=False)
-    for label, found in tuning.items():
+    for tuned in tunings(tuning):
+        of = f", the {tuned.end}: try more, --tune {len(tuned.trials) + 2}" if tuned.end else ""
         console.print(
-            f"{label}: learning rate {found['learning_rate']:g}, the best of {len(found['trials'])}", highlight=False
+            f"{tuned.label}: learning rate {tuned.chosen:g}, the best of {len(tuned.trials)}{of}", highlight=False
         )
     if failed:
         console.print(f"failed: {', '.join(failed)}; the same command runs them again", highlight=False)

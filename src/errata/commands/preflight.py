@@ -51,16 +51,20 @@ def preflight(path: str | None, overrides: Sequence[str], *, problems: int, k: i
     recipe.set_environment()
     if recipe.config.use_cpu or not torch.cuda.is_available():
         keep_memory()
+    started = time.perf_counter()
     trainer = build_trainer(recipe)
     if trainer.expert is not None:
         raise ValueError(
             "expert: this one only answers queries about tokens, so its own accuracy is not known; evaluate it where it runs"
         )
-    if trainer.is_world_process_zero():
-        tried = min(problems, len(trainer.train_dataset))
-        print(f"{tried} problems, {k} attempts at each in every context; nothing is learned", flush=True)
-    started = time.perf_counter()
-    found = measure(trainer, chosen_rows(list(trainer.train_dataset), problems, recipe.config.seed), k)
+    rows = chosen_rows(list(trainer.train_dataset), problems, recipe.config.seed)
+
+    def says(begins: str) -> None:
+        if trainer.is_world_process_zero():
+            print(f"{time.perf_counter() - started:5.0f} s  {begins}", flush=True)
+
+    says(f"{recipe.config.model} is loaded; {len(rows)} problems, {k} attempts at each; nothing is learned")
+    found = measure(trainer, rows, k, says=says)
     seconds = time.perf_counter() - started
     own = recipe.config.method
     concluded = verdicts(found, {own: trainer.method, **_others(own)}, own)
@@ -88,6 +92,8 @@ def before_training(console: Console, trainer: ErrataTrainer, name: str) -> None
         return
     k, started = min(config.num_generations, 4), time.perf_counter()
     rows = chosen_rows(list(trainer.train_dataset), config.preflight, config.seed)
+    if trainer.is_world_process_zero():
+        console.print(f"preflight on {len(rows)} training problems (preflight: 0 leaves it out)", highlight=False)
     found = measure(trainer, rows, k, ("own",) if trainer.method.uses_teacher else ())
     (conclusion,) = verdicts(found, {name: trainer.method}, name)
     if conclusion.answer == "no" and config.guard == "stop":
@@ -105,7 +111,9 @@ def before_training(console: Console, trainer: ErrataTrainer, name: str) -> None
 
 def table(found: Findings, method: str, k: int) -> Table:
     """One row for each kind of context; the first is the policy's plain answers."""
-    shown = Table(title=f"accuracy of {k} attempts at each problem", title_justify="left", box=SIMPLE_HEAD)
+    shown = Table(
+        title=f"accuracy of {k} attempts at each problem", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for title in ("shown", "problems", "teacher", "student", "lead", "raises", "lowers"):
         shown.add_column(title, justify="left" if title == "shown" else "right", no_wrap=True)
     n = len(found.problems)

@@ -111,6 +111,7 @@ def page(
         facts=_facts(runs[0]) if len(runs) == 1 else [],
         table=_table(runs, target) if len(runs) > 1 else None,
         tuning=tuning,
+        k=runs[0].k,
         code=code,
         live=live,
         environments=[{"name": run.name, "facts": _environment(run.env)} for run in runs],

@@ -185,17 +185,34 @@ class Tuning:
     trials: Sequence[tuple[float, float | None]]
     """Learning rate and last avg@k on training problems, in the order of the rates."""
 
+    @property
+    def end(self) -> str:
+        """``highest`` or ``lowest`` where the best rate is the last of those tried in that direction, else empty.
+
+        Empty, too, where all rates came to the same.
+        """
+        rates = [rate for rate, _ in self.trials]
+        if len({score for _, score in self.trials}) < 2:
+            return ""
+        return "highest" if self.chosen == max(rates) else "lowest" if self.chosen == min(rates) else ""
+
+
+def tunings(tuning: Mapping[str, Mapping[str, Any]]) -> list[Tuning]:
+    """What a comparison's plan says about its tuning."""
+    return [
+        Tuning(
+            label,
+            tuned["learning_rate"],
+            sorted((trial["learning_rate"], trial.get("avg")) for trial in tuned.get("trials") or []),
+        )
+        for label, tuned in tuning.items()
+    ]
+
 
 def trials(paths: Iterable[str | Path]) -> list[Tuning]:
     """The tuning of the comparisons at ``paths``, by label."""
-    found = []
-    for path in map(Path, paths):
-        if not (path / PLAN).is_file():
-            continue
-        for label, tuned in (json.loads((path / PLAN).read_text(encoding="utf-8")).get("tuning") or {}).items():
-            rates = sorted((trial["learning_rate"], trial.get("avg")) for trial in tuned.get("trials") or [])
-            found.append(Tuning(label, tuned["learning_rate"], rates))
-    return found
+    plans = [path / PLAN for path in map(Path, paths) if (path / PLAN).is_file()]
+    return [t for plan in plans for t in tunings(json.loads(plan.read_text(encoding="utf-8")).get("tuning") or {})]
 
 
 def _cells(path: Path) -> list[tuple[Path, str | None]]:

@@ -8,7 +8,7 @@ learned.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from errata.contexts import choose
 from errata.experts import SelfTeacher, Teacher
 from errata.feedback.critique import Critic
 from errata.methods import TeacherMethod
-from errata.records import Group, Rollout, Row, TeacherContext, Verdict, groups_of
+from errata.records import Group, Prompt, Rollout, Row, TeacherContext, Verdict, groups_of
 from errata.training.compat import Shown
 from errata.training.evaluation import judged_rollouts, sampling_of
 from errata.training.findings import KINDS, Findings, Pairs, Problem
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 Contexts = dict[str, TeacherContext]
 """The context of a rollout, by problem."""
 
+CRITIQUE_PER_ANSWER = 4
+"""The longest critique where the recipe names no critic, in longest answers."""
+
 
 def chosen_rows(rows: Sequence[Row], n: int, seed: int) -> list[Row]:
     """``n`` of the rows, drawn by the seed, in the data's order; all where there are fewer. Problems occur once."""
@@ -41,13 +44,20 @@ def chosen_rows(rows: Sequence[Row], n: int, seed: int) -> list[Row]:
     return [unique[i] for i in sorted(random.Random(seed).sample(range(len(unique)), min(n, len(unique))))]
 
 
-def measure(trainer: ErrataTrainer, rows: Sequence[Row], k: int, kinds: Sequence[str] = (*KINDS, "own")) -> Findings:
+def measure(
+    trainer: ErrataTrainer,
+    rows: Sequence[Row],
+    k: int,
+    kinds: Sequence[str] = (*KINDS, "own"),
+    says: Callable[[str], None] = lambda _: None,
+) -> Findings:
     """Accuracies in each kind of context, and pairs of tokens. Collective: call on every rank. Random numbers are as before.
 
     Args:
         rows: of training; each problem once.
         k: attempts at each problem, plain and in each context.
         kinds: of contexts to try, out of ``KINDS`` and ``own``.
+        says: is told what begins, since with a large model each part may take minutes.
     Raises:
         ValueError: under FSDP or DeepSpeed, where the teacher cannot generate.
     """
@@ -59,30 +69,38 @@ def measure(trainer: ErrataTrainer, rows: Sequence[Row], k: int, kinds: Sequence
     due = trainer.evaluation_due  # of the run's own, which this is none of
     devices = [trainer.accelerator.device] if trainer.accelerator.device.type == "cuda" else []
     with trainer.evaluating(), torch.random.fork_rng(devices=devices):
+        says(f"answers without a context, {len(rows)} problems")
         rollouts = judged_rollouts(trainer, rows, k, sampling, batch_size=config.eval_batch_size)
         groups = groups_of(rollouts, k)
         tried = {g.problem_id: _failed(g, threshold) for g in groups}
         # A critique is sampled, so each process would show its own.
-        (contexts,) = broadcast_object_list([_contexts(trainer, groups, tried, kinds)])
+        (contexts,) = broadcast_object_list([_contexts(trainer, groups, tried, kinds, says)])
         teacher = trainer.teacher or SelfTeacher(trainer.model, "live")
         own = {g.problem_id: len(g.successes(threshold)) / k for g in groups}
         shown: dict[str, dict[str, float]] = {problem: {} for problem in own}
-        pairs = {}
-        for kind, by_problem in contexts.items():
-            prompts = {p: trainer.renderer.render(tried[p], c) for p, c in by_problem.items()}
-            prompts = {p: rendered for p, rendered in prompts.items() if not rendered.dropped}
-            asked = [row for row in rows if str(row["problem_id"]) in prompts]
-            if not asked:
+        pairs: dict[str, Pairs] = {}
+        rendered = {kind: _prompts(trainer, tried, by_problem) for kind, by_problem in contexts.items()}
+        tasks = {kind: prompts for kind, prompts in rendered.items() if prompts}
+        # What the method chooses is often one of the other kinds, and the same seed would give the same answers.
+        first = {kind: next(k for k in tasks if tasks[k] == prompts) for kind, prompts in tasks.items()}
+        different = list(dict.fromkeys(first.values()))
+        for kind, prompts in tasks.items():
+            if first[kind] != kind:
+                pairs[kind] = pairs[first[kind]]
+                for problem in prompts:
+                    shown[problem][kind] = shown[problem][first[kind]]
                 continue
+            title = "what the method chooses" if kind == "own" else KINDS[kind]
+            number = f"{different.index(kind) + 1} of {len(different)} contexts"
+            says(f"answers with {title}, {len(prompts)} problems ({number})")
+            asked = [row for row in rows if str(row["problem_id"]) in prompts]
             kwargs = _template_kwargs(trainer)
             with teacher.generating(trainer.accelerator.unwrap_model(trainer.model)) as model:
-                told = Shown(
-                    [prompts[str(r["problem_id"])].prompt for r in asked], _other(trainer, teacher, model), kwargs
-                )
+                told = Shown([prompts[str(r["problem_id"])] for r in asked], _other(trainer, teacher, model), kwargs)
                 answers = judged_rollouts(trainer, asked, k, sampling, batch_size=config.eval_batch_size, shown=told)
             for group in groups_of(answers, k):
                 shown[group.problem_id][kind] = sum(r.solved(threshold) for r in group) / k
-            pairs[kind] = _pairs(trainer, teacher, groups, {p: r.prompt for p, r in prompts.items()}, tried, threshold)
+            pairs[kind] = _pairs(trainer, teacher, groups, prompts, tried, threshold)
     trainer.evaluation_due = due
     return Findings(
         [
@@ -111,8 +129,20 @@ def _template_kwargs(trainer: ErrataTrainer) -> Mapping[str, object]:
     return method.teacher_chat_template_kwargs if isinstance(method, TeacherMethod) else {}
 
 
+def _prompts(
+    trainer: ErrataTrainer, tried: Mapping[str, Rollout], contexts: Mapping[str, TeacherContext]
+) -> dict[str, Prompt]:
+    """The teacher's prompt of each problem whose context fits into it."""
+    rendered = {problem: trainer.renderer.render(tried[problem], context) for problem, context in contexts.items()}
+    return {problem: r.prompt for problem, r in rendered.items() if not r.dropped}
+
+
 def _contexts(
-    trainer: ErrataTrainer, groups: Sequence[Group], tried: Mapping[str, Rollout], kinds: Sequence[str]
+    trainer: ErrataTrainer,
+    groups: Sequence[Group],
+    tried: Mapping[str, Rollout],
+    kinds: Sequence[str],
+    says: Callable[[str], None],
 ) -> dict[str, Contexts]:
     """What the teacher of each problem's tried attempt could be shown, by kind."""
     method, threshold = trainer.method, trainer.method.success_threshold
@@ -123,6 +153,7 @@ def _contexts(
         rows = [{"problem_id": r.problem_id, **r.row} for r in attempts]
         feedback["correction"] = _changed(attempts, trainer.comments(attempts, rows, 0)[0])
     if "critique" in kinds:
+        says(f"critiques of {len(_failures(trainer, attempts))} failed attempts")
         feedback["critique"] = _changed(attempts, _critiqued(trainer, attempts))
     found: dict[str, Contexts] = {}
     memory, rng = method.memory(), random.Random(trainer.args.seed)
@@ -159,19 +190,21 @@ def _changed(before: Sequence[Rollout], after: Sequence[Rollout]) -> list[Rollou
     ]
 
 
+def _failures(trainer: ErrataTrainer, attempts: Sequence[Rollout]) -> list[int]:
+    threshold = trainer.method.success_threshold
+    return [i for i, r in enumerate(attempts) if r.reward is not None and not r.solved(threshold)]
+
+
 def _critiqued(trainer: ErrataTrainer, attempts: Sequence[Rollout]) -> list[Rollout]:
     """The attempts with the critique of the recipe's critic, or of the policy where it names none."""
-    failed = [
-        i for i, r in enumerate(attempts) if r.reward is not None and not r.solved(trainer.method.success_threshold)
-    ]
     if trainer.comments.critiques is not None:
-        return trainer.comments.critiques(list(attempts), failed, 0)[0]
+        return trainer.comments.critiques(list(attempts), _failures(trainer, attempts), 0)[0]
     tokenizer, config = trainer.tokenizer, trainer.args
+    # The recipe asks for no critique, so one much longer than its answers is not worth the wait.
+    longest = min(config.critic_max_tokens, max(64, CRITIQUE_PER_ANSWER * (config.max_completion_length or 0)))
 
     def write(prompts: list[list[dict[str, object]]]) -> list[str]:
-        ids = trainer.write(
-            prompts, temperature=config.temperature, top_p=config.top_p, max_tokens=config.critic_max_tokens
-        )
+        ids = trainer.write(prompts, temperature=config.temperature, top_p=config.top_p, max_tokens=longest)
         return list(tokenizer.batch_decode(ids, skip_special_tokens=True))
 
     critic = Critic(
@@ -187,7 +220,7 @@ def _pairs(
     trainer: ErrataTrainer,
     teacher: Teacher,
     groups: Sequence[Group],
-    prompts: Mapping[str, object],
+    prompts: Mapping[str, Prompt],
     tried: Mapping[str, Rollout],
     threshold: float,
 ) -> Pairs:
