@@ -40,6 +40,7 @@ PRESETS = (
     "distil-math",
     "opsd-nonthinking",
     "opsd-paper",
+    "srpo-forward",
     "drift-paper",
     "drift-released",
 )

@@ -66,6 +66,8 @@ SETTINGS = {
     "opsd-paper": {"divergence": "forward_kl", "support": "full", "entry_clip": None, "token_clip": None},
     # arXiv 2604.02288: "JS", "proportional to exp(-beta H_T), beta = 1", one shared denominator
     "srpo": {"divergence": "js", "alpha": 0.5, "entropy_beta": 1.0, "denominators": "shared"},
+    # ours, docs/results.md: as srpo, with forward KL
+    "srpo-forward": {"divergence": "forward_kl", "entropy_beta": 1.0, "denominators": "shared", "support": "full"},
     # docs/length.md: length-neutral, about 50 tokens ahead
     "distil": {
         "credit": "sum",
@@ -187,6 +189,7 @@ TRAINER = {
     "opsd-paper": {**_OPSD, "max_completion_length": 2048},
     # arXiv 2604.02288
     "srpo": {"learning_rate": 5e-6},
+    "srpo-forward": {"learning_rate": 5e-6},
     # arXiv 2606.05152, released settings of science, coding and mathematics
     "distil-science": {"learning_rate": 5e-5, "warmup_steps": 10, "per_step": "32 problems x 8"},
     "distil-code": {"learning_rate": 1e-6, "per_update": "1 of the 32 problems sampled at a time"},

@@ -195,6 +195,12 @@ PRESETS: dict[str, Preset] = {
         f"{_OPSD_SETUP}, thinking",
         source="arXiv 2601.18734, first version: no clip",
     ),
+    "srpo-forward": Preset(
+        SRPO,
+        {"divergence": "forward_kl"},
+        {"learning_rate": 5e-6},
+        source="ours: SRPO's routing of arXiv 2604.02288 with the direction of the divergence of arXiv 2606.05152; docs/results.md",
+    ),
     "drift-paper": Preset(
         DRIFT,
         {"routing": "paper", "buffer": "paper", "buffer_fallback": "group", "sources": ("sibling", "buffer")},
