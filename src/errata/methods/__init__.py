@@ -199,7 +199,7 @@ PRESETS: dict[str, Preset] = {
         SRPO,
         {"divergence": "forward_kl"},
         {"learning_rate": 5e-6},
-        source="ours: SRPO's routing of arXiv 2604.02288 with the direction of the divergence of arXiv 2606.05152; docs/results.md",
+        source="ours: SRPO's routing (arXiv 2604.02288), forward KL as in arXiv 2606.05152; docs/results.md",
     ),
     "drift-paper": Preset(
         DRIFT,
