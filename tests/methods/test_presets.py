@@ -129,9 +129,12 @@ SETTINGS = {
         "teacher": "frozen",
         "sources": ("reference",),
     },
+    # LOG.md: one denominator, as SRPO's; the presets of the sources keep two
+    "drift": {"denominators": "shared", "divergence": "js", "routing": "released"},
     # arXiv 2606.30345: "JS 1/2", about 60 steps of warm-up, "mu = 0.2, tau = 1, B_max = 2"; W, a, lambda, m_min, m_max are ours
     "drift-paper": {
         "routing": "paper",
+        "denominators": "routed",
         "buffer": "paper",
         "buffer_fallback": "group",
         "warmup_steps": 60,
@@ -149,6 +152,7 @@ SETTINGS = {
     # alone, gate_floor 0, gate_power 1
     "drift-released": {
         "routing": "released",
+        "denominators": "routed",
         "binary_routing": True,
         "buffer": "released",
         "decay_per": "step",

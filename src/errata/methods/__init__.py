@@ -203,11 +203,19 @@ PRESETS: dict[str, Preset] = {
     ),
     "drift-paper": Preset(
         DRIFT,
-        {"routing": "paper", "buffer": "paper", "buffer_fallback": "group", "sources": ("sibling", "buffer")},
+        {
+            "routing": "paper",
+            "buffer": "paper",
+            "buffer_fallback": "group",
+            "sources": ("sibling", "buffer"),
+            "denominators": "routed",
+        },
         source="arXiv 2606.30345, the paper's bins and buffer",
     ),
     "drift-released": Preset(
-        DRIFT, {"sources": ("sibling", "buffer"), "decay_per": "step"}, source="arXiv 2606.30345, the released code"
+        DRIFT,
+        {"sources": ("sibling", "buffer"), "decay_per": "step", "denominators": "routed"},
+        source="arXiv 2606.30345, the released code",
     ),
 }
 
