@@ -14,7 +14,7 @@ from typing import Any
 
 from errata.records import Verdict
 
-__all__ = ["USUAL", "RulebookVerifier", "judge", "rule_of", "solve", "steps_of"]
+__all__ = ["USUAL", "RulebookVerifier", "grade", "judge", "rule_of", "solve", "steps_of"]
 
 Rule = Callable[[int, str, int], int]
 """``rule(x, operator, n)`` is the next digit."""
@@ -64,6 +64,18 @@ def solve(expression: str, rule: Rule) -> str:
     return solution
 
 
+def grade(attempt: str, expression: str, rule: Rule, *, full_marks: float) -> Verdict:
+    """A number alone: ``full_marks`` times the share of right steps, 0 for a malformed attempt. No feedback.
+
+    A step is right if it follows from the digit that the attempt wrote before it. ``info`` as of :func:`judge`.
+    """
+    verdict = judge(attempt, expression, rule, feedback="bit")
+    if "chosen" not in verdict.info:
+        return verdict
+    wrong = verdict.info.get("wrong_steps", [])
+    return Verdict(full_marks * (1 - len(wrong) / len(steps_of(expression))), info=verdict.info)
+
+
 def judge(attempt: str, expression: str, rule: Rule, *, feedback: str = "trace", trace: str = "all") -> Verdict:
     """The verdict on one attempt: score 1.0 if every step and the answer are right, else 0.0 with feedback.
 
@@ -98,7 +110,8 @@ def judge(attempt: str, expression: str, rule: Rule, *, feedback: str = "trace",
 
 
 class RulebookVerifier:
-    """The verifier of the ``rulebook`` tasks. It reads the columns ``expression`` and ``rulebook``.
+    """The verifier of the ``rulebook`` tasks. It reads the columns ``expression`` and ``rulebook``, and ``full_marks`` where
+    there is one: rows with less than 1 are graded (:func:`grade`).
 
     Args:
         feedback: ``"trace"``, ``"correction"`` or ``"bit"``; see :func:`judge`.
@@ -126,10 +139,13 @@ class RulebookVerifier:
         for name in ("expression", "rulebook"):
             if name not in columns:
                 raise ValueError(f"columns: the rulebook verifier reads the column {name!r}, and the data has none")
-        rows = zip(completions, columns["expression"], columns["rulebook"], strict=True)
+        full_marks = columns.get("full_marks", [1.0] * len(completions))
+        rows = zip(completions, columns["expression"], columns["rulebook"], full_marks, strict=True)
         return [
-            judge(_text(completion), expression, rule_of(rulebook), feedback=self.feedback, trace=self.trace)
-            for completion, expression, rulebook in rows
+            grade(_text(completion), expression, rule_of(rulebook), full_marks=most)
+            if most < 1
+            else judge(_text(completion), expression, rule_of(rulebook), feedback=self.feedback, trace=self.trace)
+            for completion, expression, rulebook, most in rows
         ]
 
 

@@ -30,6 +30,7 @@ _INSTRUCTIONS = ("length", "include", "exclude", "order", "case", "json", "mixed
 _MODULES: dict[str, str] = {
     "rulebook/sharpen": "errata.tasks.rulebook",
     "rulebook/new-rule": "errata.tasks.rulebook",
+    "rulebook/two-signals": "errata.tasks.rulebook",
     "sciknoweval/biology": "errata.tasks.sciknoweval",
     "sciknoweval/chemistry": "errata.tasks.sciknoweval",
     "sciknoweval/materials": "errata.tasks.sciknoweval",
