@@ -48,6 +48,9 @@ class Measure(TrainerCallback):  # type: ignore[misc]
         settings = cell.recipe
         self.cell, self.tokenizer = cell, tokenizer
         self.rows = tasks.load(settings["task"], split=cell.split).select(range(cell.problems))
+        count = len(self.rows)
+        self.kinds = np.array(self.rows["kind"]) if "kind" in self.rows.column_names else None
+        self.full_marks = self.rows["full_marks"] if self.kinds is not None else [1.0] * count
         self.verifier = tasks.verifier(settings["task"], **settings.get("task_args", {}))
         self.sampling = {key: settings[key] for key in ("temperature", "max_completion_length")}
         self.cpu_s = self.wall_s = 0.0
@@ -66,7 +69,11 @@ class Measure(TrainerCallback):  # type: ignore[misc]
             return
         self.solved, length = self._solved(model, k)
         row = {"step": state.global_step, "k": k, "cpu_s": round(self.cpu_s, 1), "wall_s": round(self.wall_s, 1)}
-        self.curve.append(row | {"pass@k": _pass_at(k, np.array(self.solved)), "length": length})
+        row |= {"pass@k": _pass_at(k, np.array(self.solved)), "length": length}
+        if self.kinds is not None:
+            shares = np.array(self.solved) / k
+            row["kinds"] = {str(kind): float(shares[self.kinds == kind].mean()) for kind in sorted(set(self.kinds))}
+        self.curve.append(row)
         if self.cell.cool and state.global_step == max(self.cell.at):
             self.cool = {"temperature": COOL, "solved": self._solved(model, self.cell.cool, temperature=COOL)[0]}
 
@@ -83,7 +90,9 @@ class Measure(TrainerCallback):  # type: ignore[misc]
             progress=False,
             **self.sampling | changed,
         )
-        right = np.array([row["score"] == 1.0 for row in found]).reshape(len(self.rows), k).sum(axis=1)
+        full_marks = np.repeat(self.full_marks, k)
+        scores = np.array([row["score"] or 0.0 for row in found])
+        right = (scores >= full_marks - 1e-9).reshape(len(self.rows), k).sum(axis=1)
         return right.tolist(), float(np.mean([row["length"] for row in found]))
 
 

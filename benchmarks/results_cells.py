@@ -93,6 +93,45 @@ CREDIT: dict[str, dict[str, Any]] = {
 }
 """DistIL's second term, in the table of future credit."""
 
+DISTIL: dict[str, dict[str, Any]] = {
+    "default": {},
+    "cost ce": {"cost": "ce"},
+    "no baseline": {"baseline": "none"},
+    "leave-one-out baseline": {"baseline": "leave_one_out"},
+    "discount 0.9": {"discount": 0.9},
+    "discount 1": {"discount": 1.0},
+    "student's top 10": {"support": "student_topk", "top_k": 10},
+    "teacher's top 10": {"support": "teacher_topk", "top_k": 10},
+}
+"""DistIL with one setting changed, in the table of its settings; the default's runs are those of the table of future credit."""
+
+TWO_SIGNALS: dict[str, Any] = {
+    **HOUSE,
+    "task": "rulebook/two-signals",
+    "max_steps": 40,
+    "per_device_train_batch_size": 64,
+}
+"""40 steps of 8 problems x 8 rollouts, half of them of each kind."""
+SIBLING = {"sources": ["sibling", "reference"]}
+TWO_METHODS: dict[str, dict[str, Any]] = {
+    "grpo": {"method": "grpo"},
+    "sdpo": {"method": "sdpo", "method_args": SIBLING},
+    "distil": {"method": "distil", "method_args": SIBLING},
+    "srpo": {"method": "srpo", "method_args": SIBLING},
+    "drift": METHODS["drift"],
+}
+"""Methods on ``rulebook/two-signals``. All teachers may be shown successful siblings, and solutions where there are any."""
+TWO_RATES = {f"rate-{rate:g}": {"learning_rate": rate} for rate in (1e-3, 2e-3, 4e-3)}
+"""Three trials a method there, not six: a smaller budget, the same for all."""
+DRIFT: dict[str, dict[str, Any]] = {
+    "two denominators": {"denominators": "routed"},
+    "no routing": {"routing": "none"},
+    "no rhythm": {"rhythm": False},
+    "no buffer": {"buffer": "none"},
+    "no warm-up": {"warmup_steps": 0},
+}
+"""DRIFT with one of its parts switched off, on the same task at the rate of its best trial."""
+
 SMOLLM2: dict[str, dict[str, Any]] = {
     "distil": {},
     "sdpo": {"method": "sdpo", "method_args": SOLUTION},
@@ -146,15 +185,23 @@ class Cell:
 
 
 def _tuned(
-    table: str, label: str, recipe: Mapping[str, Any], seeds: int, at: Mapping[int, int], peer: str | None = None
+    table: str,
+    label: str,
+    recipe: Mapping[str, Any],
+    seeds: int,
+    at: Mapping[int, int],
+    peer: str | None = None,
+    *,
+    tried: Mapping[str, Mapping[str, Any]] | None = None,
+    cool: int = 32,
 ) -> Iterator[Cell]:
     """The tuning trials, and the runs."""
     trials = []
-    for name, tried in (UNTAUGHT if label in NO_TEACHER else TAUGHT).items():
+    for name, settings in (tried or (UNTAUGHT if label in NO_TEACHER else TAUGHT)).items():
         trials.append(f"{table}/{label}/{name}")
-        yield Cell(trials[-1], label, TUNING_SEED, {**recipe, **tried}, peer, at={max(at): 8}, split="train")
+        yield Cell(trials[-1], label, TUNING_SEED, {**recipe, **settings}, peer, at={max(at): 8}, split="train")
     for seed in range(seeds):
-        yield Cell(f"{table}/{label}/seed-{seed}", label, seed, recipe, peer, tuple(trials), at, cool=32)
+        yield Cell(f"{table}/{label}/seed-{seed}", label, seed, recipe, peer, tuple(trials), at, cool=cool)
 
 
 def _of_recipe(name: str) -> dict[str, Any]:
@@ -183,6 +230,21 @@ def _all() -> Iterator[Cell]:
         for seed in range(3):
             name = f"credit/{kind.replace(', ', '-').replace(' ', '-')}/seed-{seed}"
             yield Cell(name, f"credit, {kind}", seed, recipe | {"teacher": "ema"}, at={20: 16, 30: 16}, cool=32)
+    for kind, args in DISTIL.items():
+        recipe = {**HOUSE, "method": "distil", "method_args": {**SOLUTION, **args}, "learning_rate": 4e-3}
+        for seed in range(3 if args else 0):
+            name = f"settings/{kind.replace(' ', '-').replace(chr(39), '')}/seed-{seed}"
+            yield Cell(name, f"distil, {kind}", seed, recipe | {"teacher": "ema"}, at={20: 16, 30: 16}, cool=32)
+    at = {1: 16, 20: 8, 40: 32}
+    for label, own in TWO_METHODS.items():
+        yield from _tuned("two-signals", label, {**TWO_SIGNALS, **own}, 3, at, tried=TWO_RATES, cool=0)
+    trials = tuple(f"two-signals/drift/{name}" for name in TWO_RATES)
+    for kind, args in DRIFT.items():
+        own = METHODS["drift"]["method_args"] | args
+        recipe = {**TWO_SIGNALS, "method": "drift", "method_args": own}
+        for seed in range(3):
+            name = f"drift/{kind.replace(' ', '-')}/seed-{seed}"
+            yield Cell(name, f"drift, {kind}", seed, recipe, trials=trials, at=at)
     for seed in range(3):
         yield Cell(f"demo/distil/seed-{seed}", "demo", seed, _of_recipe("demo"), at={40: 8, 80: 8})
     smollm2 = _of_recipe("smollm2") | {"model": "smollm2-q4"}

@@ -16,7 +16,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from results_cells import CELLS, CREDIT, METHODS, PEERS, ROOT, SHOWN, SMOLLM2, TAUGHT, UNTAUGHT, Cell
+from results_cells import (
+    CELLS,
+    CREDIT,
+    DISTIL,
+    DRIFT,
+    METHODS,
+    PEERS,
+    ROOT,
+    SHOWN,
+    SMOLLM2,
+    TAUGHT,
+    TWO_METHODS,
+    TWO_RATES,
+    UNTAUGHT,
+    Cell,
+)
 
 from errata.evaluation.metrics import pass_at_k
 from errata.reports.compare import T_975, interval
@@ -25,6 +40,7 @@ from errata.reports.plots import COLOURS
 PAGE = ROOT / "docs" / "results.md"
 FIGURE = ROOT / "docs" / "figures" / "pass-at-n.svg"
 ALL = (*METHODS, *PEERS)
+KINDS = ("explained", "graded")
 Record = dict[str, Any]
 
 
@@ -167,6 +183,67 @@ def credit_table() -> str:
             rows.append([kind, str(len(found)), *map(shown, measured)])
     header = ["second term", "seeds", "avg@1, step 20", "avg@1", "pass@16", "avg@1, T .6", "pass@32, T .6"]
     return markdown(header, rows) + "\n\n" + missing([c for c in CELLS.values() if c.table == "credit"])
+
+
+def two_signals_table() -> str:
+    """Accuracy by kind of problem; the untrained policy is the first evaluation, before which the rate was 0."""
+    every = [r for label in TWO_METHODS for r in records("two-signals", label)]
+    rows = []
+    if every:
+        rows.append(["none", "–", "–", *(shown([of_kind(every[0], kind, 1)]) for kind in KINDS), "–", "–", "–"])
+    for label in TWO_METHODS:
+        found = records("two-signals", label)
+        if found:
+            row = [f"`{label}`", f"{found[0]['settings']['learning_rate']:g}", str(len(found)), *_by_kind(found)]
+            rows.append([*row, f"{np.mean([r['cpu_s'] for r in found]):.0f}"])
+    header = ["method", "rate", "seeds", *KINDS, "the worse kind", "both", "CPU s"]
+    return markdown(header, rows) + "\n\n" + missing([c for c in CELLS.values() if c.table == "two-signals"])
+
+
+def two_tuning_table() -> str:
+    rows = []
+    for label in TWO_METHODS:
+        found = [CELLS[f"two-signals/{label}/{name}"].record() for name in TWO_RATES]
+        if any(found):
+            best = max(r["avg@1"] for r in found if r is not None)
+            texts = ["–" if r is None else short(r["avg@1"]) for r in found]
+            rows.append([f"`{label}`", *(f"**{t}**" if t == short(best) else t for t in texts)])
+    return markdown(["method", *(name.replace("rate-", "") for name in TWO_RATES)], rows)
+
+
+def drift_table() -> str:
+    rows = []
+    for kind in ("whole", *DRIFT):
+        found = records("two-signals", "drift") if kind == "whole" else records("drift", f"drift, {kind}")
+        if found:
+            rows.append([kind, str(len(found)), *_by_kind(found)])
+    header = ["DRIFT", "seeds", *KINDS, "the worse kind", "both"]
+    return markdown(header, rows) + "\n\n" + missing([c for c in CELLS.values() if c.table == "drift"])
+
+
+def of_kind(record: Record, kind: str, step: int) -> float:
+    """avg@1 at the problems of a kind."""
+    return float(next(row["kinds"][kind] for row in record["curve"] if row["step"] == step))
+
+
+def _by_kind(found: Sequence[Record]) -> list[str]:
+    """Of the last evaluations: avg@1 of each kind, of each run's worse one, and of all problems."""
+    last = [r["curve"][-1] for r in found]
+    worse = [min(row["kinds"].values()) for row in last]
+    kinds = [shown([row["kinds"][kind] for row in last]) for kind in KINDS]
+    return [*kinds, shown(worse), shown([row["pass@k"]["1"] for row in last])]
+
+
+def settings_table() -> str:
+    rows = []
+    for kind in DISTIL:
+        found = records("credit", "credit, default") if kind == "default" else records("settings", f"distil, {kind}")
+        if found:
+            measured = [[at_step(r, 20) for r in found], [at_k(r, 1) for r in found], [at_k(r, 16) for r in found]]
+            measured += [[v for r in found if (v := cool(r, k)) is not None] for k in (1, 32)]
+            rows.append([kind, str(len(found)), *map(shown, measured), f"{np.mean([r['cpu_s'] for r in found]):.0f}"])
+    header = ["DistIL with", "seeds", "avg@1, step 20", "avg@1", "pass@16", "avg@1, T .6", "pass@32, T .6", "CPU s"]
+    return markdown(header, rows) + "\n\n" + missing([c for c in CELLS.values() if c.table == "settings"])
 
 
 def demo_table() -> str:
@@ -345,6 +422,10 @@ PARTS: dict[str, Callable[[], str]] = {
     "equal": equal_table,
     "shown": shown_table,
     "credit": credit_table,
+    "settings": settings_table,
+    "two-signals": two_signals_table,
+    "two-tuning": two_tuning_table,
+    "drift": drift_table,
     "demo": demo_table,
     "smollm2": smollm2_table,
     "claims": claims_table,
