@@ -38,8 +38,8 @@ class DRIFT(TeacherMethod):
     sources: tuple[str, ...] = ("sibling", "buffer", "feedback")
     divergence: str = "js"
     denominators: str = "shared"
-    """As SRPO's, on which DRIFT builds. ``routed`` would give the few right attempts of a hard task as large a part of the gradient
-    as all others together (LOG.md)."""
+    """As SRPO's, on which DRIFT builds. ``routed`` would let the few right attempts of a hard task outweigh all that is
+    distilled (LOG.md)."""
 
     routing: str = "released"
     """released: soft gates of the decayed pass rate. paper: bins at 0.2 and 0.8. none: every problem counts as medium."""
