@@ -1,6 +1,7 @@
 """Other packages' environments, unchanged, against the real packages: rows, replies, ends, errors and verdicts."""
 
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -38,12 +39,18 @@ def test_arguments_are_read_from_the_name():
 
 
 @pytest.mark.parametrize(
-    ("family", "extra"), [("verifiers", "verifiers-envs"), ("textarena", "textarena"), ("openenv", "openenv")]
+    ("family", "mend"),
+    [
+        ("verifiers", "errata[verifiers-envs]"),
+        ("textarena", "errata[textarena]"),
+        ("openenv", "errata[openenv]"),
+        ("openreward", "trl[openreward]"),
+    ],
 )
-def test_families_are_listed_and_a_missing_package_is_named(family, extra, monkeypatch):
+def test_families_are_listed_and_a_missing_package_is_named(family, mend, monkeypatch):
     assert f"{family}:NAME" in tasks.names()
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
-    with pytest.raises(ValueError, match=rf"needs the package {family}; pip install 'errata\[{extra}\]'"):
+    with pytest.raises(ValueError, match=re.escape(f"needs the package {family}; pip install '{mend}'")):
         tasks.load(f"{family}:not-{family}")
 
 

@@ -48,6 +48,7 @@ _FAMILIES = {
     "verifiers:": "errata.tasks.verifiers_env",
     "textarena:": "errata.tasks.textarena",
     "openenv:": "errata.tasks.openenv",
+    "openreward:": "errata.tasks.openreward",
 }
 """Tasks named by a family and a name that the family's module knows, with arguments: ``reasoning-gym/chain_sum?max_terms=2``,
 ``inspect/mine.py:my_task``."""

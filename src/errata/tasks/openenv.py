@@ -112,7 +112,7 @@ class OpenEnvWorld:
 @cache
 def _settings(name: str) -> tuple[str, dict[str, Any]]:
     """The server's address and the arguments. Raises ``ValueError`` for an unknown one."""
-    need("openenv", "openenv")
+    need("openenv", "errata[openenv]")
     address, args = arguments_of(name.partition(":")[2])
     for key, value in args.items():
         if key not in _KNOWN or not isinstance(value, _KNOWN[key]):

@@ -123,7 +123,7 @@ class TextArenaWorld:
 
 @cache
 def _settings(name: str) -> tuple[str, dict[str, Any]]:
-    need("textarena", "textarena")
+    need("textarena", "errata[textarena]")
     game, args = arguments_of(name.partition(":")[2])
     from textarena.envs.registration import ENV_REGISTRY
 

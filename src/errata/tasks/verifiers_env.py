@@ -222,7 +222,7 @@ class _Call(NamedTuple):
 
 @cache
 def _environment(name: str) -> Any:
-    need("verifiers", "verifiers-envs")
+    need("verifiers", "errata[verifiers-envs]")
     import verifiers
 
     rest, args = arguments_of(name.partition(":")[2])
@@ -242,7 +242,7 @@ def _rows(name: str, split: str) -> list[dict[str, Any]]:
 
 def _has_tasksets() -> bool:
     """Whether the package is of version 0.4, which has tasksets instead of environments."""
-    need("verifiers", "verifiers-envs")  # or the extra `verifiers`, for 0.4
+    need("verifiers", "errata[verifiers-envs]")  # or the extra `verifiers`, for 0.4
     import verifiers
 
     return not hasattr(verifiers, "MultiTurnEnv")

@@ -44,10 +44,10 @@ class WorldVerifier:
         return [environment._verdict() for environment in environments]
 
 
-def need(package: str, extra: str) -> None:
+def need(package: str, requirement: str) -> None:
     """Raises ``ValueError`` with the mend where a package is not installed."""
     if importlib.util.find_spec(package) is None:
-        raise ValueError(f"task: it needs the package {package}; pip install 'errata[{extra}]'")
+        raise ValueError(f"task: it needs the package {package}; pip install '{requirement}'")
 
 
 def arguments_of(name: str) -> tuple[str, dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from errata.contexts import Rendered
+from errata.feedback.custom import completion_text
 from errata.feedback.leaks import QUOTE_WORDS, mentions_feedback, quotes
 from errata.methods import Method, TeacherMethod
 from errata.ops.scores import Objective, TokenScores
@@ -30,8 +31,7 @@ def batch_metrics(method: Method, groups: Sequence[Group], contexts: Sequence[Te
     }
     quotable = [r for r in rollouts if r.reference and len(r.reference.split()) >= QUOTE_WORDS]
     if quotable:
-        quoting = sum(quotes(r.turns or r.completion, r.reference or "", _seen(r)) is not None for r in quotable)
-        metrics["rollouts/quotes_reference"] = quoting / len(quotable)
+        metrics["rollouts/quotes_reference"] = sum(_quotes(r) for r in quotable) / len(quotable)
     if isinstance(method, TeacherMethod):
         kinds = Counter(c.kind for c in contexts)
         metrics |= {f"context/{k}": kinds[k] / len(contexts) for k in sorted({*method.sources, "none", *kinds})}
@@ -147,12 +147,37 @@ class StepMeans:
 
 
 def _mentions(rollout: Rollout) -> bool:
-    """Whether a completion speaks of feedback that its policy never saw."""
-    return mentions_feedback(rollout.turns or rollout.completion, _seen(rollout)) is not None
+    """Whether a completion speaks of feedback that its policy had not seen."""
+    return any(mentions_feedback(said, seen) is not None for said, seen in _by_turn(rollout))
 
 
-def _seen(rollout: Rollout) -> Prompt:
-    """The prompt with what tools and users said in the rollout: all that the policy saw."""
-    prompt: Prompt = rollout.prompt
-    heard = [dict(m) for m in rollout.turns if m.get("role") not in (None, "assistant")]
-    return [*([{"content": prompt}] if isinstance(prompt, str) else prompt), *heard] if heard else prompt
+def _quotes(rollout: Rollout) -> bool:
+    """Whether a completion quotes the reference, which its policy had not seen."""
+    return any(quotes(said, rollout.reference or "", seen) is not None for said, seen in _by_turn(rollout))
+
+
+def _by_turn(rollout: Rollout) -> Iterator[tuple[str, Prompt]]:
+    """What the policy wrote in each of its turns, the arguments of its calls too, and all that it had seen before."""
+    if not rollout.turns:
+        yield rollout.completion, rollout.prompt
+        return
+    prompt = rollout.prompt
+    seen: list[dict[str, Any]] = [{"content": prompt}] if isinstance(prompt, str) else list(prompt)
+    for message in rollout.turns:
+        if message.get("role") in (None, "assistant"):
+            calls = [call["function"]["arguments"] for call in message.get("tool_calls") or ()]
+            yield "\n".join([completion_text([message]), *_texts(calls)]), list(seen)
+        else:
+            seen.append(dict(message))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in the arguments of calls."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _texts(part)
+    elif isinstance(value, Sequence):
+        for part in value:
+            yield from _texts(part)
