@@ -1,7 +1,9 @@
 """Several environments in one run, and environments that fail: those cost their rollout and never the run."""
 
 import asyncio
+import os
 import time
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
@@ -11,7 +13,7 @@ from tests.training.test_tools import TOKENIZER, USER, spied, tools_trainer
 from errata import methods
 from errata.feedback.routed import RoutedVerifier
 from errata.records import fitting
-from errata.training.environments import MOST_CHARACTERS, answer, failure, guarded, guarded_tool, within
+from errata.training.environments import MOST_CHARACTERS, Reader, answer, failure, guarded, guarded_tool, within
 
 Adder = USER["Adder"]
 ONE_MORE = USER["one_more"]
@@ -48,6 +50,10 @@ def leave(self):
     raise SystemExit(3)
 
 
+def interrupt(self):
+    raise KeyboardInterrupt
+
+
 def lose(self):
     raise ConnectionResetError("the server was killed")
 
@@ -62,6 +68,13 @@ WAYS = {
     "reset exits": (True, leave, "reset: RuntimeError: exits with 3"),
     "reset returns a number": (True, lambda self: 7, "reset: TypeError: returned 7; it must be a text"),
     "a tool hangs": (False, hang, "add: TimeoutError: took longer than 0.3 s"),
+    "reset shows more than the model reads": (
+        True,
+        lambda self: "go " * 5000,
+        "reset: ValueError: shows 15000 characters",
+    ),
+    "reset interrupts": (True, interrupt, "reset: RuntimeError: raised KeyboardInterrupt"),
+    "a tool exits": (False, leave, "add: RuntimeError: exits with 3"),
     "a server dies": (False, lose, "add: ConnectionResetError: the server was killed"),
 }
 
@@ -141,12 +154,86 @@ def test_asynchronous_calls_have_a_limit():
 def test_answers_are_texts_of_bounded_length():
     assert answer(7) == "7"
     assert answer("\ud800a") == "?a"
-    assert answer([{"type": "text", "text": "a"}]) == [{"type": "text", "text": "a"}]
     assert answer([1, 2]) == "[1, 2]"
     long = answer("a" * MOST_CHARACTERS + "b" * MOST_CHARACTERS)
     assert long.startswith("aaa")
     assert long.endswith("bbb")
     assert f"[{MOST_CHARACTERS} characters left out]" in long
+
+
+def test_images_reach_a_model_that_reads_them_and_no_other():
+    parts = [{"type": "text", "text": "a"}, {"type": "image", "image": None}]
+    assert Reader(images=True).answer(parts) == parts
+    assert Reader(images=False).answer(parts) == "a\n[image]"
+    kind = type("Camera", (), {"reset": lambda self: parts, "look": lambda self: parts})
+    blind = guarded(kind, 1.0, Reader(images=False))()
+    assert (blind.reset(), blind.look()) == ("a\n[image]", "a\n[image]")
+
+
+def test_what_is_shown_at_a_reset_must_fit_with_the_prompt():
+    reader = Reader(most_tokens=6, tokenize=lambda text: {"input_ids": text.split()})
+    environment = guarded(type("Teller", (), {"reset": lambda self, prompt, n: " so" * n}), 1.0, reader)()
+    prompt = [{"role": "user", "content": "two words"}]
+    assert environment.reset(prompt=prompt, n=4) == " so so so so"
+    assert failure(environment) == ""
+    assert environment.reset(prompt=prompt, n=5) is None
+    assert (
+        failure(environment) == "reset: ValueError: shows 15 characters, more than the model can read before an answer"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (lambda self: "one", "ValueError: verifier 'get_reward', completion 0: the score must be a number"),
+        (lambda self: [1.0, 2.0], "ValueError: verifier 'get_reward'"),
+        (stumble, "ValueError: no such sum"),
+        (hang, "TimeoutError: took longer than 0.2 s"),
+        (leave, "RuntimeError: exits with 3"),
+        (interrupt, "RuntimeError: raised KeyboardInterrupt"),
+    ],
+)
+def test_a_bad_reward_costs_its_own_rollout(given, reason):
+    kind = type("Owner", (), {"reset": lambda self: None, "get_reward": given})
+    environment = guarded(kind, 0.2)()
+    assert environment.reset() is None
+    assert environment.get_reward() is None
+    assert failure(environment).startswith(f"get_reward: {reason}")
+    environment.reset()
+    assert failure(environment) == ""
+
+
+def test_a_good_reward_is_left_as_it_is():
+    async def later(self):
+        return {"score": 0.5, "feedback": "half"}
+
+    kind = type("Owner", (), {"reset": lambda self: None, "get_reward": lambda self: 1})
+    assert guarded(kind, 0.2)().get_reward() == 1
+    waits = guarded(type("Owner", (), {"reset": lambda self: None, "get_reward": later}), 0.2)()
+    assert asyncio.iscoroutinefunction(waits.get_reward)
+    assert asyncio.run(waits.get_reward()) == {"score": 0.5, "feedback": "half"}
+
+
+def test_classes_that_take_no_attributes_are_refused_or_watched_anyway():
+    with pytest.raises(ValueError, match=r"environment: Slots cannot be watched.*leave out __slots__"):
+        guarded(type("Slots", (), {"__slots__": (), "reset": lambda self: None}), 1.0)()
+
+    class Frozen:
+        def __setattr__(self, name, value):
+            raise AttributeError("frozen")
+
+        def reset(self):
+            raise RuntimeError
+
+    environment = guarded(Frozen, 1.0)()
+    assert environment.reset() is None
+    assert failure(environment) == "reset: RuntimeError"
+
+
+def test_the_working_directory_stays(tmp_path):
+    here = Path.cwd()
+    assert within(1.0, lambda: os.chdir(tmp_path)) is None
+    assert Path.cwd() == here
 
 
 def test_within_ends_a_loop_in_python():

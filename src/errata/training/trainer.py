@@ -33,7 +33,7 @@ from errata.records import Group, Messages, Prompt, Rollout, Row, TeacherContext
 from errata.training import compat
 from errata.training.batch import GenerationBatch, LocalSignals, TeacherOutputs, TokenBatch
 from errata.training.comments import comments_of
-from errata.training.environments import guard_worlds
+from errata.training.environments import Reader, guard_worlds
 from errata.training.evaluation import Evaluator
 from errata.training.finite import StopAtBadWeights, check_loss
 from errata.training.forward import accept_head_function, at_completion, check_router_loss, check_scores
@@ -106,7 +106,8 @@ class ErrataTrainer(Publishing):
             )
         if method.learns_from == "reference":
             check_references(method, args, train_dataset, kwargs)
-        guard_worlds(kwargs, args.environment_timeout_s)
+        reader = Reader.of(model, kwargs.get("processing_class"), args.max_completion_length)
+        guard_worlds(kwargs, args.environment_timeout_s, reader)
         self.method = method
         self._context_methods = dict(context_methods or {})
         with naming(method, "memory"):

@@ -21,6 +21,8 @@ class _StopCall(SystemExit):
 def within(timeout_s: float | None, function: Callable[..., T], *args: object, **kwargs: object) -> T:
     """The function's value. Raises what it raises, and ``TooLongError`` after ``timeout_s`` seconds.
 
+    A ``BaseException`` other than ``SystemExit`` becomes a ``RuntimeError``.
+
     With a limit the call runs in a thread of its own. One that hangs in Python code is ended, because its thread would compete
     with the training for the interpreter lock; one that hangs in C code is left in its thread.
     """
@@ -36,6 +38,8 @@ def within(timeout_s: float | None, function: Callable[..., T], *args: object, *
             return  # nobody waits for it any more
         except (Exception, SystemExit) as error:
             raised.append(error)
+        except BaseException as error:  # one that would end the process, as from a key, is the function's own here
+            raised.append(RuntimeError(f"raised {type(error).__name__}: {error}"))
 
     name = getattr(function, "__name__", type(function).__name__)
     thread = threading.Thread(target=run, name=name, daemon=True)
