@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -9,7 +10,7 @@ from rich.console import Console
 from tests.training.worlds import TOKENIZER, build_model
 
 from errata.cli import main
-from errata.commands.compare import Cell, Team, grid, settings_of, trials_of
+from errata.commands.compare import Cell, Team, _recipe, grid, settings_of, trials_of
 from errata.reports.rundir import RunDirectory
 from errata.reports.runs import unfinished
 
@@ -22,6 +23,20 @@ BASE = {
         "drift": {"method_args": {"warmup_steps": 1}},
     },
 }  # fmt: skip
+
+
+def test_files_beside_the_recipe_are_those_of_every_run(tmp_path, monkeypatch):
+    """A run's own recipe lies elsewhere, in the comparison's folder."""
+    monkeypatch.chdir(tmp_path)
+    own = {"dataset_name": "rows.jsonl", "verifier": ["judge.py:judge"], "model": "house"}
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "my.yaml").write_text(yaml.safe_dump({**own, "compare": {"grpo": {"verifier": ["strict.py:judge"]}}}))
+    for name in ("rows.jsonl", "judge.py", "strict.py"):
+        (project / name).touch()
+    base = _recipe(Path("project/my.yaml"))
+    assert (base["dataset_name"], base["verifier"]) == (str(project / "rows.jsonl"), [f"{project / 'judge.py'}:judge"])
+    assert settings_of(base, "grpo")["verifier"] == [f"{project / 'strict.py'}:judge"]
 
 
 def test_a_label_is_the_recipe_with_its_own_settings_over_it():

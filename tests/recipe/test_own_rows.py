@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
@@ -140,10 +141,14 @@ def test_files_and_modules_beside_a_recipe_are_found(tmp_path):
     helper = "def score(completion):\n    return 0.25\n\ndef half(completions, **columns):\n    return [0.5] * len(completions)\n"
     (folder / "helper_of_project.py").write_text(helper)
     (folder / "judge.py").write_text(JUDGE.replace("helper", "helper_of_project"))
+    (folder / "words.jinja").write_text("{{ prompt }}")
+    (folder / "distil").mkdir()  # has a method's name, and is none
     (folder / "my.yaml").write_text(
         "model: house\ndataset_name: rows.jsonl\nverifier: [judge.py:judge, helper_of_project:half]\n"
+        "method: distil\ncontext_template: words.jinja\n"
     )
     recipe = read("project/my.yaml")
+    assert (recipe.config.method, recipe.config.context_template) == ("distil", str(folder / "words.jinja"))
     assert recipe.script.dataset_name == str(folder / "rows.jsonl")
     assert recipe.given["verifier"][0] == f"{folder / 'judge.py'}:judge"
     judge, half = verifiers_of(recipe)
@@ -151,6 +156,11 @@ def test_files_and_modules_beside_a_recipe_are_found(tmp_path):
     assert [verdict.score for verdict in judge(completions=["a", "b"])] == [0.25, 0.25]
     assert [verdict.score for verdict in half(completions=["a"])] == [0.5]
     assert len(rows_of(recipe, split="train", task=None)) == 1
+
+
+def test_files_beside_a_recipe_of_the_package_are_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Path(read("smollm2.yaml").config.context_template).is_file()
 
 
 def verifiers(**settings):

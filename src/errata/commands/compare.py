@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from errata import methods
 from errata.commands.train import quiet
 from errata.recipe.config import ErrataConfig
-from errata.recipe.read import read
+from errata.recipe.read import files_beside, read
 from errata.recipe.text import recipe_file
 from errata.reports.compare import compare as compared
 from errata.reports.compare import table, teachers_differ
@@ -80,12 +80,12 @@ def compare(
         ValueError: anything the user can mend, before the first run begins.
     """
     quiet()
-    base = _recipe(Path(recipe))
+    base, modules = _recipe(Path(recipe)), str(recipe_file(Path(recipe)).resolve().parent)
     folder, overwrite, rest = _our_flags(rest, default=Path("runs") / f"compare-{Path(recipe).stem}")
     _check(labels, seeds, jobs, tune, rest)
     with interrupt.handled(), Lock(folder):
         try:
-            return _compare(base, folder, overwrite, labels, seeds, jobs, tune, rest, target)
+            return _compare(base, modules, folder, overwrite, labels, seeds, jobs, tune, rest, target)
         except interrupt.Interrupted as stop:
             print(
                 f"errata: {stop}: interrupted, and its runs have ended; the same command resumes them", file=sys.stderr
@@ -95,6 +95,7 @@ def compare(
 
 def _compare(
     base: Mapping[str, Any],
+    modules: str,
     folder: Path,
     overwrite: bool,
     labels: Sequence[str],
@@ -109,7 +110,7 @@ def _compare(
     used = {label: methods.get(s["method"], **s.get("method_args", {})).settings() for label, s in settings.items()}
     for warning in teachers_differ(used):  # now, and again beside the results
         console.print(f"note: {warning}", highlight=False, markup=False)
-    team = Team(folder, rest, jobs, overwrite, console)
+    team = Team(folder, rest, jobs, overwrite, console, modules)
     first_seed = int(base.get("seed", ErrataConfig.__dataclass_fields__["seed"].default))
     tuning: dict[str, Any] = {}
     if tune:
@@ -181,9 +182,21 @@ def grid(trials: int) -> list[float]:
 
 
 class Team:
-    """Runs cells as processes, so many at a time, and shows how far they are."""
+    """Runs cells as processes, so many at a time, and shows how far they are.
 
-    def __init__(self, folder: Path, rest: Sequence[str], jobs: int | None, overwrite: bool, console: Console) -> None:
+    ``modules``: the folder of the comparison's recipe, beside which a user's own modules may lie.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        rest: Sequence[str],
+        jobs: int | None,
+        overwrite: bool,
+        console: Console,
+        modules: str | None = None,
+    ) -> None:
+        self._modules = modules
         self._folder, self._rest, self._overwrite, self._console = folder, list(rest), overwrite, console
         self._gpus = torch.cuda.device_count()
         self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -297,6 +310,9 @@ class Team:
             "MKL_NUM_THREADS": str(threads),
             "PYTHONUNBUFFERED": "1",
         }
+        if self._modules:
+            paths = [self._modules, *filter(None, [os.environ.get("PYTHONPATH")])]
+            environment["PYTHONPATH"] = os.pathsep.join(paths)
         if self._gpus and self.jobs > 1:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             devices = visible.split(",") if visible else [str(i) for i in range(self._gpus)]
@@ -453,6 +469,10 @@ def _recipe(path: Path) -> dict[str, Any]:
     # What differs by method goes over what differs by machine.
     on_gpu = given.pop("on_gpu", None) or {}
     given |= on_gpu if torch.cuda.is_available() else {}
+    given = files_beside(given, path.resolve().parent)  # each run has a recipe of its own, elsewhere
+    if isinstance(entries := given.get("compare"), dict):
+        own = {k: files_beside(v, path.resolve().parent) if isinstance(v, dict) else v for k, v in entries.items()}
+        given["compare"] = own
     return {k: v for k, v in given.items() if k not in ("output_dir", "run_name", "overwrite")}
 
 

@@ -16,15 +16,17 @@ from trl.scripts.grpo import GRPOScriptArguments
 
 from errata.recipe.config import ErrataConfig
 from errata.recipe.settings import RULES, check_given
-from errata.recipe.text import as_number, load_mapping
+from errata.recipe.text import as_number, load_mapping, recipe_file
 from errata.validate import check, hints_of, is_plain, nearest
 
 NESTED = ("method_args", "task_args", "expert_args", "verifiers", "context_args", "columns")
 _FILES = (
     *("dataset_name", "eval_dataset_name", "task_path", "verifier", "verifiers", "method", "correction", "tools"),
-    "environment",
+    *("environment", "context_template", "critic_template"),
 )
 """Settings that may name a file, alone or before ``:function``: looked for here, and then in the recipe's folder."""
+_FOLDERS = ("dataset_name", "eval_dataset_name", "task_path")
+"""Those of them that may name a folder, where the others' names may be a preset's or a module's."""
 _TRL_MODEL = "model_name_or_path"
 
 
@@ -69,25 +71,30 @@ def read(path: str | Path | None, overrides: Sequence[str] = (), *, gpu: bool | 
             of the wrong type, or settings that contradict each other.
     """
     settings = load_mapping(Path(path)) if path is not None else {}
-    folder = Path.cwd() if path is None else Path(path).resolve().parent
+    folder = Path.cwd() if path is None else recipe_file(Path(path)).resolve().parent
     for place in (str(folder), str(Path.cwd())):  # a user's own modules, as in TRL's scripts
         if place not in sys.path:
             sys.path.insert(0, place)
-    settings = {k: _beside(v, folder) if k in _FILES else v for k, v in settings.items()}
-    return recipe_of(settings, overrides, where=str(path), gpu=gpu)
+    return recipe_of(files_beside(settings, folder), overrides, where=str(path), gpu=gpu)
 
 
-def _beside(value: Any, folder: Path) -> Any:
+def files_beside(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings, where a file that is not in the working directory, but in the recipe's ``folder``, has that folder."""
+    return {k: _beside(v, folder, k in _FOLDERS) if k in _FILES else v for k, v in settings.items()}
+
+
+def _beside(value: Any, folder: Path, may_be_folder: bool) -> Any:
     """A name of a file that is not here, but is in ``folder``, with that folder."""
     if isinstance(value, list):
-        return [_beside(item, folder) for item in value]
+        return [_beside(item, folder, may_be_folder) for item in value]
     if isinstance(value, dict):
-        return {key: _beside(item, folder) for key, item in value.items()}
-    if not isinstance(value, str) or folder == Path.cwd():
+        return {key: _beside(item, folder, may_be_folder) for key, item in value.items()}
+    if not isinstance(value, str) or folder == Path.cwd() or "\n" in value or "{" in value:  # a template's text
         return value
     file, colon, function = value.rpartition(":") if ".py:" in value else (value, "", "")
     there = folder / file
-    return f"{there}{colon}{function}" if not Path(file).expanduser().exists() and there.exists() else value
+    found = there.exists() if may_be_folder else there.is_file()
+    return f"{there}{colon}{function}" if found and not Path(file).expanduser().exists() else value
 
 
 def recipe_of(
