@@ -180,7 +180,9 @@ def parser(*, settings: bool = False) -> argparse.ArgumentParser:
         "preflight", help="before training: in which contexts is the teacher worth listening to?", allow_abbrev=False
     )
     preflight.add_argument("recipe", nargs="?", help="YAML as for train, or its settings as --key value")
-    preflight.add_argument("--problems", type=int, default=32, help="training problems tried (default 32)")
+    preflight.add_argument(
+        "--problems", type=int, help="training problems tried (default 32; 16 of a language model on a CPU)"
+    )
     preflight.add_argument("--k", type=int, default=4, help="attempts at each, in each context (default 4)")
     preflight.add_argument("--out", type=Path, help="write the numbers here as JSON")
     preflight.set_defaults(run=_preflight)

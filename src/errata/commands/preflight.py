@@ -27,22 +27,26 @@ from errata.training.trainer import ErrataTrainer
 COMPARED = ("grpo", "sft", "sdpo", "opsd", "srpo", "distil", "drift")
 """Methods that a conclusion is drawn about, with their defaults, beside the recipe's own."""
 
+PROBLEMS, FEW = 32, 16
+"""Training problems that are tried unless the user says how many; the second where sampling takes minutes."""
+
 _LEGEND = (
     "raises, lowers: where a wrong attempt first parts from a right answer, how often the teacher gives the right token more "
     "probability, and the wrong one less"
 )
 
 
-def preflight(path: str | None, overrides: Sequence[str], *, problems: int, k: int, out: Path | None) -> int:
+def preflight(path: str | None, overrides: Sequence[str], *, problems: int | None, k: int, out: Path | None) -> int:
     """Print the table and the conclusions; write both to ``out`` as JSON.
 
+    ``problems``: ``PROBLEMS`` unless given, or ``FEW`` of a language model on a CPU.
     Returns 1 where the recipe's method has nothing to learn from, else 0. Raises ``ValueError`` in one line for anything the user
     can mend.
     """
     from errata.commands.train import quiet  # which begins with a preflight itself
 
     for name, value in (("problems", problems), ("k", k)):
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"--{name}: must be at least 1, got {value}")
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise ValueError(f"--out: {out} must be a file in an existing directory")
@@ -57,7 +61,8 @@ def preflight(path: str | None, overrides: Sequence[str], *, problems: int, k: i
         raise ValueError(
             "expert: this one only answers queries about tokens, so its own accuracy is not known; evaluate it where it runs"
         )
-    rows = chosen_rows(list(trainer.train_dataset), problems, recipe.config.seed)
+    n = (FEW if _is_slow(trainer) else PROBLEMS) if problems is None else problems
+    rows = chosen_rows(list(trainer.train_dataset), n, recipe.config.seed)
 
     def says(begins: str) -> None:
         if trainer.is_world_process_zero():
@@ -139,6 +144,11 @@ def _said(conclusion: Conclusion) -> str:
         "unclear": "not clear from so few problems",
     }
     return f"{conclusion.method}: {said[conclusion.answer]}; {conclusion.why}"
+
+
+def _is_slow(trainer: ErrataTrainer) -> bool:
+    """Whether the policy is a language model, if a small one, on a CPU."""
+    return bool(trainer.accelerator.device.type == "cpu" and sum(p.numel() for p in trainer.model.parameters()) > 50e6)
 
 
 def _others(own: str) -> dict[str, Method]:

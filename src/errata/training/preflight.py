@@ -8,6 +8,7 @@ learned.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -36,6 +37,8 @@ Contexts = dict[str, TeacherContext]
 
 CRITIQUE_PER_ANSWER = 4
 """The longest critique where the recipe names no critic, in longest answers."""
+SAYS_WAIT_S = 20.0
+"""Seconds still to wait above which a preflight says how many they are."""
 
 
 def chosen_rows(rows: Sequence[Row], n: int, seed: int) -> list[Row]:
@@ -70,8 +73,9 @@ def measure(
     devices = [trainer.accelerator.device] if trainer.accelerator.device.type == "cuda" else []
     with trainer.evaluating(), torch.random.fork_rng(devices=devices):
         says(f"answers without a context, {len(rows)} problems")
+        started = time.perf_counter()
         rollouts = judged_rollouts(trainer, rows, k, sampling, batch_size=config.eval_batch_size)
-        groups = groups_of(rollouts, k)
+        groups, round_s = groups_of(rollouts, k), time.perf_counter() - started
         tried = {g.problem_id: _failed(g, threshold) for g in groups}
         # A critique is sampled, so each process would show its own.
         (contexts,) = broadcast_object_list([_contexts(trainer, groups, tried, kinds, says)])
@@ -84,6 +88,10 @@ def measure(
         # What the method chooses is often one of the other kinds, and the same seed would give the same answers.
         first = {kind: next(k for k in tasks if tasks[k] == prompts) for kind, prompts in tasks.items()}
         different = list(dict.fromkeys(first.values()))
+        if (left := len(different) * round_s) > SAYS_WAIT_S:
+            says(
+                f"{len(different)} contexts to try, at {round_s:.0f} s each about {left:.0f} s; fewer problems are quicker"
+            )
         for kind, prompts in tasks.items():
             if first[kind] != kind:
                 pairs[kind] = pairs[first[kind]]
