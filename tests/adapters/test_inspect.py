@@ -1,12 +1,18 @@
 """errata's tasks under the real Inspect AI, and its tasks under ``errata eval``."""
 
 import json
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("inspect_ai", reason="needs Inspect AI: pip install 'errata[inspect]'")
 
 import inspect_ai
+from inspect_ai.log import read_eval_log
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
 from errata import tasks
@@ -14,6 +20,7 @@ from errata.adapters import Problems
 from errata.adapters.inspect import errata_task
 from errata.cli import main
 from errata.feedback import judge
+from errata.house import HOUSE_PATH
 
 TASKS = """
 from inspect_ai import Task, task
@@ -88,6 +95,21 @@ def test_inspect_finds_the_task_by_its_name():
     from inspect_ai._util.registry import registry_info
 
     assert registry_info(errata_task).name in ("errata/task", "task")
+
+
+@pytest.mark.slow
+def test_the_command_finds_the_task_by_its_name_and_asks_a_real_model(tmp_path):
+    """``inspect eval errata/task`` as a user types it, of the package as it is installed."""
+    if "errata" not in entry_points(group="inspect_ai").names:
+        pytest.skip("errata is not installed, or in an older version")
+    words = ["errata/task", "-T", "name=rulebook/new-rule", "-T", "limit=2", "--max-tokens", "40", "--display", "none"]
+    model = ["--model", "hf/house", "-M", f"model_path={HOUSE_PATH}", "--log-dir", str(tmp_path)]
+    program = Path(sys.executable).with_name("inspect")
+    subprocess.run([program, "eval", *words, *model], env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=True)
+    log = read_eval_log(next(tmp_path.glob("*.eval")))
+    assert (log.status, len(log.samples)) == ("success", 2)
+    scores = [sample.scores["verdict"] for sample in log.samples]
+    assert all(score.value == 1.0 or " not " in score.explanation for score in scores)
 
 
 @pytest.fixture
