@@ -18,7 +18,8 @@ from errata.recipe.models import check_chat_template, load_tokenizer, model_path
 from errata.recipe.read import Recipe
 from errata.recipe.rows import rows_of
 from errata.recipe.verifiers import check_columns, verifiers_of
-from errata.records import Verdict
+from errata.records import Prompt, Verdict
+from errata.training.findings import KINDS
 
 TRIED = 32
 """Rows on which the verifier is tried."""
@@ -50,15 +51,14 @@ def check_recipe(recipe: Recipe) -> int:
     check_chat_template(tokenizer, rows[0]["prompt"])
     shown: list[Any] = []
     if isinstance(method, TeacherMethod):
-        shown = list(_teacher_prompts(recipe, method, tried, judge))
-        if shown:
-            say(
-                console,
-                f"\n--- what the teacher of {config.method} sees for the first row with a context ---",
-                style="bold",
-            )
-            show_prompt(console, shown[0])
-        else:
+        by_row = [prompts for prompts in _teacher_prompts(recipe, method, tried, judge) if prompts]
+        shown = [prompt for prompts in by_row for prompt in prompts.values()]
+        for i, (source, prompt) in enumerate(by_row[0].items() if by_row else ()):
+            # In training the first source that a rollout has decides, and few have a right attempt beside them.
+            word = "else" if i else f"what the teacher of {config.method} sees"
+            say(console, f"\n--- {word}: {KINDS.get(source, source)} ---", style="bold")
+            show_prompt(console, prompt)
+        if not shown:
             problems.append(
                 "no row gives the teacher anything to see: add a reference column, or feedback to the verifier"
             )
@@ -129,15 +129,13 @@ def _said(verdict: Verdict) -> str:
     )
 
 
-def _teacher_prompts(recipe: Recipe, method: TeacherMethod, rows: Any, judge: Any) -> Iterator[Any]:
-    """The teacher's prompt for a made-up failed attempt at each row, by the first of the method's sources that has something."""
+def _teacher_prompts(recipe: Recipe, method: TeacherMethod, rows: Any, judge: Any) -> Iterator[dict[str, Prompt]]:
+    """For each row the teacher's prompt for a made-up failed attempt, by those of the method's sources that have something."""
     renderer = _renderer(recipe, method)
     for number in range(len(rows)):
         attempts = attempts_at(rows, number, judge, method.success_threshold)
-        contexts = (context_of(replace(method, sources=(source,)), source, attempts) for source in method.sources)
-        context = next((c for c in contexts if c.is_informative), None)
-        if context is not None and context.shows_something:
-            yield renderer.render(attempts.failed, context).prompt
+        found = {s: context_of(replace(method, sources=(s,)), s, attempts) for s in method.sources}
+        yield {s: renderer.render(attempts.failed, c).prompt for s, c in found.items() if c.shows_something}
 
 
 def _lengths(

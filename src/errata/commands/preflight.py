@@ -107,7 +107,8 @@ def before_training(console: Console, trainer: ErrataTrainer, name: str) -> None
         plain = sum(p.plain for p in found.problems) / len(found.problems)
         console.print(
             f"preflight, {len(found.problems)} problems x {k} in {time.perf_counter() - started:.1f} s: "
-            f"accuracy {plain:.3f}\n{_said(conclusion)}",
+            f"accuracy {plain:.3f}\n{_said(conclusion)}"
+            + ("; errata preflight tries every context" if conclusion.answer == "no" else ""),
             highlight=False,
             markup=False,
             soft_wrap=True,
