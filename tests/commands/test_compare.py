@@ -39,6 +39,20 @@ def test_files_beside_the_recipe_are_those_of_every_run(tmp_path, monkeypatch):
     assert settings_of(base, "grpo")["verifier"] == [f"{project / 'strict.py'}:judge"]
 
 
+def test_rows_without_any_to_evaluate_on_are_refused_before_the_first_run(tmp_path, capsys):
+    row = {"prompt": "7a+3=?", "answer": "0"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "judge.py").write_text("def judge(completions, **columns):\n    return [0.0] * len(completions)\n")
+    own = {"model": "house", "dataset_name": "rows.jsonl", "verifier": ["judge.py:judge"], "max_steps": 1}
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(own))
+    words = ["compare", str(tmp_path / "my.yaml"), "--methods", "grpo", "--output_dir", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert "eval_dataset_name: runs are compared on rows to evaluate on" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "logs").exists()
+    cell = Cell("grpo", 0, "grpo", {**own, "dataset_name": str(tmp_path / "rows.jsonl"), "dataset_test_split": "train"})
+    assert Team(tmp_path, [], 1, False, Console(quiet=True))._prepare(cell) is False
+
+
 def test_a_label_is_the_recipe_with_its_own_settings_over_it():
     assert settings_of(BASE, "grpo") == {
         "model": "house", "task": "rulebook/new-rule", "method": "grpo", "learning_rate": 3e-3,

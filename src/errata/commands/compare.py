@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from errata import methods
 from errata.commands.train import quiet
 from errata.recipe.config import ErrataConfig
-from errata.recipe.read import files_beside, read
+from errata.recipe.read import Recipe, files_beside, read
 from errata.recipe.text import recipe_file
 from errata.reports.compare import compare as compared
 from errata.reports.compare import table, teachers_differ
@@ -295,7 +295,9 @@ class Team:
             )
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(told, encoding="utf-8")
-        config = read(file, self._rest).config  # a mistake is said now, not by every run
+        recipe = read(file, self._rest)  # a mistake is said now, not by every run
+        config = recipe.config
+        _check_evaluates(recipe)
         self._steps[cell.name] = config.max_steps if config.max_steps > 0 else None
         return run.finished and not self._overwrite
 
@@ -440,6 +442,17 @@ def _check(labels: Sequence[str], seeds: int, jobs: int | None, tune: int, rest:
             )
         if word.startswith("--") and name == "learning_rate" and tune:
             raise ValueError("learning_rate: --tune chooses it; drop one of the two")
+
+
+def _check_evaluates(recipe: Recipe) -> None:
+    """Raises ``ValueError`` where the rows are one file, and nothing says on which rows the runs are compared."""
+    config, script = recipe.config, recipe.script
+    named = config.task or config.tasks or config.eval_dataset_name or script.dataset_test_split == "train"
+    if not named and script.dataset_name and Path(script.dataset_name).expanduser().is_file():
+        raise ValueError(
+            f"eval_dataset_name: runs are compared on rows to evaluate on, and {script.dataset_name} has none; name a file of "
+            "them, or set dataset_test_split: train to compare on the rows that are trained on"
+        )
 
 
 def _our_flags(rest: Sequence[str], *, default: Path) -> tuple[Path, bool, list[str]]:
