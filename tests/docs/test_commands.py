@@ -150,6 +150,7 @@ SHORT = {
 NOT_RUN = {
     "smollm2.yaml": "needs the weights of a real model; tests/models/test_smollm2.py",
     "--num_processes": "needs eight GPUs",
+    "--task inspect/": "needs Inspect AI and a file of the user's; tests/adapters/test_inspect.py",
 }
 
 

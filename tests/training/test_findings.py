@@ -43,9 +43,18 @@ def of_eight(teacher, student, pairs=None):
         ([0] * 8, [0] * 8, None, "no"),
         ([0] * 8, [0, 0, 0, 0, 0, 0, 1, 1], None, "no"),
         ([0] * 7, [0] * 7, None, "unclear"),  # too few to say no
+        (
+            [0] * 8,
+            [0] * 8,
+            Pairs(8, 8, 6),
+            "unclear",
+        ),  # 6 of 8 is within two standard errors of a half, and not below it
+        ([0] * 8, [0] * 8, Pairs(8, 8, 4), "no"),
         # 16 places: a half and two standard errors are 12.
         ([0] * 8, [0] * 8, Pairs(16, 13, 13), "yes"),
-        ([0] * 8, [0] * 8, Pairs(16, 13, 12), "no"),
+        # Fewer are not enough for a yes, and a no would be too much while both shares are above a half.
+        ([0] * 8, [0] * 8, Pairs(16, 13, 12), "unclear"),
+        ([0] * 8, [0] * 8, Pairs(16, 13, 8), "no"),
         ([0] * 8, [0] * 8, Pairs(7, 7, 7), "no"),
     ],
 )

@@ -42,6 +42,11 @@ class Pairs:
         """Whether both shares are above a half by more than two standard errors, of at least ``LEAST`` pairs."""
         return self.n >= LEAST and min(self.raises, self.lowers) > self.n / 2 + self.n**0.5
 
+    @property
+    def may_help(self) -> bool:
+        """Whether both shares are above a half, of at least ``LEAST`` pairs."""
+        return self.n >= LEAST and min(self.raises, self.lowers) > self.n / 2
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -86,8 +91,8 @@ class Line:
         """Whether such a teacher knows more than the student: by its answers, or by what it does to single tokens."""
         if (self.error is not None and self.lead > max(2 * self.error, 0)) or self.pairs.help:
             return "yes"
-        # Not better on average, and better on few problems if on any.
-        return "no" if self.lead <= 0 and self.n >= LEAST else "unclear"
+        # Not better on average, and better on few problems if on any. Its tokens may say otherwise where no answer is right.
+        return "no" if self.lead <= 0 and self.n >= LEAST and not self.pairs.may_help else "unclear"
 
 
 @dataclass(frozen=True, slots=True)
