@@ -90,7 +90,7 @@ def measure(
         different = list(dict.fromkeys(first.values()))
         if (left := len(different) * round_s) > SAYS_WAIT_S:
             says(
-                f"{len(different)} contexts to try, at {round_s:.0f} s each about {left:.0f} s; fewer problems are quicker"
+                f"{len(different)} contexts to try, {round_s:.0f} s or more each: at least {left:.0f} s (fewer problems, less)"
             )
         for kind, prompts in tasks.items():
             if first[kind] != kind:
