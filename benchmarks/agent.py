@@ -51,7 +51,7 @@ KINDS = {
 BESIDE: dict[str, dict[str, Any]] = {
     "sdpo": {},
     "distil": {},
-    "drift": {"warmup_steps": 15},
+    "drift": {"warmup_steps": 15, "denominators": "routed"},  # its default when the records were made
 }
 """Settings of each method beside its sources."""
 NUMBERS = ("avg", "solved", "rewards")

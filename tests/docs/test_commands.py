@@ -69,10 +69,19 @@ def named(items):
     return [pytest.param(p, t, id=f"{p.stem}:{n}") for p, n, t in items]
 
 
+def files_of(page):
+    """The files that a page shows, by name: code blocks that begin with it."""
+    blocks = re.findall(r"^```(?:python|yaml)\n(# [\w.]+\.(?:py|yaml)\n.*?)^```", page.read_text(), re.M | re.S)
+    return {block[2 : block.index("\n")]: block for block in blocks}
+
+
 def write_files(page, folder):
-    """The files that a page shows: code blocks that begin with their name, and the rows that ``errata init`` writes."""
-    for block in re.findall(r"^```(?:python|yaml)\n(# [\w.]+\.(?:py|yaml)\n.*?)^```", page.read_text(), re.M | re.S):
-        (folder / block[2 : block.index("\n")]).write_text(block)
+    """The files that a page shows, what its own programs write, and the rows that ``errata init`` writes."""
+    for name, block in files_of(page).items():
+        (folder / name).write_text(block)
+    for text in (text for p, _, text in OTHERS if p == page):
+        if (words := words_of(text))[0] == "python" and words[1] in files_of(page):
+            subprocess.run([sys.executable, *words[1:]], cwd=folder, check=True)
     main(["init", str(folder / "mine")])
     shutil.copy(folder / "mine" / "rows.jsonl", folder / "rows.jsonl")
     for name in ("recipes", "benchmarks"):
@@ -129,7 +138,7 @@ def test_another_program_has_what_is_named(page, text):
     elif program == "python":
         if words[0] == "-m":
             return
-        code = (ROOT / words[0]).read_text()
+        code = files_of(page).get(words[0]) or (ROOT / words[0]).read_text()
         for word in words[1:]:
             assert not word.startswith("--") or f'"{word}"' in code
     elif program == "pip":

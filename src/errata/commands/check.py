@@ -17,7 +17,7 @@ from errata.recipe.build import method_of
 from errata.recipe.models import check_chat_template, load_tokenizer, model_path
 from errata.recipe.read import Recipe
 from errata.recipe.rows import rows_of
-from errata.recipe.verifiers import check_columns, verifiers_of
+from errata.recipe.verifiers import check_columns, environments_of, verifiers_of
 from errata.records import Prompt, Verdict
 from errata.training.findings import KINDS
 
@@ -43,7 +43,7 @@ def check_recipe(recipe: Recipe) -> int:
     say(console, f"rows: {len(rows)}, columns {', '.join(rows.column_names)}; {with_reference} have a reference")
 
     threshold = method.success_threshold
-    judge = judged_by(judges, _weights(recipe, judges))
+    judge = judged_by(judges, _weights(recipe, judges), environments_of(config))
     tried = rows.select(range(min(TRIED, len(rows))))
     problems = [*_try_right(console, judge, tried, threshold), *_try_wrong(console, judge, tried, threshold)]
 
@@ -182,9 +182,8 @@ def show_recipe(recipe: Recipe, split: str, count: int | None, *, contexts: bool
         judges = verifiers_of(recipe)
         check_columns(judges, rows.column_names)
         title = f"{split}), method {config.method}"
-        print_contexts(
-            rows, judged_by(judges, _weights(recipe, judges)), method, _renderer(recipe, method), title, count or 1
-        )
+        judge = judged_by(judges, _weights(recipe, judges), environments_of(config))
+        print_contexts(rows, judge, method, _renderer(recipe, method), title, count or 1)
         return 0
     console = Console()
     console.print(f"{label} ({split}): {len(rows)} rows, columns {', '.join(rows.column_names)}", highlight=False)

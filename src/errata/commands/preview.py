@@ -7,9 +7,11 @@ text is the row's reference. What each leads to is decided and worded by the cod
 from __future__ import annotations
 
 import argparse
+import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -23,12 +25,14 @@ from errata.feedback import judge
 from errata.feedback.custom import combine_verdicts
 from errata.methods import Method, TeacherMethod
 from errata.records import Group, Messages, Rollout, TeacherContext, Verdict
+from errata.training.environments import failure, guarded
 from errata.training.rollouts import build_rollouts
 
 _TITLES = {
     "sibling": "a sibling succeeded",
     "buffer": "the success buffer holds a solution",
     "feedback": "the attempt failed and there is feedback",
+    "hindsight": "something became known after a turn",
     "reference": "the data set has a reference",
 }
 # Tried after the solutions of other rows, for tasks that have none.
@@ -60,9 +64,9 @@ def show_contexts(args: argparse.Namespace, rows: Any) -> int:
         verifier = tasks.verifier(args.name, **_mapping("task_args", args.task_args))
     except (RuntimeError, ImportError) as error:
         raise ValueError(f"task: the verifier of {args.name} cannot run here: {error}") from error
-    print_contexts(
-        rows, judged_by([verifier], [1.0]), method, renderer, f"{args.split}), method {args.method}", args.rows or 1
-    )
+    world = tasks.environment(args.name)
+    judge_text = judged_by([verifier], [1.0], {} if world is None else {"": world})
+    print_contexts(rows, judge_text, method, renderer, f"{args.split}), method {args.method}", args.rows or 1)
     return 0
 
 
@@ -122,7 +126,7 @@ def context_of(method: TeacherMethod, source: str, attempts: Attempts) -> Teache
 
 
 def _why_nothing(source: str, method: TeacherMethod, attempts: Attempts) -> str:
-    if source == "feedback":
+    if source in ("feedback", "hindsight"):
         return attempts.said if not attempts.failed.verdict.feedback else "the feedback may not be shown (allow_leaks)"
     if not attempts.failed.reference:
         return "this row has no reference that could stand for a solution here"
@@ -165,18 +169,44 @@ Judge = Callable[[Mapping[str, Any], str], Verdict]
 """The verdict on a text as an answer to a row."""
 
 
-def judged_by(verifiers: Sequence[Any], weights: Sequence[float]) -> Judge:
-    """What the verifiers, called as in training, say together. Reward models, which a run loads, are left out."""
+def judged_by(
+    verifiers: Sequence[Any], weights: Sequence[float], environments: Mapping[str, type] = MappingProxyType({})
+) -> Judge:
+    """What the verifiers, called as in training, say together. Reward models, which a run loads, are left out.
+
+    Args:
+        environments: the recipe's, by name; an attempt is then made in one that was reset for its row, without calling a tool.
+    """
     called = [(v, w) for v, w in zip(verifiers, weights, strict=True) if callable(v) and not isinstance(v, nn.Module)]
+    named = "" not in environments
 
     def judge_text(row: Mapping[str, Any], text: str) -> Verdict:
         columns = {name: [value] for name, value in row.items() if name != "prompt"}
+        judges = list(called)
+        if environments:
+            world: Any = guarded(environments[str(row["environment"]) if named else ""], 60.0)()
+            world.reset(**{name: value for name, value in row.items() if not named or name != "environment"})
+            if hasattr(world, "_reply") and not failure(world):
+                world._reply(text)
+            columns["environments"] = [world]
+            if hasattr(world, "get_reward"):
+                judges.append((_own_reward, 1.0))
+            if reason := failure(world):
+                return Verdict(None, kind="error", info={"error": f"environment: {reason}"})
         completion: Any = text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
         given = {"prompts": [row["prompt"]], "completions": [completion]}
-        verdicts = [judge(v, **given, columns=columns, timeout_s=60.0)[0] for v, _ in called]
-        return combine_verdicts(verdicts, [w for _, w in called])
+        verdicts = [judge(v, **given, columns=columns, timeout_s=60.0)[0] for v, _ in judges]
+        if environments and (reason := failure(world)):
+            return Verdict(None, kind="error", info={"error": f"environment: {reason}"})
+        return combine_verdicts(verdicts, [w for _, w in judges])
 
     return judge_text
+
+
+async def _own_reward(environments: Sequence[Any], **columns: Any) -> list[Any]:
+    """What environments that judge by themselves say."""
+    given = [environment.get_reward() for environment in environments]
+    return [await value if inspect.isawaitable(value) else value for value in given]
 
 
 def _mapping(name: str, text: str | None) -> dict[str, Any]:
