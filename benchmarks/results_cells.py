@@ -57,6 +57,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "opsd": {"method": "opsd"},
     "opsd-paper": {"method": "opsd-paper"},
     "srpo": {"method": "srpo", "method_args": SOLUTION},
+    "srpo-forward": {"method": "srpo", "method_args": {**SOLUTION, "divergence": "forward_kl"}},
     "distil": {"method": "distil", "method_args": SOLUTION},
     "distil-exact": {"method": "distil-exact", "method_args": SOLUTION},
     "distil-science": {"method": "distil-science", "method_args": SOLUTION},
