@@ -1,6 +1,7 @@
 """Programs judged by tests, in the real sandbox."""
 
 import json
+import sys
 
 import pytest
 
@@ -145,11 +146,15 @@ def test_partial_scores_run_all_tests():
     assert (verdict.score, verdict.info["passed"]) == (pytest.approx(2 / 3), 2)
 
 
+CALL = "~" if sys.version_info >= (3, 13) else "^"
+"""How a traceback marks what is called, before the marks of its arguments."""
+
+
 def test_a_traceback_shows_the_programs_own_lines():
     verdict = judge("def f(n):\n    return 1 / (n - 3)\n\nprint(f(int(input())))", GAP[:1])
     assert verdict.feedback == (
         "Test 1 of 1: the program raised an error.\nInput:\n3\n1 4 6\nError:\nTraceback (most recent call last):\n"
-        '  File "program.py", line 4, in <module>\n    print(f(int(input())))\n          ^^^^^^^^^^^^^^^\n'
+        f'  File "program.py", line 4, in <module>\n    print(f(int(input())))\n          {CALL}^^^^^^^^^^^^^^\n'
         '  File "program.py", line 2, in f\n    return 1 / (n - 3)\n           ~~^~~~~~~~~\n'
         "ZeroDivisionError: division by zero"
     )
@@ -292,3 +297,15 @@ def test_where_programs_cannot_be_isolated_it_says_so_before_the_run(monkeypatch
         assert CodeVerifier(unsafe_local=True).unsafe_local
     finally:
         sandbox._isolation.cache_clear()
+
+
+def test_a_memoised_recursion_is_as_deep_as_the_programs_limit():
+    """From Python 3.12 on its own lru_cache ends after some hundred or thousand levels."""
+    source = (
+        "from functools import cache, lru_cache\n\n"
+        "@cache\ndef f(n):\n    return 0 if n == 0 else 1 + f(n - 1)\n\n"
+        "@lru_cache(maxsize=2)\ndef h(a, b=1):\n    return a + b\n\n"
+        "assert [h(1), h(1, b=2), h(2), h.cache_info().currsize] == [2, 3, 3, 2]\n"
+        "print(f(int(input())), f.cache_info().misses)"
+    )
+    assert judge(source, [("10000", "10000 10001")]).score == 1.0

@@ -12,7 +12,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 @pytest.mark.parametrize("name", ["demo.yaml", "recipes/demo.yaml"])
 def test_a_carried_recipe_is_found_from_anywhere(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    assert recipe_file(Path(name)).resolve() == RECIPES / "demo.yaml"
+    assert recipe_file(Path(name)).read_bytes() == (RECIPES / "demo.yaml").read_bytes()  # of a wheel, elsewhere
     mine = tmp_path / name
     mine.parent.mkdir(exist_ok=True)
     mine.write_text("model: house\n")

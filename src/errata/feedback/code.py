@@ -62,6 +62,17 @@ def errata_prepare():
     for name in ("system", "fork", "forkpty", "posix_spawn", "posix_spawnp", "execv", "execve"):
         if hasattr(os, name):
             setattr(os, name, errata_refuse)
+    if sys.version_info >= (3, 12):
+        # From 3.12 on a recursion through C functions ends after some hundred or thousand levels, whatever setrecursionlimit
+        # says, and lru_cache is one of them. The library's own version in Python has no such limit.
+        import functools, importlib.util, types, _functools
+        without = types.ModuleType("_functools")
+        vars(without).update({k: v for k, v in vars(_functools).items() if k != "_lru_cache_wrapper"})
+        sys.modules["_functools"] = without
+        in_python = importlib.util.module_from_spec(functools.__spec__)
+        functools.__spec__.loader.exec_module(in_python)
+        sys.modules["_functools"] = _functools
+        functools._lru_cache_wrapper = in_python._lru_cache_wrapper
 
 errata_prepare()
 
