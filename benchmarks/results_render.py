@@ -208,8 +208,11 @@ def two_tuning_table() -> str:
         found = [CELLS[f"two-signals/{label}/{name}"].record() for name in TWO_RATES]
         if any(found):
             best = max(r["avg@1"] for r in found if r is not None)
-            texts = ["–" if r is None else short(r["avg@1"]) for r in found]
-            rows.append([f"`{label}`", *(f"**{t}**" if t == short(best) else t for t in texts)])
+            rows.append([f"`{label}`"])
+            for r in found:
+                kinds = [] if r is None else [short(r["curve"][-1]["kinds"][kind]) for kind in KINDS]
+                bold = "**" if r is not None and r["avg@1"] == best else ""
+                rows[-1].append("–" if r is None else f"{bold}{short(r['avg@1'])}{bold} ({' / '.join(kinds)})")
     return markdown(["method", *(name.replace("rate-", "") for name in TWO_RATES)], rows)
 
 
