@@ -208,6 +208,9 @@ def _tuned(
 def _of_recipe(name: str) -> dict[str, Any]:
     """A recipe's settings without its evaluations, which a cell measures itself, and without checkpoints."""
     found = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
+    template = str(found.get("context_template"))
+    if (ROOT / "recipes" / template).is_file():  # a recipe names it from its own folder, a cell from the root
+        found["context_template"] = f"recipes/{template}"
     kept = {k: v for k, v in found.items() if not k.startswith(("eval_", "save_")) and k not in ("seed", "run_name")}
     return kept | {"eval_strategy": "no", "save_strategy": "no", "rollouts_saved": 0}
 
