@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.ops.problems import Problem, assert_gradients
 from torch.utils.checkpoint import checkpoint
@@ -48,6 +48,7 @@ def test_scores_are_exact(kind, temperature, full_featured, tiling):
     kind=st.sampled_from(KINDS),
     alpha=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
 )
+@example(seed=2250, shape=(1, 1, 4, 8, 2), kind="forward_ce", alpha=0.0)  # the gradients of the two parts cancel
 @settings(max_examples=40, deadline=None)
 def test_random_shapes(seed, shape, kind, alpha):
     b, t, h, h_teacher, v = shape
@@ -58,8 +59,13 @@ def test_random_shapes(seed, shape, kind, alpha):
         torch.testing.assert_close(mine.double(), theirs, atol=2e-5, rtol=1e-5)
     if p.mask.any():
         ours = torch.autograd.grad((scores.student_logp + scores.divergence).sum(), p.leaves)
-        theirs = torch.autograd.grad((exact.student_logp + exact.divergence).sum(), leaves)
-        assert_gradients(ours, theirs, 1e-4)
+        # The two parts may cancel nearly, so the error is relative to their sizes and not to their sum's.
+        parts = [
+            torch.autograd.grad(x.sum(), leaves, retain_graph=True) for x in (exact.student_logp, exact.divergence)
+        ]
+        for mine, by_logp, by_divergence in zip(ours, *parts, strict=True):
+            error = (mine.double() - (by_logp + by_divergence).double()).norm()
+            assert error < 1e-4 * (by_logp.norm() + by_divergence.norm()).double()
 
 
 @pytest.mark.parametrize("kind", KINDS)
