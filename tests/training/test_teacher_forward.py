@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from errata.training.forward import accept_head_function
@@ -20,13 +20,15 @@ def test_the_completion_is_untouched():
 
 
 @given(st.lists(st.integers(1, 500), max_size=60), st.integers(1, 9))
+@example([148, 296, 296, 296, 296], 5)  # a tenth is padding, exactly
 def test_length_batches_hold_everything_once_with_little_padding(lengths, rows):
     batches = list(length_batches(lengths, rows))
     assert sorted(i for b in batches for i in b) == list(range(len(lengths)))
     for b in batches:
         assert len(b) <= rows
         longest = max(lengths[i] for i in b)
-        assert sum(lengths[i] for i in b) >= (1 - MAX_PADDING) * longest * len(b)
+        padding = longest * len(b) - sum(lengths[i] for i in b)
+        assert padding <= MAX_PADDING * longest * len(b) * (1 + 1e-12)  # .1 is not exact in binary
 
 
 def test_hidden_states_are_those_of_each_sequence_alone(tiny_model):
