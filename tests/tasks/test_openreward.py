@@ -1,36 +1,18 @@
 """TRL's specification of OpenReward against a server of the real package on this machine."""
 
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import pytest
+from tests.tasks.serving import serving
 from transformers.utils import get_json_schema
 
 from errata import tasks
 from errata.training.environments import guarded
 
-WORLDS = Path(__file__).parent / "worlds"
-
 
 @pytest.fixture(scope="module")
 def server():
     pytest.importorskip("openreward")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, str(WORLDS / "number_ors.py"), str(port)])
-    for _ in range(600):
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            break
-        except OSError:
-            time.sleep(0.1)
-    yield f"http://127.0.0.1:{port}", process
-    process.kill()
-    process.wait()
+    with serving("number_ors.py") as served:
+        yield served
 
 
 def verdict_of(name, world):

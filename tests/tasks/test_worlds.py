@@ -2,13 +2,10 @@
 
 import random
 import re
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
+from tests.tasks.serving import serving
 
 from errata import tasks
 from errata.tasks.worlds import arguments_of
@@ -157,19 +154,8 @@ def test_a_bad_name_of_textarena_is_refused(name, why):
 @pytest.fixture(scope="module")
 def server():
     pytest.importorskip("openenv")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, str(WORLDS / "number_server.py"), str(port)])
-    for _ in range(600):
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            break
-        except OSError:
-            time.sleep(0.1)
-    yield f"http://127.0.0.1:{port}", process
-    process.kill()
-    process.wait()
+    with serving("number_server.py") as served:
+        yield served
 
 
 def test_episodes_on_a_server_of_openenv_and_its_death(server):

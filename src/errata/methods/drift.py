@@ -21,7 +21,7 @@ from errata.validate import Count, NonNegative, Positive, Whole
 
 @dataclass(frozen=True, kw_only=True)
 class DRIFT(TeacherMethod):
-    """Two stages (arXiv 2606.30345). Defaults are the released code's where it differs from the paper.
+    """Two stages (arXiv 2606.30345). Defaults are the released code's where it differs from the paper, but for ``denominators``.
 
     Stage 1 distils every rollout from a *diverse* success (highest mean entropy). Stage 2 routes: wrong attempts are
     distilled, right ones reinforced with weight gamma_i * M_t, by how hard the problem is and where the student runs ahead
